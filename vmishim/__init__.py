@@ -1,0 +1,25 @@
+"""vmishim: LibVMI's Python API for confidential VMs, answered by an eBPF agent in the guest.
+
+``from vmishim import Libvmi`` is the class scripts know as ``libvmi.Libvmi``. Nothing heavy is imported until a name
+is used: the guest agent carries this package's ``wire`` part and must not load the host side with it.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Libvmi": "vmishim.libvmi",
+    "AccessContext": "vmishim.libvmi",
+    "LibvmiError": "vmishim.errors",
+    "LinkError": "vmishim.errors",
+    "FaultError": "vmishim.errors",
+}
+__all__ = ["AccessContext", "FaultError", "Libvmi", "LibvmiError", "LinkError", "__version__"]  # noqa: F822 - lazy
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'vmishim' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,0 +1,1 @@
+"""The guest's kernel: its symbols and the layouts of its structures."""

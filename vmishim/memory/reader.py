@@ -1,0 +1,27 @@
+"""The one contract of everything that reads guest memory."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+KERNEL = 0
+"""Space: kernel virtual addresses."""
+PHYSICAL = 1
+"""Space: guest physical addresses. Any other space is the physical address of a page-table root (a *dtb*); these are
+page-aligned, so neither 0 nor 1 is one."""
+
+PAGE_SIZE = 4096
+
+
+class MemoryReader(Protocol):
+    """Reads guest memory. The agent, a snapshot of it, a RAM file: all are readers, and can be stacked."""
+
+    def read(self, address: int, count: int, space: int = KERNEL) -> bytes:
+        """Return exactly ``count`` bytes of guest memory at ``address``.
+
+        :param address: in ``space``; an unsigned 64-bit address
+        :param space: ``KERNEL``, ``PHYSICAL``, or a dtb whose page tables translate ``address``
+        :raises FaultError: some of it cannot be read; the error carries the bytes before the hole
+        :raises LinkError: the guest could not be asked
+        """
+        ...

@@ -1,0 +1,38 @@
+"""What a backend is to the API class: a guest that can be read, named and held still."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vmishim.kernel.profile import Profile
+from vmishim.memory.reader import MemoryReader
+
+
+class Target(Protocol):
+    """One guest, by whatever road it is reached: its agent, or the RAM file of an ordinary VM."""
+
+    name: str
+    """The domain's name, as ``Libvmi.get_name`` gives it."""
+    reader: MemoryReader
+    """Reads memory; may answer kernel addresses from read-ahead snapshots."""
+    profile: Profile
+    """The guest kernel's symbols and layouts."""
+    cells: dict[int, bytes]
+    """Kernel memory known right now, by exact start address: the hit path of scalar reads looks here first, and asks
+    ``reader`` for everything else. Empty for a backend that reads ahead of nobody. The dict object never changes."""
+
+    def hold(self) -> None:
+        """Everything read until ``release`` is as of one hold (LibVMI's ``vmi_pause_vm``). Holds nest; the caller counts."""
+        ...
+
+    def release(self) -> None:
+        """End the hold (LibVMI's ``vmi_resume_vm``)."""
+        ...
+
+    def flush(self) -> None:
+        """Forget every cached byte: the next read asks the guest."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the guest. Further reads raise ``LinkError``."""
+        ...
