@@ -1,0 +1,162 @@
+"""BTF: a small blob made by hand, damaged blobs, and this machine's own kernel with bpftool as the oracle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmishim.kernel.btf import Btf, length
+from vmishim.kernel.profile import Member
+
+RUNNING = Path("/sys/kernel/btf/vmlinux")
+INT, PTR, ARRAY, STRUCT, UNION, TYPEDEF = 1, 2, 3, 4, 5, 8
+
+
+def blob() -> bytes:
+    """struct node { int pid; union { char comm[16]; long key; }; int a:3, b:5; node *next; node_t pair[2]; }"""
+    strings = b"\0"
+
+    def name(text: str) -> int:
+        nonlocal strings
+        at = len(strings)
+        strings += text.encode() + b"\0"
+        return at
+
+    def head(text: str, kind: int, of: int, entries: int = 0, kind_flag: int = 0) -> bytes:
+        return struct.pack("<III", name(text) if text else 0, kind_flag << 31 | kind << 24 | entries, of)
+
+    def member(text: str, of: int, bits: int, width: int = 0) -> bytes:
+        return struct.pack("<III", name(text) if text else 0, of, width << 24 | bits)
+
+    types = b"".join(
+        (
+            head("int", INT, 4) + struct.pack("<I", 32),  # 1
+            head("char", INT, 1) + struct.pack("<I", 8),  # 2
+            head("long", INT, 8) + struct.pack("<I", 64),  # 3
+            head("", ARRAY, 0) + struct.pack("<III", 2, 1, 16),  # 4
+            head("", UNION, 16, 2) + member("comm", 4, 0) + member("key", 3, 0),  # 5
+            head("", PTR, 7),  # 6
+            head("node", STRUCT, 72, 6, 1)  # 7
+            + member("pid", 1, 0)
+            + member("", 5, 64)
+            + member("a", 1, 192, 3)
+            + member("b", 1, 195, 5)
+            + member("next", 6, 256)
+            + member("pair", 9, 320),
+            head("pair_t", TYPEDEF, 10),  # 8
+            head("", ARRAY, 0) + struct.pack("<III", 8, 1, 2),  # 9
+            head("", STRUCT, 16, 2) + member("left", 1, 0) + member("right", 3, 64),  # 10
+            head("empty", STRUCT, 0),  # 11
+        )
+    )
+    return struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings)) + types + strings
+
+
+@pytest.mark.parametrize(
+    "member, expected",
+    [
+        ("pid", Member(0, 4)),
+        ("comm", Member(8, 16)),
+        ("key", Member(8, 8)),
+        ("a", Member(24, 4)),
+        ("b", Member(24, 4)),
+        ("next", Member(32, 8)),
+        ("pair", Member(40, 32)),
+        ("pair[1]", Member(56, 16)),
+        ("pair[1].right", Member(64, 8)),
+    ],
+)
+def test_member(member: str, expected: Member) -> None:
+    assert Btf(blob()).member("node", member) == expected
+
+
+def test_layout_sees_through_anonymous_members() -> None:
+    assert list(Btf(blob()).layout("node")) == ["pid", "comm", "key", "a", "b", "next", "pair"]
+
+
+def test_typedefs_and_tags_are_found_by_name() -> None:
+    btf = Btf(blob())
+    assert btf.size("pair_t") == 16 and btf.size("struct node") == 72 and btf.size("empty") == 0
+    assert "node" in btf and "nodes" not in btf and list(btf.structs()) == ["node", "empty"]
+
+
+@pytest.mark.parametrize(
+    "name, member", [("node", "no"), ("no", "pid"), ("node", "next.pid"), ("node", "pid[0]"), ("node", "pair[x]"), ("node", "")]
+)
+def test_unknown_names_are_key_errors(name: str, member: str) -> None:
+    with pytest.raises(KeyError, match="no"):
+        Btf(blob()).member(name, member)
+
+
+def test_length_is_known_from_the_header() -> None:
+    assert length(blob()[:24]) == len(blob())
+    Btf(blob() + bytes(4096))
+
+
+@given(st.integers(0, len(blob()) - 1))
+def test_a_cut_blob_is_refused(cut: int) -> None:
+    with pytest.raises(ValueError, match="BTF"):
+        Btf(blob()[:cut])
+
+
+@given(st.integers(24, len(blob()) - 1), st.integers(0, 255))
+def test_a_damaged_blob_never_hangs_or_breaks(at: int, byte: int) -> None:
+    damaged = bytearray(blob())
+    damaged[at] = byte
+    try:
+        btf = Btf(bytes(damaged))
+        for name in btf.structs():
+            btf.layout(name)
+            btf.size(name)
+    except ValueError as error:
+        assert "BTF" in str(error)
+
+
+def _sizes(types: dict[int, dict[str, Any]]) -> dict[int, int]:
+    def size(number: int) -> int:
+        kind = types.get(number, {"kind": "VOID"})
+        match kind["kind"]:
+            case "PTR":
+                return 8
+            case "ARRAY":
+                return int(kind["nr_elems"]) * size(kind["type_id"])
+            case "TYPEDEF" | "CONST" | "VOLATILE" | "RESTRICT" | "TYPE_TAG":
+                return size(kind["type_id"])
+            case _:
+                return int(kind.get("size", 0))
+
+    return {number: size(number) for number in types}
+
+
+@pytest.mark.skipif(not RUNNING.exists() or not shutil.which("bpftool"), reason="needs a kernel with BTF, and bpftool")
+def test_every_structure_of_this_kernel_agrees_with_bpftool() -> None:
+    dump = subprocess.run(["bpftool", "-j", "btf", "dump", "file", str(RUNNING)], capture_output=True, check=True).stdout
+    types = {entry["id"]: entry for entry in json.loads(dump)["types"]}
+    sizes = _sizes(types)
+    btf = Btf(RUNNING.read_bytes())
+    seen: set[str] = set()
+    for entry in types.values():
+        if entry["kind"] not in ("STRUCT", "UNION") or entry["name"] == "(anon)" or entry["name"] in seen:
+            continue
+        seen.add(entry["name"])
+        assert btf.size(entry["name"]) == entry["size"]
+        layout = btf.layout(entry["name"])
+        for member in entry["members"]:
+            if member["name"] == "(anon)":
+                continue
+            found, size = layout[member["name"]], sizes[member["type_id"]]
+            assert found.size == size
+            if member.get("bitfield_size"):
+                assert found.offset * 8 <= member["bits_offset"]
+                assert member["bits_offset"] + member["bitfield_size"] <= (found.offset + size) * 8
+            else:
+                assert found.offset * 8 == member["bits_offset"]
+    assert seen == set(btf.structs())
