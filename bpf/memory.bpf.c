@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0
+/* Reads and walks of kernel memory: two programs that know no kernel structure. What to read is data (plan.h), so this
+ * object needs no CO-RE relocation and loads on any kernel >= 5.17 (bpf_loop), with or without BTF.
+ *
+ * Rules of the house, each learned from a verifier (6.1, 6.12 and 6.18 differ):
+ *  - the state of a loop lives in a map value; the context on the stack holds pointers only, or the verifier follows
+ *    every offset of every iteration;
+ *  - no `for` around bpf_loop: loops nest as bpf_loop in bpf_loop;
+ *  - an index is bounded by an `and` the compiler cannot move (BOUND), not by a comparison it may widen.
+ */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include "plan.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define BOUND(value, mask) ({ __u64 _v = (value); asm volatile("%0 &= %1" : "+r"(_v) : "i"(mask)); _v; })
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct walk);
+} walk_state SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct read);
+} read_state SEC(".maps");
+
+struct out {
+	__u8 bytes[OUT_SIZE + TAKE_MAX + RECORD_MAX];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct out);
+} out SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, HEADS_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} heads SEC(".maps");
+
+struct context {
+	struct walk *walk;
+	struct out *out;
+	struct read *read;
+};
+
+/* ---- the walk -------------------------------------------------------------------------------------------------- */
+
+static long carry_out(__u32 i, struct context *c)
+{
+	struct walk *w = c->walk;
+	if (i >= OPS_MAX)
+		return 1;
+	struct op *op = &w->plan.op[i];
+	__u64 base = w->registers[BOUND(op->src, REGISTERS - 1)];
+	__u64 slot = BOUND(w->cursor, OUT_SIZE * 2 - 1) + BOUND(op->slot, RECORD_MAX - 1);
+	if (slot > OUT_SIZE + RECORD_MAX)
+		return 1;
+	__u8 *to = c->out->bytes + slot;
+	void *from = (void *)(base + op->offset);
+	long error = -1;
+
+	if (op->kind == OP_LOAD) {
+		__u64 value = 0;
+		if (base)
+			error = bpf_probe_read_kernel(&value, sizeof(value), from);
+		*(__u64 *)to = value;
+		w->registers[BOUND(op->dst, REGISTERS - 1)] = value;
+	} else {
+		__u64 size = op->size;
+		if (size == 0 || size > TAKE_MAX)
+			return 1;
+		if (base)
+			error = op->kind == OP_TEXT ? bpf_probe_read_kernel_str(to, size, from)
+						    : bpf_probe_read_kernel(to, size, from);
+	}
+	if (error < 0)
+		w->faults |= 1ULL << (i & 63);
+	return 0;
+}
+
+static __always_inline void end_chain(struct walk *w)
+{
+	w->link = 0;
+	w->index++;
+}
+
+static __always_inline void fault(struct walk *w, __u64 address)
+{
+	if (!w->faulted++)
+		w->fault_at = address;
+}
+
+static __always_inline void begin_chain(struct walk *w, __u64 link)
+{
+	w->link = link;
+	w->before = w->head;
+	w->hare = 0;
+	w->power = 1;
+	w->tortoise = 0;
+}
+
+/* Write the record of the node under way. */
+static __always_inline void collect(struct context *c)
+{
+	struct walk *w = c->walk;
+	struct record *record = (void *)(c->out->bytes + BOUND(w->cursor, OUT_SIZE - 1));
+
+	w->faults = 0;
+	w->registers[0] = w->node;
+	bpf_loop(w->plan.ops, carry_out, c, 0);
+	record = (void *)(c->out->bytes + BOUND(w->cursor, OUT_SIZE - 1));
+	record->node = w->node;
+	record->faults = w->faults;
+	record->head = w->index;
+	record->zero = 0;
+	w->cursor += w->plan.record;
+	w->nodes++;
+}
+
+static __always_inline int is_empty(struct walk *w, __u64 value, __u64 index)
+{
+	return w->plan.step == STEP_NULLS ? value == (((w->plan.nulls + index) << 1) | 1) : value == 0;
+}
+
+/* Find the next head that has nodes. */
+static __always_inline void take_head(struct context *c)
+{
+	struct walk *w = c->walk;
+	__u64 index = w->index, value = 0;
+	__u32 step = w->plan.step;
+
+	if (w->plan.stride) {
+		w->head = w->plan.start + index * w->plan.stride;
+	} else {
+		__u32 key = index;
+		__u64 *listed = bpf_map_lookup_elem(&heads, &key);
+		if (!listed) {
+			w->index++;
+			return;
+		}
+		w->head = *listed;
+	}
+	if (step == STEP_SELF || step == STEP_RING_NODE) {
+		begin_chain(w, w->head);
+		if (!w->head)
+			w->index++;
+		return;
+	}
+	/* Most buckets of a hash table are empty: look at eight at a time. */
+	if (w->plan.stride == 8 && index + 8 <= w->plan.heads &&
+	    !bpf_probe_read_kernel(w->block, sizeof(w->block), (void *)w->head)) {
+		int i;
+#pragma unroll
+		for (i = 0; i < 8; i++) {
+			if (!is_empty(w, w->block[i], index + i)) {
+				value = w->block[i];
+				break;
+			}
+		}
+		w->index = index + i;
+		w->head += i * 8;
+		if (i == 8)
+			return;
+	} else {
+		int size = step == STEP_RING ? 16 : 8;
+		if (bpf_probe_read_kernel(w->head_link, size, (void *)w->head)) {
+			fault(w, w->head);
+			w->index++;
+			return;
+		}
+		value = step == STEP_RING && w->plan.next ? w->head_link[1] : w->head_link[0];
+		if (step == STEP_RING ? value == w->head : is_empty(w, value, index)) {
+			w->index++;
+			return;
+		}
+	}
+	begin_chain(w, value);
+	if (step == STEP_NULLS && (value & 1)) { /* empty, but not in the way its number says */
+		w->torn++;
+		end_chain(w);
+	}
+}
+
+static __always_inline void visit(struct context *c)
+{
+	struct walk *w = c->walk;
+	__u32 step = w->plan.step;
+	__u64 link = w->link, next;
+
+	w->node = link - w->plan.link;
+	if (step == STEP_SELF || step == STEP_ONCE) {
+		collect(c);
+		end_chain(w);
+		return;
+	}
+	int size = step == STEP_RING || step == STEP_RING_NODE ? 16 : 8;
+	if (bpf_probe_read_kernel(w->pair, size, (void *)link)) {
+		fault(w, link);
+		end_chain(w);
+		return;
+	}
+	next = size == 16 && w->plan.next ? w->pair[1] : w->pair[0];
+	if (size == 16) {
+		__u64 came_from = w->plan.next ? w->pair[0] : w->pair[1];
+		if (link == w->head) {
+			w->head_link[0] = w->pair[0];
+			w->head_link[1] = w->pair[1];
+		} else if (came_from != w->before) {
+			w->torn++;
+		}
+	}
+	collect(c);
+	w->before = link;
+
+	if (link == w->tortoise) {
+		if (!w->cycles++)
+			w->cycle_at = link;
+		end_chain(w);
+		return;
+	}
+	if (++w->hare == w->power) {
+		w->tortoise = link;
+		w->power <<= 1;
+		w->hare = 0;
+	}
+	if (size == 16) {
+		if (next == w->head) {
+			end_chain(w);
+			return;
+		}
+	} else if (step == STEP_NULLS && (next & 1)) {
+		if (next != (((w->plan.nulls + w->index) << 1) | 1))
+			w->torn++; /* the node moved to another chain while we stood on it */
+		end_chain(w);
+		return;
+	}
+	if (!next) {
+		if (size == 16)
+			fault(w, 0);
+		end_chain(w);
+		return;
+	}
+	w->link = next;
+}
+
+static long take_step(__u32 i, struct context *c)
+{
+	struct walk *w = c->walk;
+
+	if (w->cursor + w->plan.record > OUT_SIZE)
+		return 1;
+	if (w->nodes >= w->plan.max_nodes) {
+		if (w->link || w->index < w->plan.heads)
+			w->state = WALK_TRUNCATED;
+		else
+			w->state = WALK_DONE;
+		return 1;
+	}
+	if (!w->link) {
+		if (w->index >= w->plan.heads) {
+			w->state = WALK_DONE;
+			return 1;
+		}
+		take_head(c);
+		return 0;
+	}
+	visit(c);
+	return 0;
+}
+
+/* Run the walk on, from where it stands, until the chunk is full or the walk is over. */
+SEC("syscall")
+int walk(void *unused)
+{
+	__u32 zero = 0;
+	struct context c = {
+		.walk = bpf_map_lookup_elem(&walk_state, &zero),
+		.out = bpf_map_lookup_elem(&out, &zero),
+	};
+	if (!c.walk || !c.out)
+		return 1;
+	c.walk->cursor = 0;
+	c.walk->state = WALK_MORE;
+	bpf_loop(STEPS_MAX, take_step, &c, 0);
+	return 0;
+}
+
+/* ---- the read -------------------------------------------------------------------------------------------------- */
+
+#define PRESENT 1ULL
+#define LARGE (1ULL << 7)
+#define ADDRESS 0x000ffffffffff000ULL
+
+/* One level of the page tables: Intel SDM vol. 3, 4.5. */
+static long descend(__u32 i, struct context *c)
+{
+	struct read *r = c->read;
+	__u64 level = r->levels - 1 - i; /* 4: PML5 ... 0: PT */
+	if (level > 4 || i > 4)
+		return 1;
+	__u64 shift = 12 + 9 * level, entry = 0;
+	__u64 table = r->page_offset + r->physical;
+	__u64 virtual = r->address + r->done;
+
+	if (bpf_probe_read_kernel(&entry, sizeof(entry), (void *)(table + ((virtual >> shift) & 511) * 8)))
+		return 1;
+	r->entry[i] = entry;
+	if (!(entry & PRESENT))
+		return 1;
+	if (level == 0 || (level <= 2 && (entry & LARGE))) {
+		__u64 size = 1ULL << shift;
+		r->page_size = size;
+		r->physical = (entry & ADDRESS & ~(size - 1)) | (virtual & (size - 1));
+		return 1;
+	}
+	r->physical = entry & ADDRESS;
+	return 0;
+}
+
+static __always_inline int translate(struct context *c)
+{
+	struct read *r = c->read;
+	r->physical = r->dtb & ADDRESS;
+	r->page_size = 0;
+	bpf_loop(5, descend, c, 0);
+	return r->page_size ? 0 : -1;
+}
+
+static long read_page(__u32 i, struct context *c)
+{
+	struct read *r = c->read;
+	__u64 done = r->done, left = r->count - done;
+	__u64 address = r->address + done;
+	__u64 size = 4096 - (address & 4095);
+
+	if (done >= r->count || done >= OUT_SIZE)
+		return 1;
+	if (r->dtb) {
+		if (translate(c))
+			return 1;
+		address = r->page_offset + r->physical;
+	}
+	if (size > left)
+		size = left;
+	if (size == 0 || size > 4096)
+		return 1;
+	if (bpf_probe_read_kernel(c->out->bytes + BOUND(done, OUT_SIZE - 1), size, (void *)address))
+		return 1;
+	r->done = done + size;
+	return 0;
+}
+
+/* Copy read_state.count bytes to out, page by page, up to the first page that is not there. */
+SEC("syscall")
+int read(void *unused)
+{
+	__u32 zero = 0;
+	struct context c = {
+		.read = bpf_map_lookup_elem(&read_state, &zero),
+		.out = bpf_map_lookup_elem(&out, &zero),
+	};
+	if (!c.read || !c.out)
+		return 1;
+	c.read->done = 0;
+	bpf_loop(OUT_SIZE / 4096 + 1, read_page, &c, 0);
+	return 0;
+}
+
+/* Translate read_state.address through its page tables. */
+SEC("syscall")
+int lookup(void *unused)
+{
+	__u32 zero = 0;
+	struct context c = {
+		.read = bpf_map_lookup_elem(&read_state, &zero),
+	};
+	if (!c.read)
+		return 1;
+	c.read->done = 0;
+	__builtin_memset(c.read->entry, 0, sizeof(c.read->entry));
+	translate(&c);
+	return 0;
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/* The values that pass between the programs and the agent. The one definition of each: the agent reads these layouts
+ * from the object's BTF (guest_agent/programs.py), so nothing here is typed a second time in Python. */
+#ifndef VMISHIM_PLAN_H
+#define VMISHIM_PLAN_H
+
+#include <linux/types.h>
+
+#define OPS_MAX 48               /* operations a plan may hold: one bit each in record.faults */
+#define REGISTERS 16             /* pointers a plan may follow from one node */
+#define TAKE_MAX 4096            /* bytes one operation may copy */
+#define RECORD_MAX 16384         /* bytes a plan may collect of one node */
+#define OUT_SIZE (1 << 20)       /* bytes one run may hand out: a chunk */
+#define HEADS_MAX (1 << 16)      /* heads that can be listed one by one */
+#define STEPS_MAX (1 << 23)      /* bpf_loop's own limit (kernel/bpf/bpf_iter.c: BPF_MAX_LOOPS) */
+
+/* How a walk gets from a head to its nodes. */
+enum step {
+	STEP_SELF,               /* the head's address is the node */
+	STEP_ONCE,               /* the head holds a pointer to the one node */
+	STEP_CHAIN,              /* hlist: ends in NULL */
+	STEP_NULLS,              /* hlist_nulls: ends in an odd value that names the chain */
+	STEP_RING,               /* list_head: ends where it began */
+	STEP_RING_NODE,          /* the same, and the head sits in a node of its own (init_task) */
+};
+
+/* What to collect of a node. */
+enum op_kind {
+	OP_LOAD,                 /* follow a pointer: register[dst] = *(u64 *)(register[src] + offset) */
+	OP_TAKE,                 /* copy size bytes at register[src] + offset */
+	OP_TEXT,                 /* the same up to the first NUL */
+};
+
+struct op {
+	__u8 kind;
+	__u8 dst;
+	__u8 src;
+	__u8 zero;
+	__s32 offset;
+	__u32 size;
+	__u32 slot;              /* where in the record */
+};
+
+struct plan {
+	__u64 start;             /* the only head, or the first of a table */
+	__u64 heads;             /* how many */
+	__u64 stride;            /* bytes from one to the next; 0: they are listed in the map `heads` */
+	__u64 nulls;             /* STEP_NULLS: the number that ends chain 0 */
+	__u64 max_nodes;
+	__s32 link;              /* offset of the link in a node */
+	__u32 next;              /* offset in the link of the pointer to follow: 0 next, 8 prev */
+	__u32 step;
+	__u32 ops;
+	__u32 record;            /* bytes of one record */
+	__u32 zero;
+	struct op op[OPS_MAX];
+};
+
+/* What stands in the output for a node, followed by its slots. */
+struct record {
+	__u64 node;
+	__u64 faults;            /* bit i: operation i could not be carried out, its slot is zero */
+	__u32 head;              /* number of the head it was found under */
+	__u32 zero;
+};
+
+enum walk_state {
+	WALK_MORE,               /* the chunk is full; run again */
+	WALK_DONE,
+	WALK_TRUNCATED,          /* plan.max_nodes reached */
+};
+
+struct walk {
+	struct plan plan;
+	__u64 index;             /* of the head under way */
+	__u64 head;              /* its address */
+	__u64 link;              /* next link to visit; 0: take a new head */
+	__u64 before;            /* link visited last */
+	__u64 nodes;             /* so far, all chunks */
+	__u64 faulted;           /* chains that ended in unreadable memory ... */
+	__u64 fault_at;          /* ... the first of them here */
+	__u64 cycles;            /* chains that loop without meeting their head ... */
+	__u64 cycle_at;          /* ... the first of them here */
+	__u64 torn;              /* links whose prev is not where we came from: the list changed under the walk */
+	__u64 hare, power, tortoise; /* Brent's cycle detection */
+	__u64 head_link[2];      /* what the last head held */
+	__u64 block[8];          /* eight bucket heads read at once */
+	__u64 pair[2];           /* the link under way */
+	__u64 node;
+	__u64 faults;
+	__u64 registers[REGISTERS];
+	__u32 cursor;            /* bytes in this chunk */
+	__u32 state;
+};
+
+/* A plain read. */
+struct read {
+	__u64 address;
+	__u64 count;             /* wanted, at most OUT_SIZE */
+	__u64 dtb;               /* 0: kernel virtual; else the page-table root that translates */
+	__u64 page_offset;       /* the direct map */
+	__u64 levels;            /* of page tables: 4 or 5 */
+	__u64 done;              /* bytes that could be read */
+	__u64 entry[5];          /* the last translation, from the root down */
+	__u64 physical;
+	__u64 page_size;         /* 0: not mapped */
+};
+
+#endif

@@ -1,0 +1,243 @@
+"""What IDS and agent say to each other: requests and replies as values, and their bytes.
+
+A message is ``kind (u8), length of the JSON part (u32 little-endian), JSON array of its fields, bulk bytes``. JSON carries
+names and small numbers, where it costs nothing; addresses by the thousand and memory travel as bulk bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from vmishim.errors import LinkError
+from vmishim.wire.plan import Plan, PlanError
+
+_HEAD = struct.Struct("<BI")
+BULK_MAX = 1 << 20
+"""Bytes of memory one reply carries at most; a longer read is several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Any message. ``bulk`` is the last field where a kind has one."""
+
+    KIND: ClassVar[int]
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """Who is there? Answered by `Welcome`."""
+
+    KIND = 1
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Symbols(Message):
+    """Addresses of kernel symbols by name. Answered by `Answer`: a list of addresses, null for an unknown name."""
+
+    KIND = 2
+    names: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Names(Message):
+    """Symbols that start exactly at addresses. Answered by `Answer`: a list of names, null where none starts."""
+
+    KIND = 3
+    addresses: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Layouts(Message):
+    """Layouts of structures. Answered by `Answer`: for each, null or ``[size, {member: [offset, size]}]``."""
+
+    KIND = 4
+    structs: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Message):
+    """Memory. Answered by `Memory`: ``count`` bytes, or fewer when the byte after them cannot be read."""
+
+    KIND = 5
+    space: int
+    address: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup(Message):
+    """Translate an address by the page tables of ``dtb``. Answered by `Answer`: ``[physical, page size, entries]``;
+    a page size of 0 says it is not mapped. Entries are those met, from the root down."""
+
+    KIND = 6
+    dtb: int
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Walk(Message):
+    """Begin a walk. Answered by `Chunk`. ``bulk``: the heads as u64 when the plan lists them, else empty."""
+
+    KIND = 7
+    plan: Plan
+    bulk: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class More(Message):
+    """The next chunk of a walk that said there is more. Answered by `Chunk`."""
+
+    KIND = 8
+    walk: int
+
+
+# ---- replies ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(Message):
+    """The agent and its kernel.
+
+    ``facts``: ``release``, ``version`` (of the agent), ``hostname``, ``boot_id``, ``page_offset``, ``kaslr_offset``,
+    ``memory_size``, ``vcpus``, ``levels``, ``btf`` (is there BTF), ``symbols`` and ``layouts`` that every IDS asks for.
+    """
+
+    KIND = 64
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Message):
+    """A list, as the request says."""
+
+    KIND = 65
+    values: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory(Message):
+    """Bytes of guest memory."""
+
+    KIND = 66
+    bulk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk(Message):
+    """Records of a walk.
+
+    :ivar walk: ask `More` of this number; 0 when this chunk is the last
+    :ivar truncated: the plan's ``max_nodes`` ended it
+    :ivar faulted: chains that ended in unreadable memory, ``fault_at`` the first such address
+    :ivar cycles: chains that loop without meeting their head, ``cycle_at`` the first such link
+    :ivar torn: links that changed under the walk
+    :ivar head: what the last head visited held (two pointers), for a ring
+    :ivar bulk: whole records, see `Plan.records`
+    """
+
+    KIND = 67
+    walk: int
+    truncated: bool
+    faulted: int
+    fault_at: int
+    cycles: int
+    cycle_at: int
+    torn: int
+    head: list[int]
+    bulk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failure(Message):
+    """The request cannot be answered; nothing was done. ``code`` is one word, ``text`` says what and why."""
+
+    KIND = 127
+    code: str
+    text: str
+
+
+_KINDS: dict[int, type[Message]] = {
+    kind.KIND: kind
+    for kind in (Hello, Symbols, Names, Layouts, Read, Lookup, Walk, More, Welcome, Answer, Memory, Chunk, Failure)
+}
+# What each kind's fields must be, once: annotations are strings here, and decoding is on the road of every read.
+_CHECKS: dict[str, Any] = {
+    "int": lambda v: type(v) is int and 0 <= v < 1 << 64,
+    "bool": lambda v: type(v) is bool,
+    "str": lambda v: type(v) is str,
+    "list[str]": lambda v: type(v) is list and all(type(i) is str for i in v),
+    "list[int]": lambda v: type(v) is list and all(type(i) is int and 0 <= i < 1 << 64 for i in v),
+    "list[Any]": lambda v: type(v) is list,
+    "dict[str, Any]": lambda v: type(v) is dict,
+    "Plan": lambda v: type(v) is list,
+}
+_FIELDS = {
+    kind: [(field.name, _CHECKS[str(field.type)]) for field in fields(kind) if field.name != "bulk"]
+    for kind in _KINDS.values()
+}
+_HAS_BULK = {kind: any(field.name == "bulk" for field in fields(kind)) for kind in _KINDS.values()}
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message."""
+    kind = type(message)
+    values = [getattr(message, name) for name, _ in _FIELDS[kind]]
+    if kind is Walk:
+        values[0] = values[0].to_json()
+    text = json.dumps(values, separators=(",", ":")).encode()
+    return b"".join((_HEAD.pack(kind.KIND, len(text)), text, message.bulk if _HAS_BULK[kind] else b""))  # type: ignore[attr-defined]
+
+
+def decode(data: bytes) -> Message:
+    """The message of these bytes.
+
+    :raises LinkError: they are no message: an unknown kind, a wrong length, a field of another type. A `Walk` whose plan
+        is out of bounds raises `PlanError`, which says so.
+    """
+    try:
+        number, length = _HEAD.unpack_from(data)
+        kind = _KINDS[number]
+        end = _HEAD.size + length
+        if end > len(data):
+            raise ValueError("the JSON part is longer than the message")
+        values = json.loads(data[_HEAD.size : end])
+        checks = _FIELDS[kind]
+        if type(values) is not list or len(values) != len(checks):
+            raise ValueError(f"{kind.__name__} has {len(checks)} fields")
+        for value, (name, check) in zip(values, checks, strict=True):
+            if not check(value):
+                raise ValueError(f"{kind.__name__}.{name} is not what it should be")
+        if kind is Walk:
+            values[0] = Plan.from_json(values[0])
+        if _HAS_BULK[kind]:
+            values.append(data[end:])
+        elif end != len(data):
+            raise ValueError(f"{kind.__name__} carries no bulk")
+        return kind(*values)
+    except PlanError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+        raise LinkError(f"a message that makes no sense: {error}") from None
+
+
+M = TypeVar("M", bound=Message)
+
+
+def expect(data: bytes, kind: type[M]) -> M:
+    """Decode a reply that must be of ``kind``.
+
+    :raises LinkError: it is a `Failure`, whose text is then the error's, or another kind
+    """
+    message = decode(data)
+    if isinstance(message, kind):
+        return message
+    if isinstance(message, Failure):
+        raise LinkError(f"the agent refused ({message.code}): {message.text}")
+    raise LinkError(f"the agent answered {type(message).__name__} where {kind.__name__} was due")

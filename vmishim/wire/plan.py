@@ -1,0 +1,189 @@
+"""Gather plans: what to walk in the guest kernel, and what to bring along, as a value.
+
+A plan says where a walk begins (`Heads`), how it steps from node to node (`Step`), and which memory of each node, and of
+what the node points to, comes along (`Load`, `Take`, `Text`). One eBPF interpreter (``bpf/memory.bpf.c``) carries out any
+plan; both sides read the records it writes with `Records`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+OPS_MAX = 48
+"""Operations a plan may hold."""
+REGISTERS = 16
+"""Pointers a plan may follow from one node, the node itself being register 0."""
+TAKE_MAX = 4096
+"""Bytes one `Take` or `Text` may copy."""
+RECORD_MAX = 16384
+"""Bytes a plan may collect of one node."""
+HEADS_MAX = 1 << 16
+"""Heads that may be listed one by one."""
+NODES_MAX = 1 << 24
+"""Nodes one walk may visit."""
+
+
+class Step(IntEnum):
+    """How a walk gets from a head to its nodes. The numbers are ``enum step`` of ``bpf/plan.h``."""
+
+    SELF = 0
+    """The head's address is the node."""
+    ONCE = 1
+    """The head holds a pointer to the one node."""
+    CHAIN = 2
+    """``hlist_head``: ends in NULL."""
+    NULLS = 3
+    """``hlist_nulls_head``: ends in an odd value that names its chain."""
+    RING = 4
+    """``list_head`` that stands alone."""
+    RING_NODE = 5
+    """``list_head`` that sits in a node of its own, as ``init_task.tasks`` does; that node is collected too."""
+
+
+class Load(NamedTuple):
+    """Follow a pointer: ``register[dst] = *(u64 *)(register[src] + offset)``. The pointer itself is collected as well."""
+
+    dst: int
+    src: int
+    offset: int
+
+
+class Take(NamedTuple):
+    """Copy ``size`` bytes at ``register[src] + offset``."""
+
+    src: int
+    offset: int
+    size: int
+
+
+class Text(NamedTuple):
+    """Copy at most ``size`` bytes at ``register[src] + offset``, up to and including the first NUL."""
+
+    src: int
+    offset: int
+    size: int
+
+
+Op = Load | Take | Text
+
+
+class PlanError(ValueError):
+    """A plan that cannot be run; the text names the part and the limit. Raised before anything runs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to walk and what to collect.
+
+    :ivar start: address of the only head, or of the first of a table; 0 when the heads are listed beside the plan
+    :ivar heads: how many heads
+    :ivar stride: bytes from one head to the next; 0 when they are listed beside the plan
+    :ivar step: how to get from a head to its nodes
+    :ivar link: offset of the ``list_head`` (``hlist_node``, ...) in a node, bytes
+    :ivar next: 0 to follow ``next``, 8 to follow ``prev``
+    :ivar nulls: for ``Step.NULLS``, the number that ends chain 0
+    :ivar max_nodes: stop there and say so
+    :ivar ops: what to collect of each node, in order; register 0 is the node
+    :raises PlanError: a value is out of its bounds
+    """
+
+    start: int
+    step: Step
+    ops: tuple[Op, ...]
+    heads: int = 1
+    stride: int = 8
+    link: int = 0
+    next: int = 0
+    nulls: int = 0
+    max_nodes: int = NODES_MAX
+    offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Where each operation's slot is in a record, bytes."""
+    record: struct.Struct = field(init=False, repr=False, compare=False)
+    """A record: node, faults, head number, zero, then the slot of each operation."""
+
+    def __post_init__(self) -> None:
+        _bounded("start", self.start, 0, 2**64 - 1)
+        _bounded("heads", self.heads, 1, 2**32 if self.stride else HEADS_MAX)
+        _bounded("stride", self.stride, 0, 1 << 20)
+        _bounded("link", self.link, -(1 << 20), 1 << 20)
+        _bounded("nulls", self.nulls, 0, 2**62)
+        _bounded("max_nodes", self.max_nodes, 1, NODES_MAX)
+        if self.next not in (0, 8):
+            raise PlanError(f"next is 0 or 8, not {self.next}")
+        if len(self.ops) > OPS_MAX:
+            raise PlanError(f"{len(self.ops)} operations, at most {OPS_MAX}")
+        formats, offsets, at = ["<QQII"], [], 24
+        known = {0}
+        for number, op in enumerate(self.ops):
+            where = f"operation {number} ({type(op).__name__})"
+            _bounded(f"offset of {where}", op.offset, -(1 << 31), (1 << 31) - 1)
+            if op.src not in known:
+                raise PlanError(f"{where} reads register {op.src}, which nothing before it loads")
+            offsets.append(at)
+            if isinstance(op, Load):
+                _bounded(f"dst of {where}", op.dst, 1, REGISTERS - 1)
+                known.add(op.dst)
+                formats.append("Q")
+                at += 8
+            else:
+                _bounded(f"size of {where}", op.size, 1, TAKE_MAX)
+                formats.append(f"{op.size}s")
+                at += op.size
+        if at > RECORD_MAX:
+            raise PlanError(f"a record of {at} bytes, at most {RECORD_MAX}")
+        object.__setattr__(self, "offsets", tuple(offsets))
+        object.__setattr__(self, "record", struct.Struct("".join(formats)))
+
+    def to_json(self) -> list[Any]:
+        """The plan as JSON-able values; `from_json` reads it."""
+        ops = [[_KINDS.index(type(op)), *op] for op in self.ops]
+        return [
+            self.start,
+            int(self.step),
+            ops,
+            self.heads,
+            self.stride,
+            self.link,
+            self.next,
+            self.nulls,
+            self.max_nodes,
+        ]
+
+    @classmethod
+    def from_json(cls, value: Any) -> Plan:
+        """The plan that `to_json` wrote. :raises PlanError: it is none, or is out of bounds"""
+        try:
+            start, step, ops, *rest = value
+            if len(rest) != 6 or not all(type(number) is int for number in (start, step, *rest)):
+                raise PlanError("a plan has nine parts")
+            decoded = []
+            for kind, *numbers in ops:
+                if not all(type(number) is int for number in numbers):
+                    raise PlanError("an operation is made of whole numbers")
+                decoded.append(_KINDS[kind](*numbers))
+            return cls(start, Step(step), tuple(decoded), *rest)
+        except PlanError:
+            raise
+        except (TypeError, ValueError, LookupError) as error:
+            raise PlanError(f"not a plan: {error}") from None
+
+    def records(self, data: bytes | memoryview) -> Iterator[tuple[Any, ...]]:
+        """The records of a chunk: (node, faults, head number, 0, slot, slot, ...); a `Load` is an int, the rest bytes.
+
+        :raises PlanError: ``data`` is not a whole number of records
+        """
+        if len(data) % self.record.size:
+            raise PlanError(f"{len(data)} bytes are no whole number of {self.record.size}-byte records")
+        return self.record.iter_unpack(data)
+
+
+_KINDS: tuple[type[Load] | type[Take] | type[Text], ...] = (Load, Take, Text)
+
+
+def _bounded(what: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise PlanError(f"{what} is {value:#x}, outside {low:#x}..{high:#x}")
