@@ -1,0 +1,268 @@
+"""Static X25519 keys: values, their one-line text, their files, and the list of keys an agent lets in.
+
+One key is one line, so that it can be pasted, mailed and compared::
+
+    vmishim-private-v1 BASE64
+    vmishim-public-v1 BASE64 name of the machine
+
+Everything that is wrong with a key or its file is a ``LinkError`` whose text says what to do.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from vmishim.errors import LinkError
+
+KEY_SIZE = 32
+"""Bytes of an X25519 key, private or public (RFC 7748, section 5)."""
+_PRIVATE = "vmishim-private-v1"
+_PUBLIC = "vmishim-public-v1"
+_LARGEST_FILE = 1 << 20
+_SETTLED_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """An X25519 public key. Two are equal when their bytes are; ``name`` is only for people.
+
+    :raises LinkError: ``raw`` is not 32 bytes, or ``name`` is not one line of printable text
+    """
+
+    raw: bytes
+    name: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != KEY_SIZE:
+            raise LinkError(f"a public key has {KEY_SIZE} bytes, not {len(self.raw)}")
+        if not self.name.isprintable() or self.name != self.name.strip():
+            raise LinkError(f"a key's name is one line of printable text, not {self.name!r}")
+
+    @property
+    def fingerprint(self) -> str:
+        """``SHA256:`` and 96 bits in base64: enough for people to tell keys apart; the code compares whole keys."""
+        return "SHA256:" + base64.b64encode(hashlib.sha256(self.raw).digest()).decode()[:16]
+
+    @property
+    def text(self) -> str:
+        """The key's line, as in a public key file and in a list of permitted keys, without the line's end."""
+        return f"{_PUBLIC} {base64.b64encode(self.raw).decode()} {self.name}".rstrip()
+
+    @classmethod
+    def from_text(cls, line: str) -> PublicKey:
+        """Read the line that ``text`` gives. :raises LinkError: it is not such a line."""
+        kind, _, rest = line.strip().partition(" ")
+        if kind == _PRIVATE:
+            raise LinkError("this is a private key where a public key belongs: it must not leave its machine")
+        if kind != _PUBLIC:
+            raise LinkError(f"not a public key: the line does not start with {_PUBLIC}")
+        encoded, _, name = rest.strip().partition(" ")
+        return cls(_decode(encoded), name.strip())
+
+    def __repr__(self) -> str:
+        return f"PublicKey({self.fingerprint}{', ' + self.name if self.name else ''})"
+
+
+@dataclass(frozen=True)
+class PrivateKey:
+    """An X25519 private key. Never shows itself: ``repr`` and error texts carry the public key's fingerprint.
+
+    :raises LinkError: ``raw`` is not 32 bytes
+    """
+
+    raw: bytes
+    public: PublicKey = field(init=False, compare=False)
+    _key: X25519PrivateKey = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != KEY_SIZE:
+            raise LinkError(f"a private key has {KEY_SIZE} bytes, not {len(self.raw)}")
+        key = X25519PrivateKey.from_private_bytes(self.raw)
+        # A frozen dataclass is filled in this way only; parsing the key once saves it at every handshake.
+        object.__setattr__(self, "_key", key)
+        object.__setattr__(self, "public", PublicKey(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)))
+
+    def exchange(self, public: PublicKey) -> bytes:
+        """The shared secret with ``public``: Noise's ``DH(key_pair, public_key)`` (section 4.1), 32 bytes.
+
+        :raises LinkError: the output is all zero, that is ``public`` is a point of low order (RFC 7748, section 6.1).
+            Noise leaves that choice open; we refuse, since such a "secret" is known to everybody.
+        """
+        try:
+            shared = self._key.exchange(X25519PublicKey.from_public_bytes(public.raw))
+        except ValueError:  # how OpenSSL reports an all-zero output
+            shared = bytes(KEY_SIZE)
+        if not any(shared):
+            raise LinkError("the peer's public key is a point of low order: no secret can be shared with it")
+        return shared
+
+    def __repr__(self) -> str:
+        return f"PrivateKey({self.public.fingerprint})"
+
+
+def generate() -> PrivateKey:
+    """A new private key from the operating system's random source."""
+    return PrivateKey(os.urandom(KEY_SIZE))
+
+
+def load_private(path: str | os.PathLike[str]) -> PrivateKey:
+    """Read a private key file.
+
+    :raises LinkError: it cannot be read, is not a private key, or group or others may touch it
+    """
+    text, status = _read(path)
+    if status.st_mode & 0o077:
+        raise LinkError(f"{os.fspath(path)} is a private key that others may touch: chmod 600 {os.fspath(path)}")
+    line = _only_line(text, path)
+    kind, _, encoded = line.partition(" ")
+    if kind != _PRIVATE:
+        raise LinkError(f"{os.fspath(path)} is not a private key: it does not start with {_PRIVATE}")
+    try:
+        return PrivateKey(_decode(encoded.strip()))
+    except LinkError as error:
+        raise LinkError(f"{os.fspath(path)}: {error}") from None
+
+
+def load_public(path: str | os.PathLike[str]) -> PublicKey:
+    """Read a public key file. :raises LinkError: it cannot be read, or is not a public key."""
+    text, _ = _read(path)
+    try:
+        return PublicKey.from_text(_only_line(text, path))
+    except LinkError as error:
+        raise LinkError(f"{os.fspath(path)}: {error}") from None
+
+
+def save_private(path: str | os.PathLike[str], key: PrivateKey, *, overwrite: bool = False) -> None:
+    """Write a private key file of mode 0600. Never writes through a symbolic link.
+
+    :raises LinkError: ``path`` exists and ``overwrite`` is false, or it cannot be written
+    """
+    _write(path, f"{_PRIVATE} {base64.b64encode(key.raw).decode()}\n", 0o600, overwrite)
+
+
+def save_public(path: str | os.PathLike[str], key: PublicKey, *, overwrite: bool = False) -> None:
+    """Write a public key file of mode 0644; otherwise as ``save_private``."""
+    _write(path, key.text + "\n", 0o644, overwrite)
+
+
+class PermittedKeys:
+    """The public keys that may open a session: a file of public key lines, ``#`` starts a comment line.
+
+    Reread when the file changes, so that taking a line out ends that key's sessions at their next request. It fails
+    closed: a line that is no key permits nobody, and a file that has become unreadable, or that group or others may
+    write, permits nobody at all. ``problems`` tells what was wrong at the last reading.
+
+    :raises LinkError: at construction, when the file cannot be used at all
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.problems: tuple[str, ...] = ()
+        self._keys: dict[bytes, PublicKey] = {}
+        self._stamp: tuple[int, ...] | None = None
+        self._reread()
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, PublicKey) and self.find(key) is not None
+
+    def find(self, key: PublicKey) -> PublicKey | None:
+        """The permitted key equal to ``key``, with its name in the file, or None."""
+        try:
+            if self._stamp is None or self._stamp != _stamp(os.stat(self.path)):
+                self._reread()
+        except (OSError, LinkError) as error:
+            self._keys, self._stamp, self.problems = {}, None, (f"{self.path}: nobody is permitted: {error}",)
+        return self._keys.get(key.raw)
+
+    def _reread(self) -> None:
+        text, status = _read(self.path)
+        if status.st_mode & 0o022:
+            raise LinkError(f"{self.path} says who may connect, but others may write it: chmod go-w {self.path}")
+        keys, problems = {}, []
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            try:
+                key = PublicKey.from_text(line)
+                keys[key.raw] = key
+            except LinkError as error:
+                problems.append(f"{self.path}:{number}: {error}")
+        self._keys, self.problems = keys, tuple(problems)
+        # A second change within one tick of the file system's clock would not show in the stamp: a file that has just
+        # been written is read again until it is older than any such tick.
+        settled = time.time_ns() - status.st_mtime_ns > _SETTLED_NS
+        self._stamp = _stamp(status) if settled else None
+
+    def __repr__(self) -> str:
+        return f"PermittedKeys({str(self.path)!r}, {len(self._keys)} keys)"
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev, status.st_mode
+
+
+def _decode(encoded: str) -> bytes:
+    try:
+        raw = base64.b64decode(encoded.encode(), validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    # The last check leaves each key one spelling: base64 has spare bits in its last character.
+    if len(raw) != KEY_SIZE or base64.b64encode(raw).decode() != encoded:
+        raise LinkError(f"a key is {KEY_SIZE} bytes in base64, 44 characters; this is not: cut short when copied?")
+    return raw
+
+
+def _only_line(text: str, path: str | os.PathLike[str]) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if len(lines) != 1:
+        raise LinkError(f"{os.fspath(path)} holds {len(lines)} keys; a key file holds one")
+    return lines[0]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[str, os.stat_result]:
+    """The file's text and what the opened file's inode says: asked of the descriptor, so that nobody can swap the file
+    between look and read."""
+    name = os.fspath(path)
+    try:
+        # Not blocking: a pipe at that name is an error, not a wait.
+        with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise LinkError(f"{name} is not a regular file")
+            return file.read(_LARGEST_FILE).decode(), status
+    except OSError as error:
+        raise LinkError(f"cannot read {name}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise LinkError(f"{name} is not a text file") from None
+
+
+def _write(path: str | os.PathLike[str], text: str, mode: int, overwrite: bool) -> None:
+    """Create the file whole or not at all; a name that exists, be it a link to nowhere, is never opened."""
+    name = os.fspath(path)
+    fresh = f"{name}.{os.urandom(6).hex()}" if overwrite else name
+    try:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            try:
+                os.fchmod(file.fileno(), mode)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+                if overwrite:
+                    os.replace(fresh, name)
+            except BaseException:
+                os.unlink(fresh)
+                raise
+    except FileExistsError:
+        raise LinkError(f"{name} exists already; it is not overwritten unless you ask for that") from None
+    except OSError as error:
+        raise LinkError(f"cannot write {name}: {error.strerror}") from error
