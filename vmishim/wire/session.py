@@ -1,0 +1,367 @@
+"""Frames and sessions, without I/O: messages in, frames out, and back.
+
+A frame is a header in the clear and a body::
+
+    version u8 | kind u8 | session 8 bytes | counter u64 big-endian | body
+
+    HELLO    host to agent   the initiator's handshake message        session 0, counter 0
+    WELCOME  agent to host   the responder's, its payload the session's id
+    REQUEST  host to agent   AEAD of a message                        counter: the request's number, from 0
+    REPLY    agent to host   AEAD of a message                        counter: that of the request it answers
+    REFUSAL  agent to host   one byte, a ``Reason``; not authenticated, since there may be no key to seal it with
+
+The first two bytes and the refusal keep their places in every version, so that two versions can tell each other apart.
+The version string is the handshake's prologue: nobody on the road can talk two ends down to another version.
+
+Request ``n`` is answered by reply ``n`` and only that. Nothing is ever sealed twice under one number: a session that
+has missed a frame is given up for a fresh handshake, which costs one round trip.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Container
+from enum import IntEnum
+
+from cryptography.exceptions import InvalidTag
+
+from vmishim.errors import LinkError
+from vmishim.wire.keys import PrivateKey, PublicKey
+from vmishim.wire.noise import AES_GCM, TAG_SIZE, CipherState, HandshakeState
+
+VERSION = 1
+"""First byte of every frame; rises when a frame or a message changes its meaning."""
+PROLOGUE = b"vmishim wire %d" % VERSION
+MAX_FRAME = 32 << 20
+"""Largest frame in bytes, header and tag included."""
+HEADER = struct.Struct(">BB8sQ")
+MAX_MESSAGE = MAX_FRAME - HEADER.size - TAG_SIZE
+"""Largest message in bytes. Noise limits its transport messages to 65535 (section 3) so that a stream's reader can have
+a fixed buffer; our frames come whole, and AES-GCM is sound up to 64 GiB a message (NIST SP 800-38D, 5.2.1.1)."""
+MAX_REQUESTS = 2**32
+"""Requests of one session. Counters can't repeat, so this is far from any bound of AES-GCM; it makes keys age."""
+
+HELLO, WELCOME, REQUEST, REPLY, REFUSAL = range(1, 6)
+_NOBODY = bytes(8)
+_NONCE = AES_GCM.nonce
+
+Permitted = Callable[[PublicKey], bool] | Container[PublicKey]
+"""Who may open a session: a set of public keys, ``PermittedKeys``, or a function."""
+
+
+class Reason(IntEnum):
+    """Why an agent refused a frame."""
+
+    OTHER_VERSION = 1
+    UNKNOWN_SESSION = 2
+    NOT_PERMITTED = 3
+    MALFORMED = 4
+    BUSY = 5
+    FAULT = 6
+
+
+_SAYS = {
+    Reason.OTHER_VERSION: f"our frame reads like another wire version than {VERSION}, which both ends speak: altered?",
+    Reason.UNKNOWN_SESSION: "it does not know this session: it was restarted, or has made room for others",
+    Reason.NOT_PERMITTED: "this host's key is not permitted: add its public key to the agent's permitted keys",
+    Reason.MALFORMED: "our frame does not open: altered on its way, or the agent's public key has changed",
+    Reason.BUSY: "it is busy: try again later",
+    Reason.FAULT: "it failed while it answered: its log has the reason",
+}
+
+
+class RefusedError(LinkError):
+    """The peer, or somebody on the road to it, refused a frame: a refusal is not authenticated.
+
+    :ivar reason: a ``Reason``, for a retry to be decided on; never for anything that matters to security
+    """
+
+    def __init__(self, reason: Reason, text: str | None = None) -> None:
+        super().__init__(text or f"the peer says (not authenticated): {_SAYS[reason]}")
+        self.reason = reason
+
+
+def refusal(reason: Reason) -> bytes:
+    """The frame that refuses another frame."""
+    return HEADER.pack(VERSION, REFUSAL, _NOBODY, 0) + bytes([reason])
+
+
+class Session:
+    """One end of a session: two keys, an id, and the number that comes next. Made by ``Initiator`` or ``Responder``.
+
+    The host seals a request, then opens its reply; the agent opens a request, then seals its reply. A session must not
+    be used by two processes or restored from a copy: it would seal two messages under one number.
+
+    :ivar id: 8 bytes chosen by the agent
+    :ivar remote: the other end's public key, proved by the handshake
+    """
+
+    def __init__(
+        self, identity: bytes, remote: PublicKey, keys: tuple[CipherState, CipherState], *, host: bool
+    ) -> None:
+        sealing, opening = (state.aead for state in keys)
+        assert sealing is not None and opening is not None, "a finished handshake has keys"
+        # Noise's transport messages have no associated data and count by themselves (section 5.3); ours bind the header,
+        # which carries the count, by the same nonces.
+        self.id = identity
+        self.remote = remote
+        self._encrypt, self._decrypt = sealing.encrypt, opening.decrypt
+        self._host = host
+        self._seals, self._opens = (REQUEST, REPLY) if host else (REPLY, REQUEST)
+        self._next = 0  # the next request's number
+        self._pending: int | None = None  # the number of the request that has no reply yet
+
+    @property
+    def spent(self) -> bool:
+        """Whether the session has carried ``MAX_REQUESTS``: then seal nothing more, make a fresh handshake."""
+        return self._next >= MAX_REQUESTS
+
+    def seal(self, message: bytes) -> bytes:
+        """The frame that carries ``message``: the next request (host), or the reply to the request just opened (agent).
+
+        :raises LinkError: the message is too long, the session is spent, or no request waits for a reply; nothing is
+            used up then
+        """
+        if len(message) > MAX_MESSAGE:
+            raise LinkError(f"a message of {len(message)} bytes is too long: at most {MAX_MESSAGE} fit in a frame")
+        if self._host:
+            if self.spent:
+                raise LinkError("this session has carried all the requests it may: make a fresh handshake")
+            number = self._next
+            self._next, self._pending = number + 1, number
+        else:
+            if self._pending is None:
+                raise LinkError("there is no request to reply to")
+            number, self._pending = self._pending, None
+        header = HEADER.pack(VERSION, self._seals, self.id, number)
+        return header + self._encrypt(_NONCE.pack(number), message, header)
+
+    def open(self, frame: bytes) -> bytes:
+        """The message in ``frame``, which must be the reply to the last request (host), or the next request (agent).
+
+        :raises RefusedError: (host) the frame is a refusal
+        :raises LinkError: any other frame: replayed, out of turn, of another session or version, altered, cut, extended.
+            The session is as it was: a forged frame cannot end it.
+        """
+        number = self._pending if self._host else self._next
+        if number is None or number >= MAX_REQUESTS:
+            raise self._unexpected(frame, number)
+        header = HEADER.pack(VERSION, self._opens, self.id, number)
+        if frame[: HEADER.size] != header or not HEADER.size + TAG_SIZE <= len(frame) <= MAX_FRAME:
+            raise self._unexpected(frame, number)
+        try:
+            message = self._decrypt(_NONCE.pack(number), frame[HEADER.size :], header)
+        except InvalidTag:
+            raise LinkError("the frame is not authentic: altered on its way, or sealed with another key") from None
+        if self._host:
+            self._pending = None
+        else:
+            self._next, self._pending = number + 1, number
+        return message
+
+    def _unexpected(self, frame: bytes, number: int | None) -> LinkError:
+        """What is wrong with a frame whose header is not the expected one."""
+        try:
+            kind, identity, counter = _parse(frame, TAG_SIZE)
+        except LinkError as error:
+            return error
+        if kind != self._opens:
+            return LinkError(f"a frame of kind {kind} is out of place here")
+        if identity != self.id:
+            return LinkError("the frame belongs to another session")
+        if number is None:
+            return LinkError(f"reply {counter} came, but no request waits for one: replayed?")
+        if number >= MAX_REQUESTS:
+            return LinkError("this session has carried all the requests it may: make a fresh handshake")
+        return LinkError(f"frame {counter} came where {number} was due: replayed, reordered, or one was lost")
+
+    def __repr__(self) -> str:
+        return f"Session({self.id.hex()}, {self._next} requests, remote={self.remote!r})"
+
+
+class Initiator:
+    """The host's side of one handshake: ``hello`` goes out, ``finish`` takes the answer. For one use."""
+
+    def __init__(self, static: PrivateKey, remote: PublicKey) -> None:
+        self._remote = remote
+        self._handshake = HandshakeState(PROLOGUE, static, remote)
+
+    def hello(self) -> bytes:
+        """The frame that opens the handshake.
+
+        It carries no payload: whoever records it can replay it to the agent, and whoever gets the agent's private key
+        later can read it (Noise, section 7.7). A replay only makes the agent compute keys that the replayer lacks.
+
+        :raises LinkError: ``remote`` is a point of low order
+        """
+        return HEADER.pack(VERSION, HELLO, _NOBODY, 0) + self._handshake.write()
+
+    def finish(self, frame: bytes) -> Session:
+        """The session that the agent's answer completes.
+
+        :raises RefusedError: the frame is a refusal
+        :raises LinkError: anything else that is not the holder of ``remote`` answering this very hello
+        """
+        kind, identity, counter = _parse(frame)
+        if kind != WELCOME or counter != 0:
+            raise LinkError(f"a frame of kind {kind} is no answer to a hello")
+        if self._handshake.read(frame[HEADER.size :]) != identity:
+            raise LinkError("the answer's session id has been altered on its way")
+        return Session(identity, self._remote, self._handshake.split(), host=True)
+
+
+class Responder:
+    """The agent's side of handshakes; keeps nothing between them.
+
+    :param permitted: whose hello is answered
+    """
+
+    def __init__(self, static: PrivateKey, permitted: Permitted) -> None:
+        self._static = static
+        self.permits: Callable[[PublicKey], bool] = permitted if callable(permitted) else permitted.__contains__
+
+    def accept(self, frame: bytes) -> tuple[bytes, Session]:
+        """The answer to a hello, and its session. The session is unproven until a request opens in it: the hello may be
+        a replay.
+
+        :raises RefusedError: the sender's key is not permitted
+        :raises LinkError: the hello is not one, or not authentic
+        """
+        if frame[: HEADER.size] != HEADER.pack(VERSION, HELLO, _NOBODY, 0):
+            _parse(frame)
+            raise LinkError("the frame is not a hello")
+        handshake = HandshakeState(PROLOGUE, self._static)
+        if handshake.read(frame[HEADER.size :]):
+            raise LinkError("a hello carries nothing")
+        remote = handshake.remote
+        assert remote is not None, "the hello has told it"
+        if not self.permits(remote):
+            raise RefusedError(Reason.NOT_PERMITTED)
+        identity = os.urandom(8)
+        welcome = HEADER.pack(VERSION, WELCOME, identity, 0) + handshake.write(identity)
+        return welcome, Session(identity, remote, handshake.split(), host=False)
+
+
+class Sessions:
+    """All sessions of an agent behind one function: a frame in, a frame out. For one thread.
+
+    Bounded twice. A hello makes an *unproven* session, of which the last ``unproven`` are kept; its first good request
+    moves it to the *live* ones, of which the ``live`` most recently used are kept. So a flood of replayed hellos can
+    push out other unproven sessions, but neither a live one nor memory.
+
+    :param permitted: who may connect; asked at every request, so that a key taken out is out at once
+    :param on_end: called with the id of each session that had been live and is gone, so that what was kept for it can go
+    """
+
+    def __init__(
+        self,
+        static: PrivateKey,
+        permitted: Permitted,
+        *,
+        on_end: Callable[[bytes], None] | None = None,
+        live: int = 64,
+        unproven: int = 16,
+    ) -> None:
+        self._responder = Responder(static, permitted)
+        self._on_end = on_end or (lambda identity: None)
+        self._most_live, self._most_unproven = live, unproven
+        self._live: OrderedDict[bytes, Session] = OrderedDict()
+        self._unproven: OrderedDict[bytes, Session] = OrderedDict()
+
+    def answer(self, frame: bytes, serve: Callable[[bytes, bytes], bytes]) -> bytes:
+        """The frame that answers ``frame``; a refusal if that is not a hello or an authentic request in its turn.
+
+        :param serve: from session id and request to reply; called for authentic requests only
+        :raises: nothing of its own, whatever ``frame`` holds; what ``serve`` or ``on_end`` raise goes through, and
+            ``LinkError`` if ``serve`` returns more than ``MAX_MESSAGE``: that request then has no reply
+        """
+        if frame and frame[0] != VERSION:
+            return refusal(Reason.OTHER_VERSION)
+        try:
+            if frame[1:2] == bytes([HELLO]):
+                return self._greet(frame)
+            session, message = self._open(frame)
+        except RefusedError as error:
+            return refusal(error.reason)
+        except LinkError:
+            return refusal(Reason.MALFORMED)
+        return session.seal(serve(session.id, message))
+
+    def close(self) -> None:
+        """End every session."""
+        self._unproven.clear()
+        while self._live:
+            self._on_end(self._live.popitem(last=False)[0])
+
+    def __len__(self) -> int:
+        """How many sessions are live."""
+        return len(self._live)
+
+    def _greet(self, frame: bytes) -> bytes:
+        welcome, session = self._responder.accept(frame)
+        self._unproven[session.id] = session
+        if len(self._unproven) > self._most_unproven:
+            self._unproven.popitem(last=False)
+        return welcome
+
+    def _open(self, frame: bytes) -> tuple[Session, bytes]:
+        """A request's session and message."""
+        if frame[1:2] != bytes([REQUEST]):
+            raise LinkError("the frame is no request")
+        _, identity, _ = _parse(frame, TAG_SIZE)
+        session = self._live.get(identity) or self._unproven.get(identity)
+        if session is None:
+            raise RefusedError(Reason.UNKNOWN_SESSION)
+        if not self._responder.permits(session.remote):
+            self._end(identity)
+            raise RefusedError(Reason.NOT_PERMITTED)
+        if session.spent:
+            self._end(identity)
+            raise RefusedError(Reason.UNKNOWN_SESSION)
+        message = session.open(frame)
+        if identity in self._live:
+            self._live.move_to_end(identity)
+        else:
+            self._live[identity] = self._unproven.pop(identity)
+            if len(self._live) > self._most_live:
+                self._end(next(iter(self._live)))
+        return session, message
+
+    def _end(self, identity: bytes) -> None:
+        self._unproven.pop(identity, None)
+        if self._live.pop(identity, None) is not None:
+            self._on_end(identity)
+
+    def __repr__(self) -> str:
+        return f"Sessions({len(self._live)} live, {len(self._unproven)} unproven)"
+
+
+def _parse(frame: bytes, least: int = 1) -> tuple[int, bytes, int]:
+    """Kind, session and counter of a frame with a body of ``least`` bytes.
+
+    :raises RefusedError: the frame is a refusal
+    :raises LinkError: the frame is of another version, cut short, or too long
+    """
+    if not frame:
+        raise LinkError("the frame is empty")
+    if frame[0] != VERSION:
+        texts = f"{frame[0]}, this end speaks version {VERSION}: install the same vmishim at both ends"
+        if frame[1:2] == bytes([REFUSAL]):
+            raise RefusedError(
+                Reason.OTHER_VERSION, f"the peer says (not authenticated): it speaks wire version {texts}"
+            )
+        raise LinkError(f"the frame is of wire version {texts}")
+    if len(frame) > MAX_FRAME:
+        raise LinkError(f"a frame of {len(frame)} bytes is too long: at most {MAX_FRAME}")
+    if len(frame) < HEADER.size + 1:
+        raise LinkError(f"the frame is cut short: {len(frame)} bytes")
+    kind, identity, counter = HEADER.unpack_from(frame)[1:]
+    if kind == REFUSAL:
+        if len(frame) != HEADER.size + 1 or frame[-1] not in _SAYS:
+            raise LinkError("the frame is a refusal without a reason")
+        raise RefusedError(Reason(frame[-1]))
+    if len(frame) < HEADER.size + least:
+        raise LinkError(f"the frame is cut short: {len(frame)} bytes")
+    return kind, identity, counter
