@@ -1,0 +1,1 @@
+"""Checks of the project and the machines they run on."""
