@@ -108,6 +108,7 @@ static __always_inline void fault(struct walk *w, __u64 address)
 static __always_inline void begin_chain(struct walk *w, __u64 link)
 {
 	w->link = link;
+	w->first = link;
 	w->before = w->head;
 	w->hare = 0;
 	w->power = 1;
@@ -189,7 +190,7 @@ static __always_inline void take_head(struct context *c)
 			return;
 		}
 	}
-	begin_chain(w, value);
+	begin_chain(w, value + w->plan.bias);
 	if (step == STEP_NULLS && (value & 1)) { /* empty, but not in the way its number says */
 		w->torn++;
 		end_chain(w);
@@ -252,6 +253,11 @@ static __always_inline void visit(struct context *c)
 	if (!next) {
 		if (size == 16)
 			fault(w, 0);
+		end_chain(w);
+		return;
+	}
+	next += w->plan.bias;
+	if (next == w->first) { /* a ring whose head is one of its nodes */
 		end_chain(w);
 		return;
 	}

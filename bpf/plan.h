@@ -52,7 +52,7 @@ struct plan {
 	__u32 step;
 	__u32 ops;
 	__u32 record;            /* bytes of one record */
-	__u32 zero;
+	__s32 bias;              /* from where a pointer points to the link of the node it means; 0 for list_head */
 	struct op op[OPS_MAX];
 };
 
@@ -75,6 +75,7 @@ struct walk {
 	__u64 index;             /* of the head under way */
 	__u64 head;              /* its address */
 	__u64 link;              /* next link to visit; 0: take a new head */
+	__u64 first;             /* the chain's first link */
 	__u64 before;            /* link visited last */
 	__u64 nodes;             /* so far, all chunks */
 	__u64 faulted;           /* chains that ended in unreadable memory ... */

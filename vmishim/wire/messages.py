@@ -31,10 +31,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Hello(Message):
-    """Who is there? Answered by `Welcome`."""
+    """Who is there, and the answers to the first questions. Answered by `Welcome`.
+
+    :ivar version: of the asking side, for the agent's log
+    :ivar symbols: as in `Symbols`
+    :ivar members: as in `Members`
+    """
 
     KIND = 1
     version: str
+    symbols: list[str]
+    members: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +61,12 @@ class Names(Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Layouts(Message):
-    """Layouts of structures. Answered by `Answer`: for each, null or ``[size, {member: [offset, size]}]``."""
+class Members(Message):
+    """Where members are: ``"task_struct comm"``, ``"file f_path.dentry"``; a structure alone asks for its size.
+    Answered by `Answer`: for each ``[offset, size]`` in bytes, or null where there is no such structure or member."""
 
     KIND = 4
-    structs: list[str]
+    names: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,8 @@ class Welcome(Message):
     """The agent and its kernel.
 
     ``facts``: ``release``, ``version`` (of the agent), ``hostname``, ``boot_id``, ``page_offset``, ``kaslr_offset``,
-    ``memory_size``, ``vcpus``, ``levels``, ``btf`` (is there BTF), ``symbols`` and ``layouts`` that every IDS asks for.
+    ``memory_size``, ``vcpus``, ``levels``: see `vmishim.kernel.profile.Profile`. ``symbols`` and ``members`` answer
+    the lists of `Hello`, in their order.
     """
 
     KIND = 64
@@ -165,7 +174,7 @@ class Failure(Message):
 
 _KINDS: dict[int, type[Message]] = {
     kind.KIND: kind
-    for kind in (Hello, Symbols, Names, Layouts, Read, Lookup, Walk, More, Welcome, Answer, Memory, Chunk, Failure)
+    for kind in (Hello, Symbols, Names, Members, Read, Lookup, Walk, More, Welcome, Answer, Memory, Chunk, Failure)
 }
 # What each kind's fields must be, once: annotations are strings here, and decoding is on the road of every read.
 _CHECKS: dict[str, Any] = {

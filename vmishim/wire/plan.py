@@ -85,6 +85,7 @@ class Plan:
     :ivar step: how to get from a head to its nodes
     :ivar link: offset of the ``list_head`` (``hlist_node``, ...) in a node, bytes
     :ivar next: 0 to follow ``next``, 8 to follow ``prev``
+    :ivar bias: bytes from where a pointer points to the link of the node it means; 0 for ``list_head`` and its kin
     :ivar nulls: for ``Step.NULLS``, the number that ends chain 0
     :ivar max_nodes: stop there and say so
     :ivar ops: what to collect of each node, in order; register 0 is the node
@@ -98,6 +99,7 @@ class Plan:
     stride: int = 8
     link: int = 0
     next: int = 0
+    bias: int = 0
     nulls: int = 0
     max_nodes: int = NODES_MAX
     offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)
@@ -110,6 +112,7 @@ class Plan:
         _bounded("heads", self.heads, 1, 2**32 if self.stride else HEADS_MAX)
         _bounded("stride", self.stride, 0, 1 << 20)
         _bounded("link", self.link, -(1 << 20), 1 << 20)
+        _bounded("bias", self.bias, -(1 << 20), 1 << 20)
         _bounded("nulls", self.nulls, 0, 2**62)
         _bounded("max_nodes", self.max_nodes, 1, NODES_MAX)
         if self.next not in (0, 8):
@@ -149,6 +152,7 @@ class Plan:
             self.stride,
             self.link,
             self.next,
+            self.bias,
             self.nulls,
             self.max_nodes,
         ]
@@ -158,8 +162,8 @@ class Plan:
         """The plan that `to_json` wrote. :raises PlanError: it is none, or is out of bounds"""
         try:
             start, step, ops, *rest = value
-            if len(rest) != 6 or not all(type(number) is int for number in (start, step, *rest)):
-                raise PlanError("a plan has nine parts")
+            if len(rest) != 7 or not all(type(number) is int for number in (start, step, *rest)):
+                raise PlanError("a plan has ten parts")
             decoded = []
             for kind, *numbers in ops:
                 if not all(type(number) is int for number in numbers):

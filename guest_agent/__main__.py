@@ -1,0 +1,139 @@
+"""``vmishim-agent``: the agent's command line. In the guest it is one file, ``python3 agent.pyz``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import vmishim
+from guest_agent.agent import Agent
+from guest_agent.kernel import Kernel, LoadError
+from vmishim.errors import LibvmiError
+from vmishim.wire.keys import PermittedKeys, generate, load_private, save_private
+from vmishim.wire.session import Sessions
+
+log = logging.getLogger("vmishim-agent")
+
+EXAMPLES = """\
+examples:
+  agent.pyz keygen /etc/vmishim/agent.key        make this agent's key, print its public half
+  agent.pyz serve --listen tcp://0.0.0.0:5555    answer the IDSs whose keys stand in /etc/vmishim/permitted
+  agent.pyz check                                say whether this kernel can be read, and if not, why
+
+Run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG, outside the container that is monitored.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    whole = argparse.ArgumentParser(
+        prog="vmishim-agent",
+        description="Read this machine's kernel memory by eBPF, for an IDS elsewhere that holds a permitted key.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.add_argument("--version", action="version", version=f"vmishim-agent {vmishim.__version__}")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="answer requests until told to stop")
+    serve.add_argument("--listen", default="tcp://0.0.0.0:5555", metavar="ENDPOINT", help="tcp://ADDRESS:PORT or ipc://PATH (%(default)s)")  # fmt: skip
+    serve.add_argument("--key", type=Path, default=Path("/etc/vmishim/agent.key"), help="this agent's private key (%(default)s)")  # fmt: skip
+    serve.add_argument("--permitted", type=Path, default=Path("/etc/vmishim/permitted"), help="public keys of the IDSs that may ask, one a line (%(default)s)")  # fmt: skip
+    serve.add_argument("--until-eof", action="store_true", help="say 'ready' on standard output, and stop when standard input ends")  # fmt: skip
+    serve.add_argument("--verbose", "-v", action="store_true", help="log every request")
+    keygen = commands.add_parser("keygen", help="make a private key, print the public one")
+    keygen.add_argument("path", type=Path, help="file to make, mode 0600; an existing one is kept")
+    commands.add_parser("check", help="load the programs and read this kernel once")
+    return whole
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the agent. Returns the exit status: 0, or 1 after one clear line on standard error."""
+    options = parser().parse_args(arguments)
+    # The journal adds time and unit by itself.
+    logging.basicConfig(format="%(message)s", level=logging.DEBUG if getattr(options, "verbose", False) else logging.INFO)
+    try:
+        if options.command == "keygen":
+            return _keygen(options.path)
+        if options.command == "check":
+            return _check()
+        return _serve(options)
+    except LibvmiError as error:
+        print(f"vmishim-agent: {error}", file=sys.stderr)
+        if isinstance(error, LoadError) and error.log.strip():
+            print(f"the kernel's own word:\n{error.log.strip()}", file=sys.stderr)
+        return 1
+
+
+def _keygen(path: Path) -> int:
+    if path.exists():
+        key = load_private(path)
+    else:
+        key = generate()
+        save_private(path, key)
+    print(key.public.text)
+    return 0
+
+
+def _check() -> int:
+    kernel = Kernel()
+    try:
+        banner = kernel.symbol("linux_banner")
+        text = kernel.read(banner, 256).split(b"\0")[0].decode(errors="replace").strip() if banner else os.uname().release
+        print(f"this kernel can be read: {text}")
+        print(f"BTF: {'yes' if kernel.btf else 'no: members of structures are unknown'}")
+        print(f"direct map: {f'{kernel.page_offset:#x}' if kernel.page_offset else 'unknown: no physical or user memory'}")
+    finally:
+        kernel.close()
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from guest_agent.serve import serve  # loads zmq, which keygen and check can do without
+
+    key = load_private(options.key)
+    permitted = PermittedKeys(options.permitted)
+    kernel = Kernel()
+    agent = Agent(kernel)
+    sessions = Sessions(key, permitted, on_end=agent.end)
+    stop = threading.Event()
+    if options.until_eof:
+        threading.Thread(target=_stop_at_eof, args=(stop,), daemon=True).start()
+
+    def ready(endpoint: str) -> None:
+        log.info("vmishim-agent %s reads Linux %s", vmishim.__version__, os.uname().release)
+        log.info("listening at %s, key %s", endpoint, key.public.fingerprint)
+        _notify("READY=1")
+        if options.until_eof:
+            print("ready", flush=True)
+
+    try:
+        serve(options.listen, sessions, agent.answer, stop=stop, ready=ready, between=agent.walk_ahead)
+        log.info("stopped")
+    finally:
+        _notify("STOPPING=1")
+        kernel.close()
+    return 0
+
+
+def _stop_at_eof(stop: threading.Event) -> None:
+    while sys.stdin.buffer.read1(4096):
+        pass
+    stop.set()
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)), where it listens."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as message:
+            message.connect("\0" + path[1:] if path.startswith("@") else path)
+            message.send(state.encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""The agent without its sockets: a request goes in, a reply comes out."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import vmishim
+from guest_agent.kernel import Gathered, Kernel
+from vmishim.errors import LinkError
+from vmishim.wire.messages import (
+    BULK_MAX,
+    Answer,
+    Chunk,
+    Failure,
+    Hello,
+    Lookup,
+    Members,
+    Memory,
+    Message,
+    More,
+    Names,
+    Read,
+    Symbols,
+    Walk,
+    Welcome,
+    decode,
+    encode,
+)
+from vmishim.wire.plan import HEADS_MAX, Plan, PlanError
+
+log = logging.getLogger(__name__)
+
+WALKS_MAX = 16
+"""Unfinished walks kept, of all sessions; the one longest unasked for makes room."""
+PHYSICAL = 1
+"""`vmishim.memory.reader.PHYSICAL`, which the agent does not carry."""
+
+
+@dataclass
+class _Unfinished:
+    session: bytes
+    plan: Plan
+    heads: bytes
+    state: bytes
+    ahead: Gathered | None = None
+
+
+class Agent:
+    """Answers requests about this machine's kernel."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._walks: OrderedDict[int, _Unfinished] = OrderedDict()
+        self._numbers = itertools.count(1)
+
+    def answer(self, session: bytes, request: bytes) -> bytes:
+        """The reply to a request, both in the clear. Never raises for what a request says.
+
+        :param session: who asks; a walk can only be continued by the one who began it
+        """
+        try:
+            return encode(self._answer(session, decode(request)))
+        except PlanError as error:
+            return encode(Failure("plan", str(error)))
+        except LinkError as error:
+            return encode(Failure("malformed", str(error)))
+
+    def _answer(self, session: bytes, request: Message) -> Message:
+        kernel = self._kernel
+        match request:
+            case Read(space, address, count):
+                if not 0 <= count <= BULK_MAX:
+                    return Failure("oversize", f"{count} bytes asked for, one read carries at most {BULK_MAX}")
+                return self._read(space, address, count)
+            case Walk(plan, heads):
+                if len(heads) != (0 if plan.stride else plan.heads * 8):
+                    return Failure("plan", f"{len(heads)} bytes of heads do not match the plan (at most {HEADS_MAX} heads)")
+                return self._chunk(_Unfinished(session, plan, heads, b""), kernel.walk(plan, heads))
+            case More(number):
+                walk = self._walks.get(number)
+                if walk is None or walk.session != session:
+                    return Failure("walk", f"there is no unfinished walk {number}; begin it again")
+                del self._walks[number]
+                return self._chunk(walk, walk.ahead or kernel.walk(walk.plan, walk.heads, walk.state))
+            case Symbols(names):
+                return Answer([kernel.symbol(name) for name in names])
+            case Names(addresses):
+                return Answer([kernel.symbol_at(address) for address in addresses])
+            case Members(names):
+                return Answer([kernel.member(name) for name in names])
+            case Lookup(dtb, address):
+                if not kernel.page_offset:
+                    return Failure("physical", _NO_DIRECT_MAP)
+                return Answer(list(kernel.lookup(dtb, address)))
+            case Hello(version, symbols, members):
+                log.info("an IDS of version %s is here", version)
+                facts = kernel.facts()
+                facts["version"] = vmishim.__version__
+                facts["symbols"] = [kernel.symbol(name) for name in symbols]
+                facts["members"] = [kernel.member(name) for name in members]
+                return Welcome(facts)
+        return Failure("malformed", f"{type(request).__name__} is no request")
+
+    def _read(self, space: int, address: int, count: int) -> Message:
+        kernel = self._kernel
+        if space and not kernel.page_offset:
+            return Failure("physical", _NO_DIRECT_MAP)
+        if space == PHYSICAL:
+            # Beyond RAM the direct map ends; a physical address so large that the sum wraps is no memory either.
+            if address >= 1 << 52:
+                return Memory(b"")
+            return Memory(kernel.read(kernel.page_offset + address, count))
+        return Memory(kernel.read(address, count, space))
+
+    def _chunk(self, walk: _Unfinished, gathered: Gathered) -> Chunk:
+        number = 0
+        if gathered.more is not None:
+            number = next(self._numbers)
+            walk.state, walk.ahead = gathered.more, None
+            self._walks[number] = walk
+            if len(self._walks) > WALKS_MAX:
+                self._walks.popitem(last=False)
+        return Chunk(
+            number,
+            gathered.truncated,
+            gathered.faulted,
+            gathered.fault_at,
+            gathered.cycles,
+            gathered.cycle_at,
+            gathered.torn,
+            list(gathered.head),
+            gathered.records,
+        )
+
+    def walk_ahead(self) -> None:
+        """Walk the next chunk of the walk asked for last, while the network carries the chunk before it."""
+        if self._walks:
+            walk = next(reversed(self._walks.values()))
+            if walk.ahead is None:
+                walk.ahead = self._kernel.walk(walk.plan, walk.heads, walk.state)
+
+    def end(self, session: bytes) -> None:
+        """Forget a session's unfinished walks."""
+        for number in [number for number, walk in self._walks.items() if walk.session == session]:
+            del self._walks[number]
+
+
+_NO_DIRECT_MAP = (
+    "this kernel does not say where its direct map is (built without KALLSYMS_ALL), so physical memory and page tables "
+    "cannot be read"
+)

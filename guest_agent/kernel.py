@@ -1,0 +1,258 @@
+"""This machine's kernel as the agent sees it: symbols, members, memory, walks. Everything that touches the kernel is here
+and in ``programs``; ``agent`` turns requests into calls of this."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from guest_agent.programs import LoadError, Programs, object_bytes
+from vmishim.errors import LibvmiError
+from vmishim.kernel.btf import Btf
+from vmishim.wire.plan import Load, Plan, Take
+
+_U64 = struct.Struct("<Q")
+_LINKED_TEXT = 0xFFFFFFFF81000000
+"""Where x86-64 kernels are linked to run: CONFIG_PHYSICAL_START above __START_KERNEL_map (arch/x86/include/asm/page_64_types.h)."""
+PAGE_OFFSETS = {4: 0xFFFF888000000000, 5: 0xFF11000000000000}
+"""The direct map without KASLR, by page-table levels (Documentation/arch/x86/x86_64/mm.rst)."""
+
+
+class Struct:
+    """A structure of our own in a shared map, by member name; its layout is the object's BTF."""
+
+    def __init__(self, btf: Btf, name: str, memory: Any) -> None:
+        self.size = btf.size(name)
+        self._memory = memory
+        self._members = {
+            member: (place.offset, struct.Struct({8: "<Q", 4: "<I"}[place.size]))
+            for member, place in btf.layout(name).items()
+            if place.size in (4, 8)
+        }
+        self._layout = btf.layout(name)
+
+    def __getitem__(self, member: str) -> int:
+        offset, form = self._members[member]
+        return int(form.unpack_from(self._memory, offset)[0])
+
+    def __setitem__(self, member: str, value: int) -> None:
+        offset, form = self._members[member]
+        form.pack_into(self._memory, offset, value)
+
+    def words(self, member: str) -> tuple[int, ...]:
+        """An array of u64."""
+        offset, size = self._layout[member]
+        return struct.unpack_from(f"<{size // 8}Q", self._memory, offset)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What one run of a walk brought: records, and how it stands."""
+
+    records: bytes
+    more: bytes | None
+    """The walk's state, to go on from; None when it is over."""
+    truncated: bool
+    faulted: int
+    fault_at: int
+    cycles: int
+    cycle_at: int
+    torn: int
+    head: tuple[int, int]
+
+
+class Kernel:
+    """The running kernel.
+
+    :raises LoadError: the eBPF programs can't be loaded, or the kernel hides its symbols; the text says what to do
+    """
+
+    def __init__(self) -> None:
+        self._kallsyms = _read_kallsyms()
+        self._programs = Programs(object_bytes("memory"))
+        btf = self._programs.btf
+        self._out = self._programs.map("out")
+        self._heads = self._programs.map("heads")
+        self._state = self._programs.map("walk_state")
+        self._walk = Struct(btf, "walk", self._state)
+        self._read = Struct(btf, "read", self._programs.map("read_state"))
+        self._compile = lru_cache(64)(_PlanLayout(btf).compile)
+        self.btf = _read_btf()
+        self._located = self._locate() if self.btf else {}
+        self.levels = 5 if re.search(rb"^flags.*\bla57\b", Path("/proc/cpuinfo").read_bytes(), re.M) else 4
+        self.page_offset = 0
+        base = self.symbol("page_offset_base")
+        if base:
+            self.page_offset = _U64.unpack(self.read(base, 8))[0]
+
+    # ---- names -------------------------------------------------------------------------------------------------------
+
+    def symbol(self, name: str) -> int | None:
+        """Address of a symbol: kallsyms' word, or for a kernel that lists functions only, what ``locate`` found."""
+        text = self._kallsyms
+        token = name.encode()
+        for ending in (b"\n", b"\t["):
+            at = text.find(b" " + token + ending)
+            if at >= 0:
+                return int(text[text.rfind(b"\n", 0, at) + 1 :][:16], 16)
+        return self._located.get(name)
+
+    def symbol_at(self, address: int) -> str | None:
+        """The first symbol that starts at ``address``."""
+        text = self._kallsyms
+        at = text.find(b"\n%016x " % address)
+        if at < 0:
+            return next((name for name, where in self._located.items() if where == address), None)
+        return text[at + 20 :].split(b"\n", 1)[0].split(b"\t")[0].decode() if at + 20 < len(text) else None
+
+    def member(self, name: str) -> list[int] | None:
+        """``"task_struct comm"`` -> [offset, size]; a structure alone -> [0, its size]; None when there is none."""
+        if self.btf is None:
+            return None
+        struct_name, _, member = name.partition(" ")
+        try:
+            return list(self.btf.member(struct_name, member)) if member else [0, self.btf.size(struct_name)]
+        except KeyError:
+            return None
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of this kernel and machine, see `vmishim.kernel.profile.Profile`."""
+        text = self.symbol("_text")
+        return {
+            "release": os.uname().release,
+            "hostname": os.uname().nodename,
+            "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            "page_offset": self.page_offset,
+            "kaslr_offset": text - _LINKED_TEXT if text else 0,
+            "memory_size": _memory_size(),
+            "vcpus": os.cpu_count() or 1,
+            "levels": self.levels,
+        }
+
+    def _locate(self) -> dict[str, int]:
+        programs = Programs(object_bytes("locate"))
+        try:
+            found = Struct(programs.btf, "located", programs.map("located"))
+            if programs.run("locate"):
+                return {}
+            return {name: found[name] for name in ("init_task", "init_net", "tcp_hashinfo") if found[name]}
+        finally:
+            programs.close()
+
+    # ---- memory ------------------------------------------------------------------------------------------------------
+
+    def read(self, address: int, count: int, dtb: int = 0) -> bytes:
+        """Memory at ``address``, at most a chunk (1 MiB) of it, up to the first byte that cannot be read.
+
+        :param dtb: 0 for kernel virtual addresses, else the page-table root that translates ``address``
+        """
+        request = self._read
+        request["address"], request["count"], request["dtb"] = address, min(count, 1 << 20), dtb
+        request["page_offset"], request["levels"] = self.page_offset, self.levels
+        self._programs.run("read")
+        return self._out[: request["done"]]
+
+    def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
+        """Translate: (physical address, page size, entries from the root down). A page size of 0: not mapped."""
+        request = self._read
+        request["address"], request["dtb"] = address, dtb
+        request["page_offset"], request["levels"] = self.page_offset, self.levels
+        self._programs.run("lookup")
+        return request["physical"], request["page_size"], list(request.words("entry")[: self.levels])
+
+    def walk(self, plan: Plan, heads: bytes = b"", state: bytes | None = None) -> Gathered:
+        """Run a walk until its chunk is full or it is over.
+
+        :param heads: u64 addresses, for a plan that lists its heads
+        :param state: where an earlier chunk left it
+        """
+        start = state or self._compile(plan)
+        self._state[: len(start)] = start
+        if heads:
+            self._heads[: len(heads)] = heads
+        self._programs.run("walk")
+        walk = self._walk
+        over = walk["state"]
+        return Gathered(
+            records=self._out[: walk["cursor"]],
+            more=self._state[: walk.size] if over == _MORE else None,
+            truncated=over == _TRUNCATED,
+            faulted=walk["faulted"],
+            fault_at=walk["fault_at"],
+            cycles=walk["cycles"],
+            cycle_at=walk["cycle_at"],
+            torn=walk["torn"],
+            head=walk.words("head_link"),  # type: ignore[arg-type]
+        )
+
+    def close(self) -> None:
+        """Unload the programs."""
+        self._programs.close()
+
+
+_MORE, _TRUNCATED = 0, 2  # enum walk_state
+
+
+class _PlanLayout:
+    """Writes a plan the way ``bpf/plan.h`` lays it out."""
+
+    def __init__(self, btf: Btf) -> None:
+        self._size = btf.size("walk")
+        self._plan = {name: place.offset for name, place in btf.layout("plan").items()}
+        self._op = btf.layout("op")
+        self._op_size = btf.size("op")
+        if btf.member("walk", "plan").offset:
+            raise LoadError("this eBPF object is of another version: walk.plan is not where a walk begins")
+
+    def compile(self, plan: Plan) -> bytes:
+        state = bytearray(self._size)
+        at = self._plan
+        for name in ("start", "heads", "stride", "nulls", "max_nodes"):
+            _U64.pack_into(state, at[name], getattr(plan, name))
+        for name in ("link", "next", "bias", "step"):
+            struct.pack_into("<i", state, at[name], getattr(plan, name))
+        struct.pack_into("<I", state, at["ops"], len(plan.ops))
+        struct.pack_into("<I", state, at["record"], plan.record.size)
+        for number, (op, slot) in enumerate(zip(plan.ops, plan.offsets, strict=True)):
+            base = at["op"] + number * self._op_size
+            kind = 0 if isinstance(op, Load) else 1 if isinstance(op, Take) else 2  # enum op_kind
+            state[base + self._op["kind"].offset] = kind
+            state[base + self._op["dst"].offset] = op.dst if isinstance(op, Load) else 0
+            state[base + self._op["src"].offset] = op.src
+            struct.pack_into("<i", state, base + self._op["offset"].offset, op.offset)
+            struct.pack_into("<I", state, base + self._op["size"].offset, 8 if isinstance(op, Load) else op.size)
+            struct.pack_into("<I", state, base + self._op["slot"].offset, slot)
+        return bytes(state)
+
+
+def _read_kallsyms() -> bytes:
+    try:
+        text = b"\n" + Path("/proc/kallsyms").read_bytes()
+    except OSError as error:
+        raise LoadError(f"cannot read /proc/kallsyms: {error.strerror}") from None
+    if not re.search(rb"\n(?!0000000000000000)[0-9a-f]{16} ", text[:4096]):
+        raise LoadError(
+            "/proc/kallsyms shows only zeros: run as root or with CAP_SYSLOG, and see that kernel.kptr_restrict is not 2"
+        )
+    return text
+
+
+def _read_btf() -> Btf | None:
+    try:
+        return Btf(Path("/sys/kernel/btf/vmlinux").read_bytes())
+    except OSError:
+        return None
+
+
+def _memory_size() -> int:
+    """End of the highest RAM, bytes."""
+    ends = re.findall(r"^[0-9a-f]+-([0-9a-f]+) : System RAM", Path("/proc/iomem").read_text(), re.M)
+    return max((int(end, 16) + 1 for end in ends), default=0)
+
+
+__all__ = ["Gathered", "Kernel", "LibvmiError", "LoadError"]

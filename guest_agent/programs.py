@@ -1,0 +1,190 @@
+"""The eBPF programs, loaded once and run on request: the only module that talks to libbpf.
+
+libbpf comes by ctypes (``libbpf.so.1``, Debian's libbpf1 >= 1.1): it has no kept Python binding, and loading needs just
+the ten functions named here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint32, c_void_p
+from importlib import resources
+
+from vmishim.errors import LibvmiError
+from vmishim.kernel.btf import Btf
+
+PAGE = mmap.PAGESIZE
+
+
+class LoadError(LibvmiError):
+    """A program could not be loaded. The text says why and what to do; ``log`` is the verifier's own word."""
+
+    def __init__(self, text: str, log: str = "") -> None:
+        super().__init__(text)
+        self.log = log
+
+
+class _TestRun(Structure):
+    """libbpf's ``struct bpf_test_run_opts``."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("data_in", c_void_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("ctx_in", c_void_p),
+        ("ctx_out", c_void_p),
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("retval", c_uint32),
+        ("repeat", c_int),
+        ("duration", c_uint32),
+        ("flags", c_uint32),
+        ("cpu", c_uint32),
+        ("batch_size", c_uint32),
+    ]
+
+
+_PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+
+
+def _libbpf() -> ctypes.CDLL:
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise LoadError(f"libbpf is not installed ({error}): apt install libbpf1") from None
+    for name, result, arguments in (
+        ("bpf_object__open_mem", c_void_p, [c_char_p, c_size_t, c_void_p]),
+        ("bpf_object__load", c_int, [c_void_p]),
+        ("bpf_object__close", None, [c_void_p]),
+        ("bpf_object__btf", c_void_p, [c_void_p]),
+        ("btf__raw_data", c_void_p, [c_void_p, POINTER(c_uint32)]),
+        ("bpf_object__find_program_by_name", c_void_p, [c_void_p, c_char_p]),
+        ("bpf_program__fd", c_int, [c_void_p]),
+        ("bpf_object__find_map_by_name", c_void_p, [c_void_p, c_char_p]),
+        ("bpf_map__fd", c_int, [c_void_p]),
+        ("bpf_map__value_size", c_uint32, [c_void_p]),
+        ("bpf_map__max_entries", c_uint32, [c_void_p]),
+        ("bpf_prog_test_run_opts", c_int, [c_int, POINTER(_TestRun)]),
+        ("libbpf_set_print", c_void_p, [_PRINT]),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+def object_bytes(name: str) -> bytes:
+    """The compiled ``bpf/NAME.bpf.c`` that this package carries.
+
+    :raises LoadError: it was installed without (no clang at hand when it was built)
+    """
+    try:
+        return resources.files("guest_agent").joinpath("objects", f"{name}.bpf.o").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise LoadError(
+            f"the eBPF object {name}.bpf.o is not in this installation; install clang-16, llvm-16 and libbpf-dev, "
+            "then build again (make -C bpf, or pip install .)"
+        ) from None
+
+
+class Programs:
+    """One loaded object: programs to run, and maps to fill and read through shared memory.
+
+    :param data: an ELF object, compiled by clang
+    :raises LoadError: the kernel refused it; says what is missing where that can be told
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._lib = _libbpf()
+        log: list[str] = []
+
+        # vsnprintf of libbpf's own format: the verifier's log arrives through here and nowhere else.
+        libc = ctypes.CDLL(None)
+
+        @_PRINT
+        def keep(level: int, form: bytes, arguments: int) -> int:
+            if level <= 1:
+                text = ctypes.create_string_buffer(1 << 16)
+                libc.vsnprintf(text, c_size_t(len(text)), form, c_void_p(arguments))
+                log.append(text.value.decode(errors="replace"))
+            return 0
+
+        self._lib.libbpf_set_print(keep)
+        try:
+            self._object = self._lib.bpf_object__open_mem(data, len(data), None)
+            if not self._object:
+                raise LoadError("this is no eBPF object", "".join(log))
+            result = self._lib.bpf_object__load(self._object)
+            if result:
+                self._lib.bpf_object__close(self._object)
+                raise LoadError(_why(-result), "".join(log))
+        finally:
+            self._lib.libbpf_set_print(_SILENT)
+        size = c_uint32()
+        raw = self._lib.btf__raw_data(self._lib.bpf_object__btf(self._object), byref(size))
+        self.btf = Btf(ctypes.string_at(raw, size.value))
+        self._maps: dict[str, mmap.mmap] = {}
+        self._programs: dict[str, int] = {}
+        self._options = _TestRun(sz=ctypes.sizeof(_TestRun))
+
+    def map(self, name: str) -> mmap.mmap:
+        """The memory of an array map made with ``BPF_F_MMAPABLE``, shared with the programs. :raises KeyError: no such map"""
+        if name not in self._maps:
+            found = self._lib.bpf_object__find_map_by_name(self._object, name.encode())
+            if not found:
+                raise KeyError(name)
+            size = -(-self._lib.bpf_map__value_size(found) // 8) * 8 * self._lib.bpf_map__max_entries(found)
+            self._maps[name] = mmap.mmap(self._lib.bpf_map__fd(found), -(-size // PAGE) * PAGE)
+        return self._maps[name]
+
+    def run(self, name: str) -> int:
+        """Run a ``SEC("syscall")`` program and return what it returned.
+
+        :raises KeyError: no such program
+        :raises OSError: the kernel would not run it
+        """
+        fd = self._programs.get(name)
+        if fd is None:
+            program = self._lib.bpf_object__find_program_by_name(self._object, name.encode())
+            if not program:
+                raise KeyError(name)
+            fd = self._programs[name] = self._lib.bpf_program__fd(program)
+        result = self._lib.bpf_prog_test_run_opts(fd, byref(self._options))
+        if result:
+            raise OSError(-result, f"BPF_PROG_TEST_RUN of {name}: {os.strerror(-result)}")
+        return int(self._options.retval)
+
+    def close(self) -> None:
+        """Unload the programs."""
+        for shared in self._maps.values():
+            shared.close()
+        self._maps.clear()
+        if self._object:
+            self._lib.bpf_object__close(self._object)
+            self._object = None
+
+
+@_PRINT
+def _SILENT(level: int, form: bytes, arguments: int) -> int:
+    return 0
+
+
+def _why(error: int) -> str:
+    """What a load failure most likely means, and what to do."""
+    text = f"the kernel refused the eBPF programs ({errno.errorcode.get(error, error)})"
+    if error in (errno.EPERM, errno.EACCES):
+        return f"{text}: loading needs root, or CAP_BPF and CAP_PERFMON"
+    try:
+        with open("/sys/kernel/security/lockdown") as file:
+            if "[confidentiality]" in file.read():
+                return f"{text}: lockdown=confidentiality forbids reading kernel memory; start the agent before it is raised"
+    except OSError:
+        pass
+    release = os.uname().release
+    if tuple(int(part) for part in release.split("-")[0].split(".")[:2]) < (5, 17):
+        return f"{text}: Linux {release} has no bpf_loop, 5.17 is the oldest that works"
+    return text
