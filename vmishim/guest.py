@@ -1,0 +1,97 @@
+"""A guest reached through its agent: the `Target` that puts link, profile and read-ahead together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vmishim.kernel.remote import RemoteProfile
+from vmishim.link import Link
+from vmishim.memory.listings import KNOWN, find
+from vmishim.memory.pages import Pages
+from vmishim.memory.readahead import ReadAhead
+from vmishim.memory.reader import MemoryReader
+from vmishim.memory.remote import Remote
+from vmishim.wire.keys import PrivateKey, PublicKey
+
+Way = Literal["batch", "page", "scalar"]
+"""How memory is asked for: ``batch`` reads ahead; ``page`` fetches and keeps whole pages; ``scalar`` asks for each read,
+as SEVmonitor does. The last two are there to be compared with."""
+WAYS: tuple[Way, ...] = ("batch", "page", "scalar")
+
+# What LibVMI's get_offset and its examples ask for, so that it comes with the first reply.
+SYMBOLS = ("init_task", "modules", "tcp_hashinfo", "linux_banner", "_text", "init_mm")
+MEMBERS = (
+    "task_struct tasks",
+    "task_struct mm",
+    "task_struct pid",
+    "task_struct tgid",
+    "task_struct comm",
+    "task_struct active_mm",
+    "mm_struct pgd",
+)
+
+
+class Guest:
+    """One guest, by its agent. Implements `vmishim.target.Target`.
+
+    :param name: the domain's name
+    :param link: the road to the agent; closed with the guest
+    :param way: how memory is asked for
+    :raises LinkError: the agent can't be asked
+    """
+
+    def __init__(self, name: str, link: Link, way: Way = "batch") -> None:
+        self.name = name
+        self.link = link
+        self.remote = Remote(link.exchange)
+        symbols = {*SYMBOLS, *(shape.symbol for shape in KNOWN)}
+        members = {*MEMBERS, *(member for shape in KNOWN for member in shape.members)}
+        self.profile = RemoteProfile(self.remote, symbols, members)
+        self.cells: dict[int, bytes] = {}
+        self.reader: MemoryReader = self.remote
+        self._cache: ReadAhead | Pages | None = None
+        if way == "batch":
+            places = [place for shape in KNOWN if (place := find(shape, self.profile)) is not None]
+            self.reader = self._cache = ReadAhead(self.remote, places)
+            self.cells = self._cache.cells
+        elif way == "page":
+            self.reader = self._cache = Pages(self.remote)
+
+    def hold(self) -> None:
+        """See `Target.hold`. The guest runs on: what is read is kept. ``scalar`` keeps nothing, as SEVmonitor does."""
+        if self._cache is not None:
+            self._cache.hold()
+
+    def release(self) -> None:
+        """See `Target.release`."""
+        if self._cache is not None:
+            self._cache.release()
+
+    def flush(self) -> None:
+        """See `Target.flush`."""
+        if self._cache is not None:
+            self._cache.flush()
+
+    def close(self) -> None:
+        """See `Target.close`."""
+        self.flush()
+        self.link.close()
+
+
+def connect(
+    name: str, endpoint: str, private: PrivateKey, public: PublicKey, timeout: float = 5.0, way: Way = "batch"
+) -> Guest:
+    """Connect to an agent.
+
+    :param endpoint: ZeroMQ's, ``tcp://HOST:PORT`` or ``ipc://PATH``
+    :param private: our key, which the agent must permit
+    :param public: the agent's key
+    :param timeout: seconds one request may take
+    :raises LinkError: nothing answers there, it has another key, or ours is not permitted
+    """
+    link = Link(endpoint, private, public, timeout)
+    try:
+        return Guest(name, link, way)
+    except BaseException:
+        link.close()
+        raise

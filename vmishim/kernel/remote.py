@@ -1,0 +1,77 @@
+"""The guest kernel's profile, asked of the agent and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vmishim.errors import LinkError
+from vmishim.kernel.profile import Member
+from vmishim.memory.remote import Remote
+
+
+class RemoteProfile:
+    """`vmishim.kernel.profile.Profile` of an agent's kernel.
+
+    :param symbols: names to ask for in the first request, because they will be needed
+    :param members: the same, as ``"struct member"``, or ``"struct"`` for its size
+    :raises LinkError: the agent can't be asked
+    """
+
+    def __init__(self, remote: Remote, symbols: Iterable[str] = (), members: Iterable[str] = ()) -> None:
+        self._remote = remote
+        names, places = sorted(set(symbols)), sorted(set(members))
+        facts = remote.hello(names, places)
+        self._symbols: dict[str, int | None] = dict(zip(names, facts["symbols"], strict=True))
+        self._names: dict[int, str | None] = {}
+        self._members: dict[str, list[int] | None] = dict(zip(places, facts["members"], strict=True))
+        try:
+            self.release = str(facts["release"])
+            self.hostname = str(facts["hostname"])
+            self.agent_version = str(facts["version"])
+            self.boot_id = str(facts["boot_id"])
+            self.page_offset = int(facts["page_offset"])
+            self.kaslr_offset = int(facts["kaslr_offset"])
+            self.memory_size = int(facts["memory_size"])
+            self.vcpus = int(facts["vcpus"])
+            self.levels = int(facts["levels"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise LinkError(f"the agent's welcome lacks a fact: {error}") from None
+
+    def symbol(self, name: str) -> int:
+        """See `Profile.symbol`."""
+        if name not in self._symbols:
+            self._symbols[name] = self._remote.symbols([name])[0]
+        address = self._symbols[name]
+        if not isinstance(address, int):
+            raise KeyError(f"Linux {self.release} has no symbol {name!r}")
+        return address
+
+    def symbol_at(self, address: int) -> str:
+        """See `Profile.symbol_at`."""
+        if address not in self._names:
+            self._names[address] = self._remote.names([address])[0]
+        name = self._names[address]
+        if not isinstance(name, str):
+            raise KeyError(f"no symbol starts at {address:#x}")
+        return name
+
+    def member(self, struct: str, member: str) -> Member:
+        """See `Profile.member`."""
+        return Member(*self._place(f"{struct} {member}"))
+
+    def size(self, struct: str) -> int:
+        """See `Profile.size`."""
+        return self._place(struct)[1]
+
+    def _place(self, name: str) -> list[int]:
+        if name not in self._members:
+            self._members[name] = self._remote.members([name])[0]
+        place = self._members[name]
+        if place is None:
+            raise KeyError(f"Linux {self.release} has no {name.replace(' ', '.')!r}, or no BTF to find it in")
+        return place
+
+    def forget(self) -> None:
+        """Ask again for everything (LibVMI's ``vmi_symcache_flush``)."""
+        self._symbols.clear()
+        self._names.clear()

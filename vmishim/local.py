@@ -1,0 +1,78 @@
+"""This machine as its own guest: the agent as a child process, over a socket in the file system. Same protocol, same
+encryption, same programs as for a VM."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vmishim.errors import LinkError
+from vmishim.guest import Guest, Way, connect
+from vmishim.wire.keys import generate, save_private
+
+
+@contextmanager
+def agent() -> Iterator[tuple[str, Path, str]]:
+    """A running agent of this machine, with fresh keys: (endpoint, file of the key it permits, its public key).
+
+    It ends with the block, or with this process however that ends: it reads a pipe of ours.
+
+    :raises LinkError: it can't run here; the text says what is missing (root, BTF, libbpf, lockdown) and what to do
+    """
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise LinkError(f"this is {platform.system()} on {platform.machine()}; an agent reads Linux on x86_64 only")
+    with tempfile.TemporaryDirectory(prefix="vmishim-") as folder:
+        ours, theirs = generate(), generate()
+        save_private(Path(folder, "key"), ours)
+        save_private(Path(folder, "agent.key"), theirs)
+        Path(folder, "permitted").write_text(ours.public.text + "\n")
+        endpoint = f"ipc://{folder}/socket"
+        command = [sys.executable, "-m", "guest_agent", "serve", "--until-eof", "--listen", endpoint]
+        command += ["--key", f"{folder}/agent.key", "--permitted", f"{folder}/permitted"]
+        # The child finds the same package, wherever this one was imported from.
+        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        with Path(folder, "log").open("w+") as errors:
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
+            )
+            assert child.stdin is not None and child.stdout is not None
+            try:
+                if child.stdout.readline() != b"ready\n":
+                    child.wait()
+                    errors.seek(0)
+                    raise LinkError(f"no agent can run on this machine: {_reason(errors.read())}")
+                yield endpoint, Path(folder, "key"), theirs.public.text
+            finally:
+                child.stdin.close()
+                child.stdout.close()
+                try:
+                    child.wait(5)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+
+
+@contextmanager
+def guest(way: Way = "batch", timeout: float = 5.0) -> Iterator[Guest]:
+    """This machine as a guest. :raises LinkError: see `agent`"""
+    from vmishim.wire.keys import PublicKey, load_private
+
+    with agent() as (endpoint, key, public):
+        target = connect("local", endpoint, load_private(key), PublicKey.from_text(public), timeout, way)
+        try:
+            yield target
+        finally:
+            target.close()
+
+
+def _reason(log: str) -> str:
+    lines = [line for line in log.strip().splitlines() if line]
+    named = [line.removeprefix("vmishim-agent: ") for line in lines if line.startswith("vmishim-agent: ")]
+    return "\n".join(named or lines[-5:]) or "it ended without a word"

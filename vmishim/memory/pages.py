@@ -1,0 +1,62 @@
+"""Whole pages fetched and kept: what 00SEVen and MemProcFS do, and the rival that reading ahead has to beat."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from vmishim.errors import FaultError
+from vmishim.memory.reader import KERNEL, PAGE_SIZE, MemoryReader
+
+STALE = 1.0
+"""Seconds a page is kept, as LibVMI's KVM driver keeps it."""
+
+
+class Pages:
+    """A reader that asks for 4 KiB pages and keeps them for a second, or for the length of a hold."""
+
+    def __init__(self, reader: MemoryReader) -> None:
+        self._reader = reader
+        self._pages: dict[tuple[int, int], tuple[float, bytes]] = {}
+        self._lock = threading.RLock()
+        self._holding = False
+
+    def read(self, address: int, count: int, space: int = KERNEL) -> bytes:
+        """See `vmishim.memory.reader.MemoryReader.read`."""
+        parts, done = [], 0
+        with self._lock:
+            while done < count:
+                at = address + done
+                page = self._page(at & -PAGE_SIZE, space, at, b"".join(parts))
+                part = page[at % PAGE_SIZE :][: count - done]
+                parts.append(part)
+                done += len(part)
+        return b"".join(parts)
+
+    def _page(self, start: int, space: int, wanted: int, before: bytes) -> bytes:
+        now = time.monotonic()
+        kept = self._pages.get((start, space))
+        if kept is None or not (self._holding or now - kept[0] < STALE):
+            try:
+                kept = now, self._reader.read(start, PAGE_SIZE, space)
+            except FaultError:
+                raise FaultError(wanted, before) from None
+            self._pages[start, space] = kept
+        return kept[1]
+
+    def hold(self) -> None:
+        """Keep pages until `release`."""
+        with self._lock:
+            self._pages.clear()
+            self._holding = True
+
+    def release(self) -> None:
+        """End the hold."""
+        with self._lock:
+            self._holding = False
+            self._pages.clear()
+
+    def flush(self) -> None:
+        """Forget all pages."""
+        with self._lock:
+            self._pages.clear()

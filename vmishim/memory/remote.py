@@ -1,0 +1,115 @@
+"""The agent as a reader: each call is one request, a long one several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from struct import Struct
+from typing import Any
+
+import vmishim
+from vmishim.errors import FaultError, LinkError
+from vmishim.memory.reader import KERNEL
+from vmishim.wire.messages import (
+    BULK_MAX,
+    Answer,
+    Chunk,
+    Hello,
+    Lookup,
+    Members,
+    Memory,
+    More,
+    Names,
+    Read,
+    Symbols,
+    Walk,
+    Welcome,
+    encode,
+    expect,
+)
+from vmishim.wire.plan import Plan, PlanError
+
+KERNEL_FLOOR = 0xFF00000000000000
+"""Below this no x86-64 kernel maps anything for itself, five-level paging included (mm.rst): a pointer down there is
+known to be unreadable without asking."""
+
+
+class Remote:
+    """A guest's memory and kernel, asked of its agent.
+
+    :param exchange: carries a request to the agent and brings its reply (`vmishim.link.Link.exchange`)
+    """
+
+    def __init__(self, exchange: Callable[[bytes], bytes]) -> None:
+        self._exchange = exchange
+
+    def hello(self, symbols: Sequence[str], members: Sequence[str]) -> dict[str, Any]:
+        """The agent's facts, see `vmishim.wire.messages.Welcome`. :raises LinkError: no agent, or one we can't talk to"""
+        request = Hello(vmishim.__version__, list(symbols), list(members))
+        facts = expect(self._exchange(encode(request)), Welcome).facts
+        if len(facts.get("symbols", ())) != len(symbols) or len(facts.get("members", ())) != len(members):
+            raise LinkError("the agent's welcome does not answer what was asked")
+        return facts
+
+    def read(self, address: int, count: int, space: int = KERNEL) -> bytes:
+        """See `vmishim.memory.reader.MemoryReader.read`."""
+        if space == KERNEL and address < KERNEL_FLOOR:
+            raise FaultError(address)
+        parts, done = [], 0
+        while done < count:
+            wanted = min(count - done, BULK_MAX)
+            if address + done >= 1 << 64:
+                raise FaultError(address + done, b"".join(parts))
+            data = expect(self._exchange(encode(Read(space, address + done, wanted))), Memory).bulk
+            if len(data) > wanted:
+                raise LinkError(f"the agent sent {len(data)} bytes where {wanted} were asked for")
+            parts.append(data)
+            done += len(data)
+            if len(data) < wanted:
+                raise FaultError(address + done, b"".join(parts))
+        return b"".join(parts)
+
+    def walk(self, plan: Plan, heads: Sequence[int] = ()) -> Iterator[Chunk]:
+        """Walk, chunk by chunk; the agent walks on while a chunk is used.
+
+        :param heads: addresses, for a plan that lists its heads
+        :raises LinkError: the agent's records do not fit the plan
+        """
+        chunk = expect(self._exchange(encode(Walk(plan, Struct(f"<{len(heads)}Q").pack(*heads)))), Chunk)
+        nodes = 0
+        while True:
+            if len(chunk.bulk) % plan.record.size or len(chunk.head) != 2 or len(chunk.bulk) > BULK_MAX:
+                raise LinkError("the agent's records do not fit the plan")
+            nodes += len(chunk.bulk) // plan.record.size
+            if nodes > plan.max_nodes:
+                raise LinkError(f"the agent sent more than the {plan.max_nodes} nodes of the plan")
+            yield chunk
+            if not chunk.walk:
+                return
+            chunk = expect(self._exchange(encode(More(chunk.walk))), Chunk)
+
+    def symbols(self, names: Sequence[str]) -> list[int | None]:
+        """Addresses of symbols; None for unknown ones."""
+        return self._ask(Symbols(list(names)), len(names))
+
+    def names(self, addresses: Sequence[int]) -> list[str | None]:
+        """Symbols that start at addresses; None where none does."""
+        return self._ask(Names(list(addresses)), len(addresses))
+
+    def members(self, names: Sequence[str]) -> list[list[int] | None]:
+        """``"struct member"`` -> [offset, size], or None."""
+        return self._ask(Members(list(names)), len(names))
+
+    def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
+        """Translate by the page tables at ``dtb``: (physical address, page size, entries from the root down); a page
+        size of 0 says that it is not mapped."""
+        physical, size, entries = self._ask(Lookup(dtb, address), 3)
+        return physical, size, entries
+
+    def _ask(self, request: Symbols | Names | Members | Lookup, count: int) -> list[Any]:
+        values = expect(self._exchange(encode(request)), Answer).values
+        if len(values) != count:
+            raise LinkError(f"the agent answered {len(values)} of {count} questions")
+        return values
+
+
+__all__ = ["KERNEL_FLOOR", "PlanError", "Remote"]
