@@ -15,8 +15,12 @@ class Target(Protocol):
     """The domain's name, as ``Libvmi.get_name`` gives it."""
     reader: MemoryReader
     """Reads memory; may answer kernel addresses from read-ahead snapshots."""
-    profile: Profile
-    """The guest kernel's symbols and layouts."""
+
+    @property
+    def profile(self) -> Profile:
+        """The guest kernel's symbols and layouts."""
+        ...
+
     cells: dict[int, bytes]
     """Kernel memory known right now, by exact start address: the hit path of scalar reads looks here first, and asks
     ``reader`` for everything else. Empty for a backend that reads ahead of nobody. The dict object never changes."""

@@ -1,8 +1,10 @@
 """BTF, the kernel's own description of its types: where a member of a structure is, and how big it is.
 
-Bytes in, offsets out: whoever has the bytes (``/sys/kernel/btf/vmlinux``, guest memory from ``__start_BTF`` on) can ask.
+Bytes in, offsets out: whoever has the bytes (``/sys/kernel/btf/vmlinux``, guest memory from ``__start_BTF`` on) can
+ask.
 Only the standard library is used, because the agent in the guest carries this module too. The type section is scanned
-once for where each type starts and what it is called (0.15 s for the 160,000 types of a 6.18 kernel); everything else is
+once for where each type starts and what it is called (0.15 s for the 160,000 types of a 6.18 kernel); everything else
+is
 decoded when it is asked for.
 
 Source: ``Documentation/bpf/btf.rst`` and ``include/uapi/linux/btf.h`` of the kernel.

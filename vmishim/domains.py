@@ -1,0 +1,152 @@
+"""Names of guests, and how each is reached: ``~/.config/vmishim/domains.toml``.
+
+::
+
+    [web-1]                                     # Libvmi("web-1")
+    agent = "tcp://10.0.0.5:5555"               # where its agent answers
+    agent_key = "vmishim-public-v1 ..."         # the agent's public key
+    key = "~/.config/vmishim/key"               # file of our own private key
+    timeout = 5.0                               # seconds for one answer; optional
+    id = 7                                      # Libvmi("7", INIT_DOMAINID); optional
+
+    [lab]
+    ramfile = "/run/lab/ram"                    # memory-backend-file of an ordinary VM
+    symbols = "/run/lab/kallsyms"               # optional: its symbols, if memory alone does not tell
+
+``VMISHIM_CONFIG`` names another file, ``XDG_CONFIG_HOME`` another folder for it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vmishim.constants import VMIInitData
+from vmishim.errors import LibvmiError
+from vmishim.target import Target
+
+TIMEOUT = 5.0
+"""Seconds that an answer of the agent may take, unless the domain says otherwise."""
+
+_SCHEMES = ("tcp://", "ipc://", "inproc://")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One entry of ``domains.toml``."""
+
+    name: str
+    agent: str = ""
+    """Endpoint of the agent."""
+    agent_key: str = ""
+    """The agent's public key, in the text form of ``vmishim keygen``."""
+    key: str = ""
+    """Path of our private key."""
+    timeout: float = TIMEOUT
+    id: int = 0
+    ramfile: str = ""
+    """Path of the guest's memory."""
+    symbols: str = ""
+    """Path of a symbol map for ``ramfile``."""
+
+
+def path() -> Path:
+    """Where the names are kept: ``VMISHIM_CONFIG``, or ``domains.toml`` in the user's configuration folder."""
+    named = os.environ.get("VMISHIM_CONFIG")
+    if named:
+        return Path(named)
+    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(home).expanduser() / "vmishim" / "domains.toml"
+
+
+def load(file: Path | None = None) -> dict[str, Domain]:
+    """All domains by name; none if there is no file.
+
+    :raises LibvmiError: the file cannot be read, or an entry is wrong; the text says which and why
+    """
+    file = file or path()
+    try:
+        entries = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise LibvmiError(f"NO_CONFIG: {file} cannot be read: {error}") from None
+    return {name: _domain(name, entry, file) for name, entry in entries.items()}
+
+
+def _domain(name: str, entry: Any, file: Path) -> Domain:
+    def wrong(what: str) -> LibvmiError:
+        return LibvmiError(f"NO_CONFIG: {file}: [{name}] {what}")
+
+    if not isinstance(entry, dict):
+        raise wrong("is a value, not a table; settings belong below the line [" + name + "]")
+    kinds: dict[str, Any] = {"timeout": (int, float), "id": int}
+    known = {field.name for field in fields(Domain)} - {"name"}
+    for key, value in entry.items():
+        if key not in known:
+            raise wrong(f"has an unknown setting {key!r}; known are {', '.join(sorted(known))}")
+        if not isinstance(value, kinds.get(key, str)) or isinstance(value, bool):
+            raise wrong(f"{key} cannot be {value!r}")
+    domain = Domain(name, **entry)
+    if bool(domain.agent) == bool(domain.ramfile):
+        raise wrong('needs either agent = "tcp://..." or ramfile = "..."')
+    if domain.agent and not domain.agent.startswith(_SCHEMES):
+        raise wrong(f"agent must start with tcp:// or ipc://, not {domain.agent!r}")
+    if domain.agent and not (domain.agent_key and domain.key):
+        raise wrong(
+            "needs agent_key (the agent's public key) and key (path of your private key); see 'vmishim enroll -h'"
+        )
+    if domain.timeout <= 0:
+        raise wrong("timeout must be more than 0 seconds")
+    return domain
+
+
+def find(name: str, by_id: bool = False) -> Domain:
+    """The entry of a domain.
+
+    :param name: its name, or its ``id`` in digits
+    :param by_id: ``name`` is an id
+    :raises LibvmiError: ``VM_NOT_FOUND``, with the names that are known; ``NO_CONFIG``: the file is wrong
+    """
+    domains = load()
+    named = {str(domain.id): domain for domain in domains.values() if domain.id} if by_id else domains
+    if name not in named:
+        what = "id" if by_id else "domain"
+        known = f"known are {', '.join(sorted(named))}" if named else f"no {what} is known yet"
+        raise LibvmiError(f"VM_NOT_FOUND: no {what} {name!r} in {path()}; {known}. 'vmishim enroll' adds one")
+    return named[name]
+
+
+def connect(name_or_id: str, init_data: Mapping[VMIInitData, str] | None = None, *, by_id: bool = False) -> Target:
+    """Reach a domain.
+
+    :param name_or_id: its name, or its ``id`` in digits
+    :param init_data: a ``KVMI_SOCKET`` that is an endpoint (``tcp://...``) replaces the entry's ``agent``
+    :param by_id: ``name_or_id`` is an id
+    :raises LibvmiError: ``VM_NOT_FOUND``: no such domain; ``NO_CONFIG``: its entry is wrong; ``OS``: its memory holds
+        no
+        kernel that we know
+    :raises LinkError: its agent cannot be reached, or is not the one that is enrolled
+    """
+    domain = find(name_or_id, by_id)
+    target: Target
+    if domain.ramfile:
+        from vmishim.memory import ramfile
+
+        target = ramfile.open(domain.name, Path(domain.ramfile).expanduser(), symbols=domain.symbols or None)
+    else:
+        from vmishim import guest
+        from vmishim.wire import keys
+
+        socket = (init_data or {}).get(VMIInitData.KVMI_SOCKET, "")
+        endpoint = socket if socket.startswith(_SCHEMES) else domain.agent
+        private = keys.load_private(Path(domain.key).expanduser())
+        public = keys.PublicKey.from_text(domain.agent_key)
+        target = guest.connect(domain.name, endpoint, private, public, domain.timeout)
+    if domain.id:
+        target.vmid = domain.id  # type: ignore[attr-defined]
+    return target
