@@ -1,0 +1,60 @@
+"""What all tests share: which kernel to boot, the console of a VM beside a failure, and no skipping in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+GUEST = Path(__file__).parent / "guest"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kernel",
+        action="append",
+        metavar="NAME",
+        help="kernel of ci/kernels.toml to boot for guest tests, or 'all'; may be given again (default: that file's default)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "guest: boots the lab VM (all of tests/guest)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(GUEST):
+            item.add_marker(pytest.mark.guest)
+    # Tests of the session's own VM come last: those that boot and end VMs of theirs have the machine to themselves.
+    items.sort(key=lambda item: "lab" in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for vm in (getattr(item, "funcargs", {}).get(name) for name in ("lab", "vm")):
+            if hasattr(vm, "serial_tail"):
+                report.sections.append(("end of the guest's console", vm.serial_tail()))
+    return _required(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _required((yield))
+
+
+def _required(report: Report) -> Report:
+    """In CI every check is required, so one that would be skipped has failed."""
+    if os.environ.get("CI") == "true" and report.skipped and not hasattr(report, "wasxfail"):
+        reason: Any = report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which CI=true does not allow: {reason[2] if isinstance(reason, tuple) else reason}"
+    return report

@@ -1,0 +1,32 @@
+"""One VM for the whole session, one agent in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ci.vm import image
+from ci.vm.agent import InstalledAgent, install
+from ci.vm.lab import LabVM
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test of ``lab`` runs once a kernel; all of one kernel before any of the next."""
+    if "lab" in metafunc.fixturenames:
+        names: list[str] = metafunc.config.getoption("--kernel") or [image.default_kernel()]
+        chosen = list(image.kernels()) if "all" in names else names
+        metafunc.parametrize("lab", chosen, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def lab(request: pytest.FixtureRequest) -> Iterator[LabVM]:
+    """The lab VM, booted once for the session."""
+    with LabVM.boot(request.param) as vm:
+        yield vm
+
+
+@pytest.fixture(scope="session")
+def agent(lab: LabVM) -> InstalledAgent:
+    """The agent in ``lab``, running."""
+    return install(lab)
