@@ -71,7 +71,8 @@ def test_a_key_is_not_written_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(LinkError, match="exists already"):
         save_private(tmp_path / "key", generate())
     save_private(tmp_path / "key", generate(), overwrite=True)
-    assert not target.exists() and not (tmp_path / "key").is_symlink()
+    assert not target.exists()
+    assert not (tmp_path / "key").is_symlink()
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
@@ -105,7 +106,7 @@ def test_what_is_no_private_key_is_refused(tmp_path: Path, text: str, complaint:
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LinkError, match="cannot read .*No such file"):
+    with pytest.raises(LinkError, match=r"cannot read .*No such file"):
         load_private(tmp_path / "absent")
     os.mkfifo(tmp_path / "pipe", 0o600)
     with pytest.raises(LinkError, match="not a regular file"):
@@ -126,8 +127,10 @@ def test_secrets_do_not_show_and_names_do() -> None:
     public = PublicKey(key.public.raw, "ids")
     assert repr(key) == f"PrivateKey({key.public.fingerprint})"
     assert repr(public) == f"PublicKey({key.public.fingerprint}, ids)"
-    assert public.fingerprint.startswith("SHA256:") and len(public.fingerprint) == 23
-    assert public == key.public and hash(public) == hash(key.public)
+    assert public.fingerprint.startswith("SHA256:")
+    assert len(public.fingerprint) == 23
+    assert public == key.public
+    assert hash(public) == hash(key.public)
     with pytest.raises(AttributeError):
         key.raw = bytes(32)  # type: ignore[misc]
 
@@ -150,12 +153,14 @@ def test_permitted_keys_are_those_of_the_file(tmp_path: Path) -> None:
     one, two = generate().public, generate().public
     text = f"# who may connect\n\n{one.text} ids seven\nnonsense\n{two.text}\n"
     permitted = PermittedKeys(write(tmp_path / "permitted", text, 0o644))
-    assert one in permitted and two in permitted and generate().public not in permitted
+    assert one in permitted
+    assert two in permitted
+    assert generate().public not in permitted
     found = permitted.find(one)
-    assert found is not None and found.name == "ids seven"
-    assert len(permitted.problems) == 1 and permitted.problems[0].startswith(
-        f"{tmp_path}/permitted:4: not a public key"
-    )
+    assert found is not None
+    assert found.name == "ids seven"
+    assert len(permitted.problems) == 1
+    assert permitted.problems[0].startswith(f"{tmp_path}/permitted:4: not a public key")
 
 
 @pytest.mark.parametrize("age", [0, 3600])
@@ -170,7 +175,8 @@ def test_a_change_counts_at_once(tmp_path: Path, age: int) -> None:
     write(path, two.text + "\n")
     if age:
         old(path, 1_000_100)
-    assert one not in permitted and two in permitted
+    assert one not in permitted
+    assert two in permitted
 
 
 def test_permitted_keys_fail_closed(tmp_path: Path) -> None:
@@ -178,10 +184,13 @@ def test_permitted_keys_fail_closed(tmp_path: Path) -> None:
     path = write(tmp_path / "permitted", key.text)
     permitted = PermittedKeys(path)
     path.chmod(0o620)
-    assert key not in permitted and "chmod go-w" in permitted.problems[0]
+    assert key not in permitted
+    assert "chmod go-w" in permitted.problems[0]
     path.chmod(0o600)
-    assert key in permitted and not permitted.problems
+    assert key in permitted
+    assert not permitted.problems
     path.unlink()
-    assert key not in permitted and "nobody is permitted" in permitted.problems[0]
+    assert key not in permitted
+    assert "nobody is permitted" in permitted.problems[0]
     with pytest.raises(LinkError, match="cannot read"):
         PermittedKeys(path)

@@ -73,7 +73,8 @@ def reason(frame: bytes) -> Reason:
 def test_every_message_arrives_as_it_was(exchanges: list[tuple[bytes, bytes]]) -> None:
     pair = Pair()
     assert pair.host.id == pair.agent.id
-    assert pair.agent.remote == pair.host_key.public and pair.host.remote == pair.agent_key.public
+    assert pair.agent.remote == pair.host_key.public
+    assert pair.host.remote == pair.agent_key.public
     for request, reply in exchanges:
         assert pair.ask(request) == request
         assert pair.reply(reply) == reply
@@ -285,7 +286,8 @@ def test_garbage_is_refused_and_never_served(frame: bytes) -> None:
         raise AssertionError("served")
 
     answer = Sessions(generate(), set()).answer(frame, never)
-    assert answer[1] == wire.REFUSAL and len(answer) == HEADER.size + 1
+    assert answer[1] == wire.REFUSAL
+    assert len(answer) == HEADER.size + 1
 
 
 @unhurried
@@ -320,7 +322,9 @@ def test_a_flood_of_hellos_moves_no_live_session() -> None:
     hello = Initiator(host, agent.public).hello()
     for _ in range(20):
         assert sessions.answer(hello, echo)[1] == wire.WELCOME
-    assert len(sessions) == 3 and "3 live, 4 unproven" in repr(sessions) and not ended
+    assert sessions.live == 3
+    assert "3 live, 4 unproven" in repr(sessions)
+    assert not ended
     for session in live:
         assert session.open(sessions.answer(session.seal(b"x"), echo)) == b"echo x"
 
@@ -334,7 +338,8 @@ def test_the_least_recently_used_session_makes_room() -> None:
     assert ended == [two.id]
     assert reason(sessions.answer(two.seal(b""), echo)) is Reason.UNKNOWN_SESSION
     sessions.close()
-    assert len(ended) == 3 and len(sessions) == 0
+    assert len(ended) == 3
+    assert sessions.live == 0
 
 
 def test_a_revoked_key_is_out_at_its_next_request() -> None:
@@ -369,7 +374,8 @@ def test_no_secret_shows() -> None:
     pair = Pair()
     sessions = Sessions(pair.agent_key, {pair.host_key.public})
     shown = f"{pair.host!r}{pair.agent!r}{sessions!r}{pair.host_key!r}"
-    assert pair.host_key.raw.hex() not in shown and repr(pair.host_key.raw) not in shown
+    assert pair.host_key.raw.hex() not in shown
+    assert repr(pair.host_key.raw) not in shown
 
 
 def test_frame_overhead_is_as_documented() -> None:

@@ -30,7 +30,7 @@ class Aead(Protocol):
 
     def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
 
-    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
+    def decrypt(self, nonce: bytes, data: bytes | memoryview, associated_data: bytes | None) -> bytes: ...
 
 
 class Cipher(NamedTuple):
@@ -43,6 +43,19 @@ class Cipher(NamedTuple):
 
 AES_GCM = Cipher("AESGCM", AESGCM, struct.Struct(">4xQ"))
 CHACHA_POLY = Cipher("ChaChaPoly", ChaCha20Poly1305, struct.Struct("<4xQ"))
+
+
+def _takes_views() -> bool:
+    aead = AESGCM(bytes(32))
+    try:
+        aead.decrypt(bytes(12), memoryview(aead.encrypt(bytes(12), b"", None)), None)
+    except TypeError:
+        return False
+    return True
+
+
+TAKES_VIEWS = _takes_views()
+"""Whether a part of a frame can be opened without copying it first; cryptography 38 takes ``bytes`` only."""
 
 
 class CipherState:

@@ -29,7 +29,7 @@ from cryptography.exceptions import InvalidTag
 
 from vmishim.errors import LinkError
 from vmishim.wire.keys import PrivateKey, PublicKey
-from vmishim.wire.noise import AES_GCM, TAG_SIZE, CipherState, HandshakeState
+from vmishim.wire.noise import AES_GCM, TAG_SIZE, TAKES_VIEWS, CipherState, HandshakeState
 
 VERSION = 1
 """First byte of every frame; rises when a frame or a message changes its meaning."""
@@ -102,9 +102,10 @@ class Session:
         self, identity: bytes, remote: PublicKey, keys: tuple[CipherState, CipherState], *, host: bool
     ) -> None:
         sealing, opening = (state.aead for state in keys)
-        assert sealing is not None and opening is not None, "a finished handshake has keys"
-        # Noise's transport messages have no associated data and count by themselves (section 5.3); ours bind the header,
-        # which carries the count, by the same nonces.
+        assert sealing is not None
+        assert opening is not None
+        # Noise's transport messages have no associated data and count by themselves (section 5.3); ours bind the
+        # header, which carries the count, and use the same nonces.
         self.id = identity
         self.remote = remote
         self._encrypt, self._decrypt = sealing.encrypt, opening.decrypt
@@ -142,8 +143,8 @@ class Session:
         """The message in ``frame``, which must be the reply to the last request (host), or the next request (agent).
 
         :raises RefusedError: (host) the frame is a refusal
-        :raises LinkError: any other frame: replayed, out of turn, of another session or version, altered, cut, extended.
-            The session is as it was: a forged frame cannot end it.
+        :raises LinkError: any other frame: replayed, out of turn, of another session or version, altered, cut,
+            extended. The session is as it was: a forged frame cannot end it.
         """
         number = self._pending if self._host else self._next
         if number is None or number >= MAX_REQUESTS:
@@ -151,8 +152,10 @@ class Session:
         header = HEADER.pack(VERSION, self._opens, self.id, number)
         if frame[: HEADER.size] != header or not HEADER.size + TAG_SIZE <= len(frame) <= MAX_FRAME:
             raise self._unexpected(frame, number)
+        # A copy of a large body costs several times its decryption: its pages have to be had first.
+        body = memoryview(frame)[HEADER.size :] if TAKES_VIEWS else frame[HEADER.size :]
         try:
-            message = self._decrypt(_NONCE.pack(number), frame[HEADER.size :], header)
+            message = self._decrypt(_NONCE.pack(number), body, header)
         except InvalidTag:
             raise LinkError("the frame is not authentic: altered on its way, or sealed with another key") from None
         if self._host:
@@ -252,7 +255,8 @@ class Sessions:
     push out other unproven sessions, but neither a live one nor memory.
 
     :param permitted: who may connect; asked at every request, so that a key taken out is out at once
-    :param on_end: called with the id of each session that had been live and is gone, so that what was kept for it can go
+    :param on_end: called with the id of each session that had been live and is gone, so that what was kept for it
+        can go too
     """
 
     def __init__(
@@ -295,7 +299,8 @@ class Sessions:
         while self._live:
             self._on_end(self._live.popitem(last=False)[0])
 
-    def __len__(self) -> int:
+    @property
+    def live(self) -> int:
         """How many sessions are live."""
         return len(self._live)
 
