@@ -1,0 +1,112 @@
+"""The agent's socket: frames in, frames out, until told to stop. The only module of the agent that imports ``zmq``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket as sockets
+import threading
+from collections.abc import Callable, Iterator
+
+import zmq
+
+from vmishim.errors import LinkError
+from vmishim.wire.session import MAX_FRAME, Reason, Sessions, refusal
+
+_log = logging.getLogger(__name__)
+_LOOK_UP_MS = 100
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(
+    endpoint: str,
+    sessions: Sessions,
+    answer: Callable[[bytes, bytes], bytes],
+    *,
+    stop: threading.Event | int | None = None,
+    ready: Callable[[str], None] | None = None,
+    between: Callable[[], None] | None = None,
+) -> None:
+    """Answer requests at ``endpoint``, one at a time, until ``stop``, SIGTERM or SIGINT; then return.
+
+    Whatever arrives gets an answer, if only a refusal. An exception of ``answer`` or ``between`` is logged with its
+    traceback, and the loop goes on.
+
+    :param endpoint: ``tcp://ADDRESS:PORT`` (port 0 for any that is free) or ``ipc://PATH``
+    :param answer: from session id and request to reply; called for authentic requests only
+    :param stop: ends the loop once it is set (looked at ten times a second), or once there is something to read from
+        this file descriptor (at once); it may be left out in the main thread, which heeds signals
+    :param ready: called once with the endpoint that is listened at
+    :param between: called after each reply has been handed to the network, for work ahead of the next request
+    :raises LinkError: ``endpoint`` cannot be listened at
+    """
+    with zmq.Context() as context, context.socket(zmq.REP) as socket, _signals() as wake:
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.MAXMSGSIZE, MAX_FRAME),
+            (zmq.IPV6, 1),
+            # A host has one request under way; what a flood of others may queue is memory of the guest.
+            (zmq.RCVHWM, 2),
+            (zmq.SNDHWM, 2),
+        ):
+            socket.setsockopt(option, value)
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise LinkError(f"cannot listen at {endpoint}: {error.strerror}") from error
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        for descriptor in (wake, stop if isinstance(stop, int) else None):
+            if descriptor is not None:
+                poller.register(descriptor, zmq.POLLIN)
+        event = stop if isinstance(stop, threading.Event) else None
+        if ready is not None:
+            ready(socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
+        while event is None or not event.is_set():
+            happened = poller.poll(None if event is None else _LOOK_UP_MS)
+            if any(source is not socket for source, _ in happened):
+                return
+            if happened:
+                _answer_one(socket, sessions, answer)
+                if between is not None:
+                    with _logged("work between two requests failed"):
+                        between()
+
+
+def _answer_one(socket: zmq.Socket[bytes], sessions: Sessions, answer: Callable[[bytes, bytes], bytes]) -> None:
+    parts = socket.recv_multipart()
+    reply = refusal(Reason.MALFORMED)
+    if len(parts) == 1:
+        reply = refusal(Reason.FAULT)
+        with _logged("a request failed; its session goes on"):
+            reply = sessions.answer(parts[0], answer)
+    socket.send(reply)
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # whatever it was, it is seen in the log, and the next request may fare better
+        _log.exception(what)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int | None]:
+    """A descriptor that has something to read once the process was told to end; None outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield None
+        return
+    reads, writes = sockets.socketpair()
+    with reads, writes:
+        writes.setblocking(False)
+        # The handlers do nothing: a signal's mark is the byte that Python writes to the descriptor.
+        before = [(number, signal.signal(number, lambda *_: None)) for number in _SIGNALS]
+        wakeup = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
+        try:
+            yield reads.fileno()
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before:
+                signal.signal(number, handler)
