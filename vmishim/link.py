@@ -1,0 +1,292 @@
+"""The road to the agent: one ZeroMQ REQ socket, a session over it, and what to do when either breaks.
+
+The only module of the host's side that imports ``zmq``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+import threading
+import weakref
+from time import monotonic
+from types import TracebackType
+from typing import Final, Self
+
+import zmq
+
+from vmishim.errors import LinkError
+from vmishim.wire.keys import PrivateKey, PublicKey
+from vmishim.wire.session import MAX_FRAME, MAX_MESSAGE, Initiator, Reason, RefusedError, Session
+
+_TCP: Final = re.compile(r"tcp://(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
+_IPC: Final = re.compile(r"ipc://[^\0]+")
+_LONGEST_IPC: Final = 107  # bytes of a path in sockaddr_un, unix(7)
+_LOOK_UP_MS: Final = 20  # while it waits, a socket looks so often whether the connection broke
+_EVENT: Final = struct.Struct("=Hi")  # zmq_socket_monitor(3): first frame of an event
+_SEEN: Final = {
+    int(zmq.EVENT_CONNECT_RETRIED): "nothing listens there",
+    int(zmq.EVENT_CONNECTED): "a connection was made, but no answer came",
+    int(zmq.EVENT_DISCONNECTED): "the connection was closed at the other end",
+    int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "what listens there does not speak ZeroMQ",
+    int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "what listens there does not speak ZeroMQ",
+}
+_BROKEN: Final = frozenset(_SEEN) - {int(zmq.EVENT_CONNECT_RETRIED), int(zmq.EVENT_CONNECTED)}
+
+
+class Link:
+    """Asks the agent at ``endpoint``. Connects and shakes hands at the first request, and again whenever it must.
+
+    A request whose reply is lost, or which meets an agent that does not know the session (it was restarted), is asked
+    once more over a fresh socket and a fresh handshake, within the same deadline: so every request must be one that may
+    be carried out twice, as reads may. The first attempt gets half of the time, so an answer may take that long.
+
+    Threads may share a link; their requests go one after the other. A process that was forked off makes its own socket
+    and handshake and leaves its parent's alone.
+
+    :param endpoint: ``tcp://HOST:PORT`` or ``ipc://PATH``
+    :param static: this host's key, which the agent must permit
+    :param remote: the agent's public key; nobody else can answer
+    :param timeout: seconds that an exchange may take, handshake and retry included (kept to within 20 ms)
+
+    :ivar requests: requests that were answered
+    :ivar bytes_sent: bytes of all request frames
+    :ivar bytes_received: bytes of all reply frames
+    :ivar handshakes: sessions made
+
+    :raises LinkError: ``endpoint`` or ``timeout`` makes no sense
+    """
+
+    def __init__(self, endpoint: str, static: PrivateKey, remote: PublicKey, timeout: float = 5.0) -> None:
+        _check(endpoint)
+        if not timeout > 0:
+            raise LinkError(f"a timeout is a positive number of seconds, not {timeout}")
+        self.endpoint = endpoint
+        self.timeout = timeout
+        self.requests = self.bytes_sent = self.bytes_received = self.handshakes = 0
+        self._static = static
+        self._remote = remote
+        self._lock = threading.Lock()
+        self._line: _Line | None = None
+        self._session: Session | None = None
+        self._closed = False
+        _links.add(self)
+
+    def exchange(self, message: bytes, timeout: float | None = None) -> bytes:
+        """The agent's reply to ``message``.
+
+        :param timeout: seconds, instead of the link's own
+        :raises RefusedError: the agent (or somebody on the road) refuses to answer
+        :raises LinkError: no reply in time, or one that is not authentic
+        """
+        if len(message) > MAX_MESSAGE:
+            raise LinkError(f"a request of {len(message)} bytes is too long: at most {MAX_MESSAGE} fit in a frame")
+        allowed = self.timeout if timeout is None else timeout
+        deadline = monotonic() + allowed
+        if not self._lock.acquire(timeout=max(allowed, 0)):
+            raise LinkError(f"other threads kept the link to {self.endpoint} for {allowed:g} s")
+        try:
+            if self._closed:
+                raise LinkError(f"the link to {self.endpoint} is closed")
+            try:
+                reply = self._ask(message, deadline, share=0.5)
+            except (_LostError, RefusedError) as error:
+                self._drop()
+                if isinstance(error, RefusedError) and error.reason is not Reason.UNKNOWN_SESSION:
+                    raise
+                reply = self._ask(message, deadline, share=1.0)
+            self.requests += 1
+            return reply
+        except BaseException as error:
+            # Whatever went wrong, be it Ctrl-C: a reply may still be under way, so this socket can't be used again.
+            self._drop()
+            if isinstance(error, _LostError):
+                raise LinkError(self._explain(error, allowed)) from None
+            if isinstance(error, RefusedError):
+                raise RefusedError(error.reason, f"{self.endpoint}: {error}") from None
+            raise
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Let go of the agent. A further ``exchange`` is a ``LinkError``; closing twice is not."""
+        with self._lock:
+            self._closed = True
+            self._drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_line", None) is not None:
+            self._drop()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "connected" if self._session else "not connected"
+        return f"Link({self.endpoint!r}, {state}, agent={self._remote!r})"
+
+    def _ask(self, message: bytes, deadline: float, share: float) -> bytes:
+        """One attempt, which may wait for ``share`` of the time that is left."""
+        if self._session is None or self._session.spent:
+            self._session = self._greet(deadline)
+        session, line = self._session, self._line
+        assert line is not None, "a session has its socket"
+        frame = session.seal(message)
+        self.bytes_sent += len(frame)
+        now = monotonic()
+        reply = line.exchange(frame, now + (deadline - now) * share)
+        self.bytes_received += len(reply)
+        try:
+            return session.open(reply)
+        except RefusedError:
+            raise
+        except LinkError as error:
+            raise LinkError(f"{self.endpoint}: {error}") from None
+
+    def _greet(self, deadline: float) -> Session:
+        """A fresh session. Says hello anew whenever the connection breaks, as one to a forwarded port does for as long
+        as the guest boots, and after half of the time that is left: a hello has no effect, so it may be sent often."""
+        while True:
+            self._drop()
+            self._line = _Line(self.endpoint)
+            initiator = Initiator(self._static, self._remote)
+            now = monotonic()
+            try:
+                answer = self._line.exchange(initiator.hello(), min(deadline, now + max((deadline - now) / 2, 0.25)))
+            except _LostError as lost:
+                if monotonic() >= deadline:
+                    raise _LostError(str(lost), early=False) from None
+                continue
+            try:
+                session = initiator.finish(answer)
+            except RefusedError:
+                raise
+            except LinkError as error:
+                raise LinkError(f"{self.endpoint} is not the agent with key {self._remote!r}: {error}") from None
+            self.handshakes += 1
+            return session
+
+    def _drop(self) -> None:
+        """Give up the session and its socket: nothing that is still under way can reach us any more."""
+        self._session = None
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+    def _explain(self, lost: _LostError, allowed: float) -> str:
+        what = f"nothing answered at {self.endpoint} within {allowed:g} s"
+        if lost.early:
+            what = f"{self.endpoint} hung up before it answered, and again when it was asked once more"
+        return f"{what} ({lost}): is the agent running? try `vmishim doctor`"
+
+    def _disown(self) -> None:
+        """In a forked child: the parent's socket is left as it is, and never collected, since that would close it."""
+        _inherited.append(self._line)
+        self._line = None
+        self._session = None  # sealing under the parent's keys and numbers would break both
+        self._lock = threading.Lock()
+
+
+class _LostError(Exception):
+    """No reply came. ``early`` if the connection broke before the time was up."""
+
+    def __init__(self, text: str, *, early: bool) -> None:
+        super().__init__(text)
+        self.early = early
+
+
+class _Line:
+    """One REQ socket, and the monitor that tells what becomes of its connection. For one lost reply, then useless."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.REQ)
+        self._monitor: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
+        self._seen = "nothing listens there"
+        try:
+            for option, value in (
+                (zmq.LINGER, 0),
+                (zmq.MAXMSGSIZE, MAX_FRAME),
+                (zmq.IPV6, 1),
+                (zmq.SNDTIMEO, 0),  # a request is queued at once or not at all
+                (zmq.RCVTIMEO, _LOOK_UP_MS),
+                (zmq.RCVHWM, 1),
+                (zmq.RECONNECT_IVL, 50),
+                (zmq.RECONNECT_IVL_MAX, 500),
+            ):
+                self._socket.setsockopt(option, value)
+            self._monitor.setsockopt(zmq.LINGER, 0)
+            self._socket.monitor("inproc://monitor", zmq.EVENT_ALL)
+            self._monitor.connect("inproc://monitor")
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise LinkError(f"cannot connect to {endpoint}: {error.strerror}") from error
+
+    def exchange(self, frame: bytes, until: float) -> bytes:
+        """The frame that answers ``frame``. :raises _LostError: none came until ``until``, or the connection broke."""
+        try:
+            self._socket.send(frame)
+        except zmq.Again:
+            raise _LostError("it takes no requests", early=True) from None
+        while True:
+            left = until - monotonic()
+            if left * 1000 < _LOOK_UP_MS:
+                self._socket.setsockopt(zmq.RCVTIMEO, max(int(left * 1000), 0))
+            try:
+                parts = self._socket.recv_multipart()
+            except zmq.Again:
+                if self._broke():
+                    raise _LostError(self._seen, early=True) from None
+                if monotonic() >= until:
+                    raise _LostError(self._seen, early=False) from None
+                continue
+            # An agent answers in one part; anything else is as good as an empty frame, which is an error above.
+            return parts[0] if len(parts) == 1 else b""
+
+    def _broke(self) -> bool:
+        broke = False
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = _EVENT.unpack_from(self._monitor.recv_multipart(zmq.NOBLOCK)[0])[0]
+                self._seen = _SEEN.get(event, self._seen)
+                broke = broke or event in _BROKEN
+        return broke
+
+    def close(self) -> None:
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.monitor(None, 0)
+        self._socket.close()
+        self._monitor.close()
+        self._context.term()
+
+
+def _check(endpoint: str) -> None:
+    """:raises LinkError: ``endpoint`` is none."""
+    tcp = _TCP.fullmatch(endpoint)
+    if tcp and 0 < int(tcp[1]) < 65536:
+        return
+    if _IPC.fullmatch(endpoint):
+        if len(os.fsencode(endpoint[len("ipc://") :])) <= _LONGEST_IPC:
+            return
+        raise LinkError(f"the path in {endpoint} is too long for a socket: at most {_LONGEST_IPC} bytes")
+    raise LinkError(f"{endpoint!r} is no endpoint: give tcp://HOST:PORT or ipc://PATH")
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+def _disown_all() -> None:
+    for link in list(_links):
+        link._disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)
