@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ci.vm import image
+from ci.vm import image, lab
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("kernels", help="list the kernels of ci/kernels.toml")
     build = commands.add_parser("image", help="build an image, or find it in the cache")
-    build.add_argument("--rebuild", action="store_true", help="build even if there is one")
+    build.add_argument("--rebuild", action="store_true", help="fetch the packages again and build anew")
     boot = commands.add_parser("boot", help="boot the VM and keep it until Ctrl-C")
     boot.add_argument("--shell", action="store_true", help="a root shell on the serial console, on this terminal")
     boot.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (default 1024)")
@@ -43,8 +43,6 @@ def main() -> int:
         elif options.command == "image":
             print(image.image(options.kernel, rebuild=options.rebuild).folder)
         else:
-            from ci.vm import lab
-
             lab.keep(
                 kernel=options.kernel,
                 memory_mib=options.memory,
@@ -53,7 +51,7 @@ def main() -> int:
                 append=options.append,
                 shell=options.shell,
             )
-    except image.ImageError as error:
+    except (image.ImageError, lab.LabError) as error:
         print(f"ci.vm: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

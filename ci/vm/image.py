@@ -112,6 +112,7 @@ _MASKED: Final = (
     "systemd-sysctl.service",
     "systemd-sysusers.service",
     "systemd-tmpfiles-clean.timer",
+    "systemd-tmpfiles-setup-dev.service",
     "systemd-udev-trigger.service",
     "systemd-update-utmp-runlevel.service",
     "systemd-update-utmp.service",
@@ -123,6 +124,13 @@ _WANTS: Final = {
     "sysinit.target.wants": ("qemu-guest-agent.service",),
     "multi-user.target.wants": ("monitored.service",),
 }
+
+# Programs that are planted by the thousand come from busybox in the container:
+# linked statically, they start in 6 ms under TCG instead of 42.
+_QUICK: Final = ("sleep", "cat")
+
+_KEPT_DAYS: Final = 14
+"""Days that an image nobody uses stays in the cache."""
 
 _HERE: Final = Path(__file__).resolve().parent
 _KERNELS: Final = _HERE.parent / "kernels.toml"
@@ -209,16 +217,20 @@ def find_kernel(name: str | None = None) -> Kernel:
 def image(kernel: str | None = None, *, rebuild: bool = False, progress: Progress = say) -> Image:
     """Return the image for a kernel, building it first if there is none.
 
+    `rebuild` fetches all packages again: an image in the cache stays with the
+    versions of its day.
+
     Raises ImageError if a tool is missing or a step fails.
     """
     entry = find_kernel(kernel)
     built = Image(entry, cache() / f"image-{entry.name}-{_digest(_recipe(entry))}")
-    if built.folder.is_dir() and not rebuild:
-        return built
-    with locked(cache() / "build.lock", progress):
-        if not built.folder.is_dir() or rebuild:
-            _check_host()
-            _build(built, _base(progress), progress)
+    if not built.folder.is_dir() or rebuild:
+        with locked(cache() / "build.lock", progress):
+            if not built.folder.is_dir() or rebuild:
+                _check_host()
+                _build(built, _base(rebuild, progress), progress)
+                _prune()
+    os.utime(built.folder)
     return built
 
 
@@ -319,11 +331,15 @@ def _mirrors() -> list[str]:
     ]
 
 
-def _base(progress: Progress) -> Path:
+def _base(rebuild: bool, progress: Progress) -> Path:
     """Return the tarball of the root without a kernel, shared by all images."""
-    options = [f"--include={','.join(GUEST_PACKAGES)}", *(f"--dpkgopt=path-exclude={glob}" for glob in _EXCLUDED)]
+    options = [
+        f"--include={','.join(GUEST_PACKAGES)}",
+        *(f"--dpkgopt=path-exclude={glob}" for glob in _EXCLUDED),
+    ]
     base = cache() / f"base-{_digest([SUITE, options])}.tar"
-    if base.exists():
+    if base.exists() and not rebuild:
+        os.utime(base)
         return base
     with _step(f"Debian {SUITE}, {len(GUEST_PACKAGES)} packages and what they need", progress):
         partial = base.with_suffix(".partial.tar")
@@ -355,6 +371,21 @@ def _build(built: Image, base: Path, progress: Progress) -> None:
     progress(f"image: {built.folder}")
 
 
+def _prune() -> None:
+    """Remove from the cache what was not used for long, or left half built.
+
+    The caller holds the lock of builds.
+    """
+    old = time.time() - _KEPT_DAYS * 86400
+    for path in cache().iterdir():
+        unused = path.name.startswith(("image-", "base-", "accelerator-")) and path.stat().st_mtime < old
+        if unused or path.name.startswith("building-"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def _unpack_kernel(kernel: Kernel, work: Path, root: Path, result: Path) -> str:
     """Fetch the real kernel package; return its release (``uname -r``)."""
     package = shlex.quote(kernel.package)
@@ -372,8 +403,6 @@ def _unpack_kernel(kernel: Kernel, work: Path, root: Path, result: Path) -> str:
     (vmlinuz,) = (files / "boot").glob("vmlinuz-*")
     shutil.copyfile(vmlinuz, result / "vmlinuz")
     release = vmlinuz.name.removeprefix("vmlinuz-")
-    for config in (files / "boot").glob("config-*"):
-        shutil.copyfile(config, result / "config")
     modules = next(path for path in (files / "lib/modules", files / "usr/lib/modules") if path.is_dir())
     (root / "usr/lib").mkdir(parents=True)
     shutil.move(modules, root / "usr/lib/modules")
@@ -406,6 +435,10 @@ def _furnish(root: Path) -> None:
     (root / "etc/hostname").write_text("lab\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost lab\n")
     (root / "etc/fstab").write_text("")
+    quick = root / "usr/lib/vmishim-lab/bin"
+    quick.mkdir()
+    for applet in _QUICK:
+        (quick / applet).symlink_to("/usr/bin/busybox")
     container = root / "var/lib/monitored/rootfs"
     for folder in ("usr", "etc", "proc", "sys", "dev", "tmp", "run", "var", "root"):
         (container / folder).mkdir(parents=True)

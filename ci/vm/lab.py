@@ -40,6 +40,9 @@ HOST_ADDRESS: Final = "10.0.2.2"
 BOOT_TIMEOUT: Final = 90.0
 """Seconds from QEMU's start to readiness; under TCG 8 to 12 are usual."""
 
+# LibVMI, the yardstick, walks four-level tables only: no five-level paging.
+_CPU: Final = {"kvm": "host,la57=off", "tcg": "max,la57=off"}
+
 _PREFIX: Final = "vmishim-lab-"
 _SHARED_MEMORY: Final = Path("/dev/shm")
 
@@ -110,6 +113,7 @@ class LabVM:
         begun = time.monotonic()
         run_folder, lock = _make_run_folder(memory_mib)
         words = ["console=ttyS0", "panic=-1", "net.ifnames=0", "audit=0"]
+        words += ["systemd.log_level=notice", "SYSTEMD_COLORS=0"]
         words += ["nokaslr"] if nokaslr else []
         command = _qemu_command(image, run_folder, chosen, memory_mib, cpus, [*words, append], terminal)
         with contextlib.ExitStack() as on_failure:
@@ -170,13 +174,13 @@ class LabVM:
         """Return the last lines of the guest's console."""
         with contextlib.suppress(FileNotFoundError):
             text = (self.folder / "serial.log").read_text(errors="replace")
-            return "\n".join(text.replace("\r", "").splitlines()[-lines:])
+            return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
         return ""
 
     def run(
         self,
         *argv: str,
-        input: bytes | None = None,  # noqa: A002 - named as in subprocess.run
+        input: bytes | None = None,
         timeout: float = 60.0,
         check: bool = True,
     ) -> "subprocess.CompletedProcess[bytes]":
@@ -215,7 +219,7 @@ class LabVM:
     def container(
         self,
         *argv: str,
-        input: bytes | None = None,  # noqa: A002 - named as in subprocess.run
+        input: bytes | None = None,
         timeout: float = 60.0,
         check: bool = True,
     ) -> "subprocess.CompletedProcess[bytes]":
@@ -261,17 +265,19 @@ class LabVM:
     def processes(self) -> dict[int, str]:
         """Return the guest's processes, pid to name, from its ``/proc``.
 
-        Thread group leaders, kernel threads too. The kernel decorates the
-        names of its workers there: "kworker/0:1-events" is "kworker/0:1" in
-        the task.
+        Thread group leaders, kernel threads too, but not the listing itself.
+        The kernel decorates the names of its workers there:
+        "kworker/0:1-events" is "kworker/0:1" in the task.
         """
         # grep runs once for all and repeats its prefix for a name with a newline.
-        done = self.run("sh", "-c", "exec grep -Hs '' /proc/[0-9]*/comm", check=False)
+        script = "echo $$; exec grep -Hs '' /proc/[0-9]*/comm"
+        own, *lines = self.run("sh", "-c", script, check=False).stdout.decode(errors="surrogateescape").split("\n")
         found: dict[int, str] = {}
-        for line in done.stdout.decode(errors="surrogateescape").split("\n")[:-1]:
+        for line in lines[:-1]:
             path, _, comm = line.partition(":")
             pid = int(path.split("/")[2])
             found[pid] = f"{found[pid]}\n{comm}" if pid in found else comm
+        del found[int(own)]
         return found
 
     def wait_until(self, predicate: Callable[[], object], what: str, timeout: float = 30.0) -> None:
@@ -366,6 +372,8 @@ def find_accelerator(image: images.Image, progress: Callable[[str], None] = imag
     """
     given = os.environ.get("VMISHIM_ACCEL")
     if given:
+        if given not in _CPU:
+            raise LabError(f"VMISHIM_ACCEL is {given!r}; it may be {' or '.join(_CPU)}")
         return given
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
@@ -381,14 +389,15 @@ def find_accelerator(image: images.Image, progress: Callable[[str], None] = imag
 
 
 def keep(*, kernel: str | None, memory_mib: int, cpus: int, nokaslr: bool, append: str, shell: bool) -> None:
-    """Boot a VM and keep it until it ends or KeyboardInterrupt is raised."""
+    """Boot a VM and keep it until it ends or KeyboardInterrupt is raised.
+
+    `shell` joins this terminal to a root shell on the guest's console.
+    """
     if shell:
         append += " systemd.wants=lab-shell.service"
     with (
         _terminal_restored(),
-        LabVM.boot(
-            kernel, memory_mib=memory_mib, cpus=cpus, nokaslr=nokaslr, append=append, terminal=shell
-        ) as vm,
+        LabVM.boot(kernel, memory_mib=memory_mib, cpus=cpus, nokaslr=nokaslr, append=append, terminal=shell) as vm,
     ):
         images.say(f"lab: port {GUEST_PORT} of the guest is {vm.endpoint}")
         images.say(f"lab: memory {vm.ram}, console {vm.folder / 'serial.log'}; Ctrl-C ends the VM")
@@ -412,12 +421,19 @@ def _qemu_command(
     append: list[str],
     terminal: bool,
 ) -> list[str]:
-    # LibVMI, the yardstick, walks four-level tables only: no five-level paging.
-    cpu = "host,la57=off" if accelerator == "kvm" else "max,la57=off"
     console = "stdio,signal=on,logfile=" if terminal else "file,path="
     return [
         "qemu-system-x86_64",
-        *("-M", "q35,memory-backend=ram", "-accel", accelerator, "-cpu", cpu, "-smp", str(cpus)),
+        *(
+            "-M",
+            "q35,memory-backend=ram",
+            "-accel",
+            accelerator,
+            "-cpu",
+            _CPU[accelerator],
+            "-smp",
+            str(cpus),
+        ),
         *("-m", f"{memory_mib}M"),
         *("-object", f"memory-backend-file,id=ram,size={memory_mib}M,mem-path={folder / 'ram'},share=on"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
@@ -453,7 +469,14 @@ def _start(
         # Its standard input ends when this process does, however it dies. A
         # parent-death signal would also come when the thread that booted ends.
         warden = subprocess.Popen(
-            ["sh", "-c", 'read -r word || { kill -KILL "$1"; rm -rf "$2"; }', "sh", str(qemu.pid), str(folder)],
+            [
+                "sh",
+                "-c",
+                'read -r word || { kill -KILL "$1"; rm -rf "$2"; }',
+                "sh",
+                str(qemu.pid),
+                str(folder),
+            ],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -479,7 +502,7 @@ def _make_run_folder(memory_mib: int) -> tuple[Path, IO[bytes]]:
     if os.access(_SHARED_MEMORY, os.W_OK):
         parents.insert(0, _SHARED_MEMORY)
     # One at a time: else a folder could be swept before its lock is held.
-    with images.locked(images.cache() / "runs.lock"):
+    with images.locked(Path(tempfile.gettempdir(), f"vmishim-lab.{os.getuid()}.lock")):
         for parent in parents:
             for folder in parent.glob(f"{_PREFIX}*"):
                 _sweep(folder)
@@ -494,13 +517,15 @@ def _make_run_folder(memory_mib: int) -> tuple[Path, IO[bytes]]:
 def _sweep(folder: Path) -> None:
     """Remove a run's folder if its owner, who held the lock, is dead."""
     try:
+        if folder.stat().st_uid != os.getuid():
+            return
         with (folder / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(folder)
     except BlockingIOError:
         return
     except OSError:
-        # Gone meanwhile, another user's, or died before it had a lock.
+        # Its owner died before it had a lock, or has just removed it.
         _remove(folder)
 
 
@@ -512,7 +537,7 @@ def _kvm_works(image: images.Image, timeout: float = 10.0) -> bool:
     """Boot to the initramfs under KVM: whether its first program has run."""
     command = [
         "qemu-system-x86_64",
-        *("-M", "q35", "-accel", "kvm", "-cpu", "host", "-m", "256M", "-nodefaults", "-no-user-config"),
+        *("-M", "q35", "-accel", "kvm", "-cpu", _CPU["kvm"], "-m", "256M", "-nodefaults", "-no-user-config"),
         *("-no-reboot", "-display", "none", "-serial", "stdio", "-monitor", "none"),
         *("-kernel", str(image.vmlinuz), "-initrd", str(image.initrd)),
         *("-append", "console=ttyS0 panic=-1 vmishim.probe"),

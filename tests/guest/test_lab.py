@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +46,10 @@ def test_nothing_failed_in_the_guest(vm: LabVM) -> None:
     assert vm.run("systemctl", "list-units", "--failed", "--no-legend", "--plain").stdout == b""
 
 
+def test_a_listing_does_not_list_itself(vm: LabVM) -> None:
+    assert not {"grep", "sh"} & set(vm.processes().values())
+
+
 @pytest.mark.parametrize("count", [1, 7, 1000])
 def test_planted_processes_are_those_in_proc(vm: LabVM, count: int) -> None:
     before = vm.processes()
@@ -71,7 +76,8 @@ def test_the_container_sees_only_its_own(vm: LabVM) -> None:
     assert sorted(inside) == [b"catatonit", b"ps"]
     assert vm.container("hostname").stdout == b"monitored\n"
     links = vm.container("ip", "-oneline", "link").stdout.decode().splitlines()
-    assert len(links) == 1 and "LOOPBACK,UP" in links[0]
+    assert len(links) == 1
+    assert "LOOPBACK,UP" in links[0]
     init = next(pid for pid, comm in vm.processes().items() if comm == "catatonit")
     for space in ("pid", "mnt", "net", "ipc", "uts", "cgroup"):
         theirs = vm.run("readlink", f"/proc/{init}/ns/{space}").stdout
@@ -114,6 +120,20 @@ def test_files_come_back_as_written(vm: LabVM) -> None:
 def test_kallsyms_has_addresses(vm: LabVM) -> None:
     (line,) = [line for line in vm.kallsyms().splitlines() if line.endswith(b" init_task")]
     assert int(line.split()[0], 16) > 1 << 63
+
+
+def test_the_agents_needs_are_there(vm: LabVM) -> None:
+    script = "import ctypes, zmq, cryptography; ctypes.CDLL('libbpf.so.1')"
+    assert vm.run("python3", "-c", script).stderr == b""
+    assert vm.run("test", "-r", "/sys/kernel/btf/vmlinux").returncode == 0
+
+
+def test_the_endpoint_leads_into_the_guest(vm: LabVM) -> None:
+    answer = "import socket; s = socket.create_server(('', 5555)); s.accept()[0].sendall(b'hello')"
+    vm.run("systemd-run", "--unit=answer", "python3", "-c", answer)
+    vm.wait_until(lambda: b":5555" in vm.run("ss", "-Hltn").stdout, "the listener")
+    with socket.create_connection(("127.0.0.1", vm.port), timeout=10) as connection:
+        assert connection.recv(5) == b"hello"
 
 
 def test_pause_stops_the_clock(vm: LabVM) -> None:

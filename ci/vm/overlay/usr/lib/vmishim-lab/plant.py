@@ -18,7 +18,8 @@ with tempfile.TemporaryDirectory() as folder:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    assert planter.stdin is not None and planter.stdout is not None
+    assert planter.stdin is not None
+    assert planter.stdout is not None
     planted = planter.stdout.readline() == b"planted\n"
     if planted:
         pid = pid_file.read_text().strip()
