@@ -1,0 +1,28 @@
+# Each target does all of its own set-up, as root or with sudo, on Debian 12 or Ubuntu 24.04; again, it takes no time.
+PYTHON := .venv/bin/python
+
+help: ## what there is to make
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+demo: setup ## boot a VM, list its processes by an unchanged LibVMI script, compare the ways to read
+	@$(PYTHON) -m ci.demo
+
+test: setup ## check everything: style, types, unit tests, contract tests, tests in a booted VM
+	@ci/check
+
+bench: setup ## measure listings of 100, 300 and 1,000 processes, each way to read
+	@$(PYTHON) -m ci.bench
+
+lint: ## style and types only
+	@ci/setup --no-vm
+	@ci/check --lint
+
+setup: ## packages, virtual environment, eBPF objects, lab image
+	@ci/setup
+
+clean: ## remove what was made here; the lab image stays in its cache
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@$(MAKE) --silent -C bpf clean
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help demo test bench lint setup clean
