@@ -132,21 +132,20 @@ def connect(name_or_id: str, init_data: Mapping[VMIInitData, str] | None = None,
         kernel that we know
     :raises LinkError: its agent cannot be reached, or is not the one that is enrolled
     """
-    domain = find(name_or_id, by_id)
-    target: Target
+    return reach(find(name_or_id, by_id), init_data)
+
+
+def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None) -> Target:
+    """Reach a domain whose entry is known; otherwise as ``connect``."""
     if domain.ramfile:
-        from vmishim.memory import ramfile
+        from vmishim.memory.ramfile import RamFile
 
-        target = ramfile.open(domain.name, Path(domain.ramfile).expanduser(), symbols=domain.symbols or None)
-    else:
-        from vmishim import guest
-        from vmishim.wire import keys
+        return RamFile(domain.name, Path(domain.ramfile).expanduser(), symbols=domain.symbols or None)
+    from vmishim import guest
+    from vmishim.wire import keys
 
-        socket = (init_data or {}).get(VMIInitData.KVMI_SOCKET, "")
-        endpoint = socket if socket.startswith(_SCHEMES) else domain.agent
-        private = keys.load_private(Path(domain.key).expanduser())
-        public = keys.PublicKey.from_text(domain.agent_key)
-        target = guest.connect(domain.name, endpoint, private, public, domain.timeout)
-    if domain.id:
-        target.vmid = domain.id  # type: ignore[attr-defined]
-    return target
+    socket = (init_data or {}).get(VMIInitData.KVMI_SOCKET, "")
+    endpoint = socket if socket.startswith(_SCHEMES) else domain.agent
+    private = keys.load_private(Path(domain.key).expanduser())
+    public = keys.PublicKey.from_text(domain.agent_key)
+    return guest.connect(domain.name, endpoint, private, public, domain.timeout)

@@ -19,6 +19,7 @@ from struct import Struct
 from types import SimpleNamespace, TracebackType
 from typing import Any, NamedTuple, NoReturn
 
+from vmishim import domains
 from vmishim.constants import (
     INIT_DOMAINID,
     INIT_DOMAINNAME,
@@ -327,6 +328,7 @@ class Libvmi(Scalars):
         "_reader",
         "_symbols",
         "_target",
+        "_vmid",
         "opaque_vmi",
         "vmi",
     )  # fmt: skip
@@ -341,10 +343,11 @@ class Libvmi(Scalars):
         mode: VMIMode | None = None,
         partial: bool = False,
     ) -> None:
-        target = self._connect(domain, init_flags, init_data, mode, partial)
+        found = self._find(domain, init_flags, init_data, mode, partial)
+        given = None if partial else configuration.read(config_mode, config, domain)
+        target = domains.reach(found, init_data)
         try:
-            given = None if partial else configuration.read(config_mode, config, domain)
-            self._open(target, given, initialised=not partial)
+            self._open(target, given, found.id, initialised=not partial)
         except BaseException:
             target.close()
             raise
@@ -356,15 +359,13 @@ class Libvmi(Scalars):
         :param config: a configuration that wins over what the guest says
         """
         vmi = cls.__new__(cls)
-        vmi._open(target, config, initialised=True)
+        vmi._open(target, config)
         return vmi
 
     @staticmethod
-    def _connect(
+    def _find(
         domain: str, init_flags: int, init_data: Mapping[VMIInitData, str] | None, mode: VMIMode | None, partial: bool
-    ) -> Target:
-        from vmishim.domains import connect
-
+    ) -> domains.Domain:
         for value in (init_data or {}).values():
             if not isinstance(value, str):
                 raise RuntimeError("Passing anything else than a string as init_data value is not implemented")
@@ -377,9 +378,10 @@ class Libvmi(Scalars):
         domain.encode()
         if init_flags & INIT_EVENTS:
             raise LibvmiError("EVENTS: vmishim has no events; leave out INIT_EVENTS")
-        return connect(domain, init_data, by_id=not init_flags & INIT_DOMAINNAME)
+        return domains.find(domain, by_id=not init_flags & INIT_DOMAINNAME)
 
-    def _open(self, target: Target, given: Config | None, initialised: bool) -> None:
+    def _open(self, target: Target, given: Config | None, vmid: int = 0, initialised: bool = True) -> None:
+        self._vmid = vmid
         self._lock = threading.Lock()
         self._holds = 0
         self._target = target
@@ -990,7 +992,7 @@ class Libvmi(Scalars):
 
     def get_vmid(self) -> int:
         """The domain's number: ``id`` of ``domains.toml``, 0 without one. Source: ``vmi_get_vmid``."""
-        return int(getattr(self._target, "vmid", 0))
+        return self._vmid
 
     def get_access_mode(self, domain: str, init_flags: int, init_data: Any) -> VMIMode:
         """How a domain would be reached: ``FILE`` for a RAM file, else ``KVM``, since the guest lives.
@@ -1000,13 +1002,11 @@ class Libvmi(Scalars):
 
         Source: ``vmi_get_access_mode``.
         """
-        from vmishim.domains import find
-
         if not init_flags & (INIT_DOMAINNAME | INIT_DOMAINID):
             raise RuntimeError("init_flags must be either INIT_DOMAINAME or INIT_DOMAINID")
         domain.encode()
         try:
-            found = find(domain, by_id=not init_flags & INIT_DOMAINNAME)
+            found = domains.find(domain, by_id=not init_flags & INIT_DOMAINNAME)
         except LibvmiError:
             raise LibvmiError(FAILURE) from None
         return VMIMode.FILE if found.ramfile else VMIMode.KVM

@@ -13,8 +13,11 @@ class Target(Protocol):
 
     name: str
     """The domain's name, as ``Libvmi.get_name`` gives it."""
-    reader: MemoryReader
-    """Reads memory; may answer kernel addresses from read-ahead snapshots."""
+
+    @property
+    def reader(self) -> MemoryReader:
+        """Reads memory, for several threads at a time; may answer kernel addresses from read-ahead snapshots."""
+        ...
 
     @property
     def profile(self) -> Profile:
@@ -26,7 +29,7 @@ class Target(Protocol):
     ``reader`` for everything else. Empty for a backend that reads ahead of nobody. The dict object never changes."""
 
     def hold(self) -> None:
-        """Everything read until ``release`` is as of one hold (LibVMI's ``vmi_pause_vm``). Holds nest; the caller counts."""
+        """Everything read until ``release`` is as of one hold (LibVMI's ``vmi_pause_vm``). The caller counts nested ones."""
         ...
 
     def release(self) -> None:

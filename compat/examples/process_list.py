@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""List the processes of a Linux guest. Plain LibVMI: runs on the libvmi bindings and on vmishim alike."""
+
+import argparse
+import contextlib
+import sys
+
+from libvmi import VMIOS, Libvmi, LibvmiError
+
+
+@contextlib.contextmanager
+def paused(vmi):
+    vmi.pause_vm()
+    try:
+        yield
+    finally:
+        vmi.resume_vm()
+
+
+def processes(vmi):
+    """Address, pid and name of every task in the kernel's list, in its order."""
+    tasks = vmi.get_offset("linux_tasks")
+    pid = vmi.get_offset("linux_pid")
+    name = vmi.get_offset("linux_name")
+    head = vmi.translate_ksym2v("init_task") + tasks
+    entry = head
+    while True:
+        task = entry - tasks
+        yield task, vmi.read_32_va(task + pid, 0), vmi.read_str_va(task + name, 0)
+        entry = vmi.read_addr_va(entry, 0)
+        if entry == head:
+            return
+
+
+def main():
+    parser = argparse.ArgumentParser(description="List the processes of a Linux guest.")
+    parser.add_argument("domain", help="name of the guest")
+    domain = parser.parse_args().domain
+    try:
+        with Libvmi(domain) as vmi:
+            if vmi.get_ostype() != VMIOS.LINUX:
+                sys.exit(f"{domain} does not run Linux")
+            with paused(vmi):
+                for task, pid, comm in processes(vmi):
+                    print(f"[{pid:>5}] {comm} (struct addr {task:#x})")
+    except LibvmiError as error:
+        sys.exit(f"{domain}: {error}")
+
+
+if __name__ == "__main__":
+    main()

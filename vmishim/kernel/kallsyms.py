@@ -1,0 +1,173 @@
+"""The kernel's own symbol table, decoded from its memory.
+
+The tables lie in the kernel's read-only data, one behind the other, and name no addresses of each other. What is easy
+to
+find is the token table: it has all digits as tokens of their own. From there the others are told by what they must
+satisfy.
+
+Pure: bytes in, symbols out.
+
+Source: ``scripts/kallsyms.c`` and ``kernel/kallsyms.c`` of the kernel. The order of the tables changed in 6.6
+(404bad70fcf7):
+before it, offsets and base come first, since then last.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from itertools import pairwise
+from struct import unpack_from
+
+DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
+"""What the token table contains: the digits, each a token. Look for this in memory."""
+
+BEFORE = 48 << 20
+"""Bytes in front of the token table among which the others are: names and offsets of half a million symbols."""
+AFTER = 16 << 20
+"""Bytes behind the token table among which the other tables are."""
+
+_LONGEST = 514
+"""Bytes of a name in the table, its length included (``KSYM_NAME_LEN``)."""
+TOKENS, MARKED = 256, 256
+"""Tokens there are; symbols from one marker to the next."""
+
+
+class Symbols:
+    """Decoded symbols.
+
+    :ivar addresses: by name; of names that occur twice the first
+    :ivar names: the first name at each address
+    """
+
+    def __init__(self, pairs: Iterator[tuple[int, str]]) -> None:
+        self.addresses: dict[str, int] = {}
+        self.names: dict[int, str] = {}
+        for address, name in pairs:
+            self.addresses.setdefault(name, address)
+            self.names.setdefault(address, name)
+
+
+def decode(memory: bytes, digits: int) -> Symbols:
+    """Decode the tables around a token table.
+
+    :param memory: the kernel's read-only data, or ``BEFORE`` bytes of it in front of the token table and ``AFTER``
+        behind
+    :param digits: where in ``memory`` ``DIGITS`` was found
+    :raises ValueError: this is no token table, or the tables around it are not understood
+    """
+    table, index_at, tokens = _tokens(memory, digits)
+    markers_at, markers = _markers(memory, table)
+    count, names_at = _names(memory, markers_at, markers)
+    addresses = _addresses(memory, names_at, index_at + 2 * TOKENS, count)
+    return Symbols(zip(addresses, _expand(memory, names_at, count, tokens), strict=True))
+
+
+def _aligned(position: int) -> int:
+    return (position + 7) & -8
+
+
+def _tokens(memory: bytes, digits: int) -> tuple[int, int, list[bytes]]:
+    """(where the token table is, where its index is, the tokens)."""
+    # 256 tokens of 1 to some 20 bytes; the index of their starts follows, aligned.
+    for index_at in range(_aligned(digits + len(DIGITS)), digits + 8192, 8):
+        if index_at + 2 * TOKENS > len(memory):
+            break
+        index = unpack_from(f"<{TOKENS}H", memory, index_at)
+        table = digits - index[ord("0")]
+        if index[0] or table < 0 or any(low >= high for low, high in pairwise(index)):
+            continue
+        if any(memory[table + start - 1] for start in index[1:]):
+            continue
+        ends = [*(start - 1 for start in index[1:]), memory.find(b"\0", table + index[-1]) - table]
+        if _aligned(table + ends[-1] + 1) == index_at:
+            return table, index_at, [memory[table + a : table + b] for a, b in zip(index, ends, strict=True)]
+    raise ValueError("no index of tokens behind the digits")
+
+
+def _markers(memory: bytes, table: int) -> tuple[int, list[int]]:
+    """(where the markers are, their values): the 32-bit place in the names of every 256th symbol, the first being 0.
+
+    They end at the token table; or, from 6.2 to 6.5 (60443c88f3a8), at the sequence numbers in front of it, which take
+    three
+    bytes for each symbol.
+    """
+    start = max(table - (4 << 20), table % 4)
+    words = array("I")
+    words.frombytes(memory[start:table])
+    for end in range(len(words), 2, -2):
+        last = end - 1 if words[end - 1] else end - 2  # padding to 8 bytes
+        if not 0 < words[last] - words[last - 1] < _LONGEST * MARKED:
+            continue
+        first = last
+        while first > 0 and 0 < words[first] - words[first - 1] < _LONGEST * MARKED:
+            first -= 1
+        count = last - first + 1
+        symbols = 4 * (len(words) - end) // 3
+        if (
+            words[first] == 0
+            and count > 1
+            and (end == len(words) or (count - 1) * MARKED <= symbols <= count * MARKED + 2)
+        ):
+            return start + 4 * first, list(words[first : last + 1])
+    raise ValueError("no markers in front of the tokens")
+
+
+def _names(memory: bytes, markers_at: int, markers: list[int]) -> tuple[int, int]:
+    """(how many symbols, where their names are)."""
+    last = markers[-1]
+    most = (len(markers) - 1) * MARKED + MARKED
+    # After the last marker there are at most 256 names of at most 512 bytes.
+    for names_at in range((markers_at - last) & -8, max(markers_at - last - MARKED * _LONGEST, 8), -8):
+        count: int = unpack_from("<I", memory, names_at - 8)[0]
+        if not most - MARKED < count <= most:
+            continue
+        at = names_at
+        for _ in range(MARKED):
+            at = _entry(memory, at)[1]
+        if at - names_at == markers[1] and _aligned(_end(memory, names_at + last, count - most + MARKED)) == markers_at:
+            return count, names_at
+    raise ValueError("no names in front of the markers")
+
+
+def _end(memory: bytes, at: int, entries: int) -> int:
+    for _ in range(entries):
+        at = _entry(memory, at)[1]
+    return at
+
+
+def _entry(memory: bytes, at: int) -> tuple[int, int]:
+    """(start, end) of the tokens of the name at ``at``. Since 6.1 (73bbb94466fd) a set top bit means a longer name."""
+    length = memory[at]
+    at += 1
+    if length & 0x80:
+        length = length & 0x7F | memory[at] << 7
+        at += 1
+    return at, at + length
+
+
+def _expand(memory: bytes, at: int, count: int, tokens: list[bytes]) -> Iterator[str]:
+    for _ in range(count):
+        start, at = _entry(memory, at)
+        # The first character is the symbol's type, as nm shows it.
+        yield b"".join([tokens[token] for token in memory[start:at]])[1:].decode("ascii", "replace")
+
+
+def _addresses(memory: bytes, names_at: int, index_end: int, count: int) -> list[int]:
+    size = _aligned(4 * count)
+    before = names_at - 16 - size
+    places = [(_aligned(index_end), _aligned(index_end) + size), (before, before + size)]
+    for offsets_at, base_at in places:
+        if offsets_at < 0 or base_at + 8 > len(memory):
+            continue
+        base: int = unpack_from("<Q", memory, base_at)[0]
+        # Offsets are from _text; KASLR moves the image within the last 2 GiB.
+        if base < 0xFFFF_FFFF_8000_0000 or base % 4096:
+            continue
+        offsets = array("i")
+        offsets.frombytes(memory[offsets_at : offsets_at + 4 * count])
+        if offsets[-1] < 0:
+            # Until 6.15 per-CPU symbols are absolute and positive, others negative: base - 1 - offset (2213e9a66bb8).
+            return [base - 1 - offset if offset < 0 else offset for offset in offsets]
+        return [base + offset % (1 << 32) for offset in offsets]
+    raise ValueError("no offsets beside the names")

@@ -1,0 +1,90 @@
+"""What a shared object exports, read from where a process has it mapped.
+
+Source: ``elf(5)``; LibVMI's ``os/linux/elfparse.c`` reads the same tables for ``vmi_translate_sym2v``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from struct import Struct
+
+from vmishim.errors import FaultError
+
+Read = Callable[[int, int], bytes]
+"""``read(virtual address, count)``; raises ``FaultError``."""
+
+_HEADER = Struct("<4s12xHHIQQQIHHHHHH")
+_PROGRAM = Struct("<IIQQQQQQ")
+_DYNAMIC = Struct("<QQ")
+_SYMBOL = Struct("<IBBHQQ")
+_GNU_HASH = Struct("<IIII")
+_LOAD, _DYNAMIC_SEGMENT = 1, 2
+_EXECUTABLE, _SHARED = 2, 3
+_NULL, _HASH, _STRTAB, _SYMTAB, _STRSZ, _GNU = 0, 4, 5, 6, 10, 0x6FFF_FEF5
+_SECTION_UNDEFINED = 0
+
+MOST_SEGMENTS, MOST_TAGS, MOST_SYMBOLS, MOST_STRINGS = 64, 256, 1 << 20, 64 << 20
+"""More than any real object has: the image may be hostile."""
+
+
+def exports(read: Read, base: int) -> Iterator[tuple[str, int]]:
+    """Names and values of the dynamic symbols that the object at ``base`` defines.
+
+    :param base: where its ELF header is mapped
+    :returns: (name, bytes from the object's start); of an object that is not position-independent, from address 0
+    :raises FaultError: there is no 64-bit ELF image, or one of its tables cannot be read
+    """
+    magic, kind, _, _, _, programs, _, _, _, size, count, *_ = _HEADER.unpack(read(base, _HEADER.size))
+    if magic != b"\x7fELF" or kind not in (_EXECUTABLE, _SHARED) or size != _PROGRAM.size or count > MOST_SEGMENTS:
+        raise FaultError(base)
+    segments = list(_PROGRAM.iter_unpack(read(base + programs, count * size)))
+    first = next((segment[3] for segment in segments if segment[0] == _LOAD), 0)
+    table = next((segment[3] for segment in segments if segment[0] == _DYNAMIC_SEGMENT), None)
+    if table is None:
+        raise FaultError(base)
+    tags = _tags(read, base - first + table)
+
+    def place(tag: int) -> int:
+        # The dynamic linker adds the base to the pointers of what it loads; nobody does that for the vDSO.
+        value = tags[tag]
+        return value if value >= base else base - first + value
+
+    try:
+        symbols, strings, length = place(_SYMTAB), place(_STRTAB), min(tags[_STRSZ], MOST_STRINGS)
+        entries = _count(read, tags, place)
+    except KeyError:
+        raise FaultError(base) from None
+    names = read(strings, length)
+    for name, _, _, section, value, _ in _SYMBOL.iter_unpack(read(symbols, entries * _SYMBOL.size)):
+        if section != _SECTION_UNDEFINED and name < length:
+            yield names[name : names.find(b"\0", name)].decode("utf-8", "replace"), value - first
+
+
+def _tags(read: Read, at: int) -> dict[int, int]:
+    tags: dict[int, int] = {}
+    for _ in range(MOST_TAGS):
+        tag, value = _DYNAMIC.unpack(read(at, _DYNAMIC.size))
+        if tag == _NULL:
+            break
+        tags[tag] = value
+        at += _DYNAMIC.size
+    return tags
+
+
+def _count(read: Read, tags: dict[int, int], place: Callable[[int], int]) -> int:
+    """How many dynamic symbols there are: only the hash tables know."""
+    if _HASH in tags:
+        return min(int.from_bytes(read(place(_HASH) + 4, 4), "little"), MOST_SYMBOLS)
+    at = place(_GNU)
+    buckets, first, bloom, _ = _GNU_HASH.unpack(read(at, _GNU_HASH.size))
+    at += _GNU_HASH.size + 8 * bloom
+    buckets = min(buckets, MOST_SYMBOLS)
+    last = max(memoryview(read(at, 4 * buckets)).cast("I"), default=0)
+    if last < first:
+        return int(first)
+    at += 4 * buckets
+    while last < MOST_SYMBOLS:  # the last chain ends with a set lowest bit
+        if read(at + 4 * (last - first), 1)[0] & 1:
+            break
+        last += 1
+    return int(last) + 1

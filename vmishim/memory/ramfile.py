@@ -1,0 +1,357 @@
+"""Ordinary VMs: the guest's RAM in a file, read without anybody's help.
+
+The file is a ``memory-backend-file`` of QEMU (``share=on``), which shows the running guest, or a raw image of its
+memory.
+The kernel, its place under KASLR, its page tables, symbols and structure layouts are all found in that memory itself.
+
+This is the road for machines that are not confidential, and the yardstick for the agent: same API, same contract, no
+agent.
+Like LibVMI's file driver it cannot stop the guest: a hold only keeps translations.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from struct import unpack_from
+from typing import NamedTuple
+
+from vmishim.errors import FaultError, LibvmiError, LinkError
+from vmishim.kernel import btf, kallsyms
+from vmishim.kernel.btf import Btf
+from vmishim.kernel.profile import Member
+from vmishim.memory import pagetable
+from vmishim.memory.reader import KERNEL, PAGE_SIZE, PHYSICAL
+
+GIB = 1 << 30
+KERNEL_MAP = 0xFFFF_FFFF_8000_0000
+"""``__START_KERNEL_map``: where the kernel image is mapped, less ``phys_base``."""
+TEXT = 0xFFFF_FFFF_8100_0000
+"""Where ``_text`` is without KASLR."""
+IMAGE_ALIGN = 2 << 20
+"""Alignment of the kernel image, virtual and physical (``CONFIG_PHYSICAL_ALIGN`` of x86-64)."""
+BANNER = b"Linux version "
+
+
+class Segment(NamedTuple):
+    """Guest physical memory that lies in one piece in the file."""
+
+    start: int
+    """Guest physical address."""
+    end: int
+    """One past its last byte."""
+    offset: int
+    """Of ``start`` in the file."""
+
+
+def layouts(size: int) -> Iterator[tuple[Segment, ...]]:
+    """Where QEMU may have put ``size`` bytes of RAM, likelier layouts first.
+
+    Below 4 GiB there is a hole for devices. RAM that does not fit below it goes on at 4 GiB: ``q35`` keeps 2 GiB below
+    if
+    there are 2.75 GiB or more; ``pc`` (i440fx) keeps 3 GiB if there are 3.5 GiB or more. Else all of it is in one
+    piece.
+
+    Source: ``pc_q35_init`` and ``pc_init1`` of QEMU.
+    """
+    for limit, low in ((0xB000_0000, 2 * GIB), (0xE000_0000, 3 * GIB)):
+        if size >= limit:
+            yield Segment(0, low, 0), Segment(4 * GIB, 4 * GIB + size - low, low)
+    yield (Segment(0, size, 0),)
+
+
+class Ram:
+    """A file of guest RAM, by guest physical address.
+
+    :param path: the file
+    :raises LibvmiError: ``VM_NOT_FOUND``: there is no such file, or it is empty
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        try:
+            with open(path, "rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                self.data = tuple(_data(file.fileno(), self.size))
+                self.map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        except (OSError, ValueError) as error:
+            raise LibvmiError(f"VM_NOT_FOUND: guest memory {os.fspath(path)} cannot be read: {error}") from None
+        self.segments: tuple[Segment, ...] = next(layouts(self.size))
+
+    def read(self, address: int, count: int) -> bytes:
+        """``count`` bytes at a guest physical address.
+
+        :raises FaultError: the guest has no RAM there
+        :raises LinkError: the file was closed
+        """
+        if self.map is None:
+            raise LinkError("the guest's memory was let go of: make a new Libvmi")
+        for start, end, offset in self.segments:
+            if start <= address < end:
+                data = self.map[address - start + offset : min(address + count, end) - start + offset]
+                if len(data) == count:
+                    return data
+                raise FaultError(address + len(data), data)
+        raise FaultError(address)
+
+    def find(self, pattern: bytes) -> Iterator[int]:
+        """File offsets of ``pattern``, holes of the file skipped."""
+        assert self.map is not None
+        for start, end in self.data:
+            at = self.map.find(pattern, start, end)
+            while at >= 0:
+                yield at
+                at = self.map.find(pattern, at + 1, end)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        memory, self.map = self.map, None
+        if memory is not None:
+            memory.close()
+
+
+def _data(file: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are no holes: reading a hole through a mapping would fill it with memory."""
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(file, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: only a hole is left
+            return
+        at = os.lseek(file, start, os.SEEK_HOLE)
+        yield start, at
+
+
+class Kernel:
+    """A running kernel, found in RAM. Implements ``vmishim.kernel.profile.Profile``.
+
+    :param ram: the guest's RAM; its layout is found as well
+    :param symbols: path of a ``System.map``, or a copy of the guest's ``/proc/kallsyms``; default: the kernel's own
+        tables
+    :raises LibvmiError: ``OS``: there is no 64-bit Linux kernel that we understand
+    """
+
+    def __init__(self, ram: Ram, symbols: str | os.PathLike[str] | None = None) -> None:
+        self._ram = ram
+        self._members: dict[tuple[str, str], Member] = {}
+        banners = [at for at in ram.find(BANNER) if _is_banner(ram, at)]
+        if not banners:
+            raise LibvmiError(
+                "OS: no Linux kernel in the guest's memory: has it booted, and is this all of its memory?"
+            )
+        for self._symbols in _tables(ram) if symbols is None else _map(symbols):
+            for banner, layout in product(banners, layouts(ram.size)):
+                ram.segments = layout
+                if self._locate(banner):
+                    self._describe(banner)
+                    return
+        what = "kallsyms tables" if symbols is None else os.fspath(symbols)
+        raise LibvmiError(
+            f"OS: {what} and the guest's memory do not fit together; give its symbols as a copy of /proc/kallsyms"
+        )
+
+    def _locate(self, banner: int) -> bool:
+        """Whether the banner found is the kernel's, by this table and layout; if so, learn where everything is."""
+        names = self._symbols.addresses
+        try:
+            # The image is one piece. In it, phys_base is the kernel's own word for how far it was moved physically,
+            # so that the rest is how far it was moved virtually; nothing, if the symbols come from the running kernel.
+            moved_both = self._physical(banner) - (names["linux_banner"] - KERNEL_MAP)
+            where = names["phys_base"] - KERNEL_MAP + moved_both
+            base: int = unpack_from("<q", self._ram.read(where, 8))[0]
+            self._moved = moved_both - base
+            if base % IMAGE_ALIGN or self._moved % IMAGE_ALIGN or not 0 <= self._moved < GIB:
+                return False
+            root = names.get("init_top_pgt") or names["init_level4_pgt"]
+            self.root = root - KERNEL_MAP + moved_both
+        except (FaultError, KeyError):
+            return False
+        for self.levels in (4, 5):
+            if self._maps(names["linux_banner"] + self._moved, self._physical(banner)) and self._maps_end():
+                return True
+        return False
+
+    def _physical(self, offset: int) -> int:
+        for segment in self._ram.segments:
+            if 0 <= offset - segment.offset < segment.end - segment.start:
+                return offset - segment.offset + segment.start
+        raise FaultError(offset)
+
+    def _maps(self, address: int, physical: int) -> bool:
+        try:
+            return pagetable.walk(self._ram.read, self.root, address, self.levels).physical == physical
+        except FaultError:
+            return False
+
+    def _maps_end(self) -> bool:
+        """Whether the direct map reaches to the end of RAM: it does not in a wrong layout."""
+        if len(self._ram.segments) == 1 and self._ram.size < 0xB000_0000:
+            return True
+        end = self._ram.segments[-1].end - PAGE_SIZE
+        return self._maps(self._find_page_offset() + end, end)
+
+    def _find_page_offset(self) -> int:
+        default = 0xFFFF_8880_0000_0000 if self.levels == 4 else 0xFF11_0000_0000_0000
+        variable = self._symbols.addresses.get("page_offset_base")
+        if variable is None:  # without CONFIG_DYNAMIC_MEMORY_LAYOUT
+            return default
+        place = pagetable.walk(self._ram.read, self.root, variable + self._moved, self.levels)
+        return int.from_bytes(self._ram.read(place.physical, 8), "little")
+
+    def _describe(self, banner: int) -> None:
+        self.release = self._ram.read(self._physical(banner), 256).split()[2].decode("ascii", "replace")
+        self.page_offset = self._find_page_offset()
+        self.kaslr_offset = self.symbol("_text") - TEXT
+        self.memory_size = self._ram.segments[-1].end
+        self.vcpus = self._count_cpus()
+
+    def _count_cpus(self) -> int:
+        try:
+            return int(unpack_from("<I", self.read("__num_online_cpus", 4))[0])
+        except KeyError:
+            return 0
+
+    def read(self, symbol: str, count: int) -> bytes:
+        """Bytes of the kernel image at a symbol. :raises KeyError: no such symbol."""
+        place = pagetable.walk(self._ram.read, self.root, self.symbol(symbol), self.levels)
+        return self._ram.read(place.physical, count)  # the image is one piece of physical memory
+
+    def symbol(self, name: str) -> int:
+        """See ``Profile.symbol``."""
+        try:
+            return self._symbols.addresses[name] + self._moved
+        except KeyError:
+            raise KeyError(f"Linux {self.release} has no symbol {name!r}") from None
+
+    def symbol_at(self, address: int) -> str:
+        """See ``Profile.symbol_at``."""
+        return self._symbols.names[address - self._moved]
+
+    @cached_property
+    def btf(self) -> Btf:
+        """The kernel's types. :raises KeyError: built without ``CONFIG_DEBUG_INFO_BTF``."""
+        try:
+            size = btf.length(self.read("__start_BTF", 64))
+            return Btf(self.read("__start_BTF", size))
+        except ValueError as error:
+            raise KeyError(f"the BTF of Linux {self.release} cannot be read: {error}") from None
+
+    def member(self, struct: str, member: str) -> Member:
+        """See ``Profile.member``."""
+        key = (struct, member)
+        if key not in self._members:
+            self._members[key] = self.btf.member(struct, member)
+        return self._members[key]
+
+    def size(self, struct: str) -> int:
+        """See ``Profile.size``."""
+        return self.btf.size(struct)
+
+
+def _is_banner(ram: Ram, at: int) -> bool:
+    """Whether this is the text of a version, not a format or a message about one: ``Linux version 6.1.0 (...``."""
+    assert ram.map is not None
+    version = ram.map[at + len(BANNER) : at + len(BANNER) + 64]
+    return version[:1].isdigit() and b" (" in version
+
+
+def _tables(ram: Ram) -> Iterator[kallsyms.Symbols]:
+    """Every symbol table that can be decoded."""
+    assert ram.map is not None
+    for at in ram.find(kallsyms.DIGITS):
+        start = max(at - kallsyms.BEFORE, 0)
+        try:
+            yield kallsyms.decode(ram.map[start : at + kallsyms.AFTER], at - start)
+        except (ValueError, IndexError):
+            continue
+
+
+def _map(path: str | os.PathLike[str]) -> Iterator[kallsyms.Symbols]:
+    try:
+        lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
+        yield kallsyms.Symbols((int(words[0], 16), words[2]) for line in lines if len(words := line.split()) >= 3)
+    except (OSError, ValueError) as error:
+        raise LibvmiError(f"OS: symbols {os.fspath(path)} cannot be read: {error}") from None
+
+
+class RamFile:
+    """A guest by its RAM file. Implements ``vmishim.target.Target``, and is its own reader.
+
+    :param name: the domain's name
+    :param path: the file
+    :param symbols: path of a ``System.map``, or a copy of the guest's ``/proc/kallsyms``; default: found in memory
+    :raises LibvmiError: ``VM_NOT_FOUND``: no such file; ``OS``: no kernel found in it
+    """
+
+    def __init__(self, name: str, path: str | os.PathLike[str], symbols: str | os.PathLike[str] | None = None) -> None:
+        self.name = name
+        self._ram = Ram(path)
+        try:
+            self.profile = Kernel(self._ram, symbols)
+        except BaseException:
+            self._ram.close()
+            raise
+        self.cells: dict[int, bytes] = {}
+        self._held = False
+        self._pages: dict[tuple[int, int], int] = {}
+
+    @property
+    def reader(self) -> RamFile:
+        """Reads itself."""
+        return self
+
+    def read(self, address: int, count: int, space: int = KERNEL) -> bytes:
+        """See ``MemoryReader.read``."""
+        if space == PHYSICAL:
+            return self._ram.read(address, count)
+        within = address % PAGE_SIZE
+        if within + count <= PAGE_SIZE:
+            return self._ram.read(self._translate(address - within, space) + within, count)
+        return self._read_pages(address, count, space)
+
+    def _read_pages(self, address: int, count: int, space: int) -> bytes:
+        parts = []
+        at, end = address, address + count
+        while at < end:
+            piece = min(PAGE_SIZE - at % PAGE_SIZE, end - at)
+            try:
+                parts.append(self.read(at, piece, space))
+            except FaultError as fault:
+                raise FaultError(fault.address, b"".join(parts) + fault.data) from None
+            at += piece
+        return b"".join(parts)
+
+    def _translate(self, page: int, space: int) -> int:
+        """Physical address of a virtual page."""
+        if self._held:
+            known = self._pages.get((space, page))
+            if known is not None:
+                return known
+        profile = self.profile
+        if page != pagetable.canonical(page, profile.levels):
+            raise FaultError(page)
+        root = profile.root if space == KERNEL else space
+        physical = pagetable.walk(self._ram.read, root, page, profile.levels).physical
+        if self._held:
+            self._pages[space, page] = physical
+        return physical
+
+    def hold(self) -> None:
+        """Keep translations until ``release``. The guest runs on: whoever wants it to stand still stops its CPUs."""
+        self._held = True
+
+    def release(self) -> None:
+        """See ``Target.release``."""
+        self._held = False
+        self.flush()
+
+    def flush(self) -> None:
+        """See ``Target.flush``."""
+        self._pages.clear()
+
+    def close(self) -> None:
+        """See ``Target.close``."""
+        self._ram.close()
