@@ -20,17 +20,24 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmishim.constants import VMIInitData
 from vmishim.errors import LibvmiError
 from vmishim.target import Target
 
+if TYPE_CHECKING:
+    from vmishim.guest import Way
+
 TIMEOUT = 5.0
 """Seconds that an answer of the agent may take, unless the domain says otherwise."""
+
+detour: Callable[[str, Mapping[VMIInitData, str] | None, bool], Target] | None = None
+"""When set, `connect` hands its arguments to it and looks nothing up itself: how ``vmishim run`` leads every name to this
+machine, reads another way, and counts."""
 
 _SCHEMES = ("tcp://", "ipc://", "inproc://")
 
@@ -132,11 +139,16 @@ def connect(name_or_id: str, init_data: Mapping[VMIInitData, str] | None = None,
         kernel that we know
     :raises LinkError: its agent cannot be reached, or is not the one that is enrolled
     """
+    if detour is not None:
+        return detour(name_or_id, init_data, by_id)
     return reach(find(name_or_id, by_id), init_data)
 
 
-def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None) -> Target:
-    """Reach a domain whose entry is known; otherwise as ``connect``."""
+def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, way: Way = "batch") -> Target:
+    """Reach a domain whose entry is known; otherwise as ``connect``.
+
+    :param way: how an agent is asked for memory; a RAM file has one way only
+    """
     if domain.ramfile:
         from vmishim.memory.ramfile import RamFile
 
@@ -148,4 +160,4 @@ def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None) ->
     endpoint = socket if socket.startswith(_SCHEMES) else domain.agent
     private = keys.load_private(Path(domain.key).expanduser())
     public = keys.PublicKey.from_text(domain.agent_key)
-    return guest.connect(domain.name, endpoint, private, public, domain.timeout)
+    return guest.connect(domain.name, endpoint, private, public, domain.timeout, way)
