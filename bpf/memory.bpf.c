@@ -79,9 +79,9 @@ static long carry_out(__u32 i, struct context *c)
 		if (base)
 			error = bpf_probe_read_kernel(&value, sizeof(value), from);
 		*(__u64 *)to = value;
-		w->registers[BOUND(op->dst, REGISTERS - 1)] = value;
+		w->registers[BOUND(op->dst, REGISTERS - 1)] = value & ~(__u64)op->size;
 	} else {
-		__u64 size = op->size;
+		__u64 size = BOUND(op->size, 2 * TAKE_MAX - 1);
 		if (size == 0 || size > TAKE_MAX)
 			return 1;
 		if (base)
@@ -115,21 +115,27 @@ static __always_inline void begin_chain(struct walk *w, __u64 link)
 	w->tortoise = 0;
 }
 
-/* Write the record of the node under way. */
-static __always_inline void collect(struct context *c)
+static __always_inline void end_record(struct context *c, __u64 node, __u64 faults, __u32 kind)
 {
 	struct walk *w = c->walk;
 	struct record *record = (void *)(c->out->bytes + BOUND(w->cursor, OUT_SIZE - 1));
 
+	record->node = node;
+	record->faults = faults;
+	record->head = w->index;
+	record->kind = kind;
+	w->cursor += w->plan.record;
+}
+
+/* Write the record of the node under way. */
+static __always_inline void collect(struct context *c)
+{
+	struct walk *w = c->walk;
+
 	w->faults = 0;
 	w->registers[0] = w->node;
 	bpf_loop(w->plan.ops, carry_out, c, 0);
-	record = (void *)(c->out->bytes + BOUND(w->cursor, OUT_SIZE - 1));
-	record->node = w->node;
-	record->faults = w->faults;
-	record->head = w->index;
-	record->zero = 0;
-	w->cursor += w->plan.record;
+	end_record(c, w->node, w->faults, RECORD_NODE);
 	w->nodes++;
 }
 
@@ -181,6 +187,7 @@ static __always_inline void take_head(struct context *c)
 		int size = step == STEP_RING ? 16 : 8;
 		if (bpf_probe_read_kernel(w->head_link, size, (void *)w->head)) {
 			fault(w, w->head);
+			end_record(c, w->head, ~0ULL, RECORD_FAULT);
 			w->index++;
 			return;
 		}
@@ -192,7 +199,7 @@ static __always_inline void take_head(struct context *c)
 	}
 	begin_chain(w, value + w->plan.bias);
 	if (step == STEP_NULLS && (value & 1)) { /* empty, but not in the way its number says */
-		w->torn++;
+		end_record(c, value, ~0ULL, RECORD_HEAD);
 		end_chain(w);
 	}
 }
@@ -365,7 +372,7 @@ static long read_page(__u32 i, struct context *c)
 		size = left;
 	if (size == 0 || size > 4096)
 		return 1;
-	if (bpf_probe_read_kernel(c->out->bytes + BOUND(done, OUT_SIZE - 1), size, (void *)address))
+	if (bpf_probe_read_kernel(c->out->bytes + BOUND(done, OUT_SIZE - 1), BOUND(size, 2 * TAKE_MAX - 1), (void *)address))
 		return 1;
 	r->done = done + size;
 	return 0;

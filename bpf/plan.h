@@ -26,7 +26,7 @@ enum step {
 
 /* What to collect of a node. */
 enum op_kind {
-	OP_LOAD,                 /* follow a pointer: register[dst] = *(u64 *)(register[src] + offset) */
+	OP_LOAD,                 /* follow a pointer: register[dst] = *(u64 *)(register[src] + offset) & ~size */
 	OP_TAKE,                 /* copy size bytes at register[src] + offset */
 	OP_TEXT,                 /* the same up to the first NUL */
 };
@@ -37,7 +37,7 @@ struct op {
 	__u8 src;
 	__u8 zero;
 	__s32 offset;
-	__u32 size;
+	__u32 size;              /* OP_LOAD: tag bits that are no part of the pointer */
 	__u32 slot;              /* where in the record */
 };
 
@@ -61,7 +61,13 @@ struct record {
 	__u64 node;
 	__u64 faults;            /* bit i: operation i could not be carried out, its slot is zero */
 	__u32 head;              /* number of the head it was found under */
-	__u32 zero;
+	__u32 kind;              /* enum record_kind */
+};
+
+enum record_kind {
+	RECORD_NODE,
+	RECORD_HEAD,             /* no node: a head that is empty in another way than its number says; `node` is its value */
+	RECORD_FAULT,            /* no node: a head that cannot be read */
 };
 
 enum walk_state {

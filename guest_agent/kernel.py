@@ -225,7 +225,7 @@ class _PlanLayout:
             state[base + self._op["dst"].offset] = op.dst if isinstance(op, Load) else 0
             state[base + self._op["src"].offset] = op.src
             struct.pack_into("<i", state, base + self._op["offset"].offset, op.offset)
-            struct.pack_into("<I", state, base + self._op["size"].offset, 8 if isinstance(op, Load) else op.size)
+            struct.pack_into("<I", state, base + self._op["size"].offset, op.tags if isinstance(op, Load) else op.size)
             struct.pack_into("<I", state, base + self._op["slot"].offset, slot)
         return bytes(state)
 

@@ -44,12 +44,25 @@ class Step(IntEnum):
     """``list_head`` that sits in a node of its own, as ``init_task.tasks`` does; that node is collected too."""
 
 
+class Kind(IntEnum):
+    """What a record is about: ``enum record_kind`` of ``bpf/plan.h``."""
+
+    NODE = 0
+    HEAD = 1
+    """No node: a head that is empty in another way than its number says; ``node`` is what it holds."""
+    FAULT = 2
+    """No node: a head that cannot be read."""
+
+
 class Load(NamedTuple):
-    """Follow a pointer: ``register[dst] = *(u64 *)(register[src] + offset)``. The pointer itself is collected as well."""
+    """Follow a pointer: ``register[dst] = *(u64 *)(register[src] + offset) & ~tags``. What was read is collected, tags
+    and all."""
 
     dst: int
     src: int
     offset: int
+    tags: int = 0
+    """Bits of the value that are no part of the pointer, as in a maple tree's."""
 
 
 class Take(NamedTuple):
@@ -105,7 +118,7 @@ class Plan:
     offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """Where each operation's slot is in a record, bytes."""
     record: struct.Struct = field(init=False, repr=False, compare=False)
-    """A record: node, faults, head number, zero, then the slot of each operation."""
+    """A record: node, faults, head number, kind, then the slot of each operation."""
 
     def __post_init__(self) -> None:
         _bounded("start", self.start, 0, 2**64 - 1)
@@ -129,12 +142,13 @@ class Plan:
             offsets.append(at)
             if isinstance(op, Load):
                 _bounded(f"dst of {where}", op.dst, 1, REGISTERS - 1)
+                _bounded(f"tags of {where}", op.tags, 0, 4095)
                 known.add(op.dst)
                 formats.append("Q")
                 at += 8
             else:
                 _bounded(f"size of {where}", op.size, 1, TAKE_MAX)
-                formats.append(f"{op.size}s")
+                formats.append("Q" if op.size == 8 and isinstance(op, Take) else f"{op.size}s")
                 at += op.size
         if at > RECORD_MAX:
             raise PlanError(f"a record of {at} bytes, at most {RECORD_MAX}")
@@ -176,7 +190,8 @@ class Plan:
             raise PlanError(f"not a plan: {error}") from None
 
     def records(self, data: bytes | memoryview) -> Iterator[tuple[Any, ...]]:
-        """The records of a chunk: (node, faults, head number, 0, slot, slot, ...); a `Load` is an int, the rest bytes.
+        """The records of a chunk: (node, faults, head number, kind, slot, slot, ...), kind a `Kind`. Eight bytes are an
+        int, whether loaded or taken; everything else is bytes.
 
         :raises PlanError: ``data`` is not a whole number of records
         """
