@@ -36,8 +36,8 @@ TIMEOUT = 5.0
 """Seconds that an answer of the agent may take, unless the domain says otherwise."""
 
 detour: Callable[[str, Mapping[VMIInitData, str] | None, bool], Target] | None = None
-"""When set, `connect` hands its arguments to it and looks nothing up itself: how ``vmishim run`` leads every name to this
-machine, reads another way, and counts."""
+"""When set, `connect` hands its arguments to it and looks nothing up itself: how ``vmishim run`` leads every name to
+this machine, reads another way, and counts."""
 
 _SCHEMES = ("tcp://", "ipc://", "inproc://")
 
