@@ -23,6 +23,8 @@ from vmishim.wire.session import MAX_FRAME, MAX_MESSAGE, Initiator, Reason, Refu
 
 _TCP: Final = re.compile(r"tcp://(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
 _IPC: Final = re.compile(r"ipc://[^\0]+")
+ZMQ_VERSION: Final = zmq.zmq_version()
+"""Version of libzmq, for ``vmishim doctor``."""
 _LONGEST_IPC: Final = 107  # bytes of a path in sockaddr_un, unix(7)
 _LOOK_UP_MS: Final = 20  # while it waits, a socket looks so often whether the connection broke
 _EVENT: Final = struct.Struct("=Hi")  # zmq_socket_monitor(3): first frame of an event
