@@ -1,0 +1,219 @@
+"""``vmishim``: the command line. Here is what may be said; what is done about it is in `vmishim.commands`.
+
+Only the called command is imported, and only when it is called: ``vmishim --version`` takes as long as Python does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import vmishim
+
+EXAMPLES = """\
+examples:
+  sudo vmishim ps --local                   the processes of this machine, read by eBPF
+  vmishim keygen                            make your key; its public half goes into the guest
+  vmishim enroll web-1 tcp://10.0.0.5:5555 "vmishim-public-v1 ..."
+  vmishim ps web-1 --tree                   the processes of a guest
+  vmishim lsmod web-1 --json | jq .         its modules, for programs
+  vmishim run process_list.py web-1         run an unchanged LibVMI script on it
+  vmishim doctor web-1                      what works, what does not, what to do
+
+A DOMAIN is a guest that was enrolled (vmishim domains lists them). Exit status: 0 all well, 1 something was wrong with
+the guest or the machine, 2 something was wrong with the command line.
+"""
+
+Command = Callable[[argparse.Namespace], int]
+
+# For shtab: which shell function completes a positional.
+_DOMAINS = {"bash": "_vmishim_domains", "zsh": "_vmishim_domains", "fish": "(vmishim domains --names 2>/dev/null)"}
+_FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": ""}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    whole = _Parser(
+        prog="vmishim",
+        description="Look into a confidential VM's kernel, through an eBPF agent in it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.add_argument("--version", action="version", version=f"vmishim {vmishim.__version__}")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, function: str, text: str, **more: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **more,  # type: ignore[arg-type]
+        )
+        added.set_defaults(function=function)
+        return added
+
+    ps = command("ps", "listing:ps", "list the processes of a guest")
+    _guest(ps)
+    ps.add_argument("--tree", action="store_true", help="children below their parents")
+    _listing(ps)
+
+    lsmod = command("lsmod", "listing:lsmod", "list the kernel modules of a guest")
+    _guest(lsmod)
+    _listing(lsmod)
+
+    run = command(
+        "run",
+        "script:run",
+        "run an unchanged LibVMI script: its `import libvmi` is vmishim",
+        epilog="The script's arguments, output, traceback and exit status are its own. Our options stand before it.\n"
+        "With --local every domain that the script names is this machine.",
+    )
+    run.add_argument("--local", action="store_true", help="read this machine, whatever domain the script names")
+    _way(run)
+    run.add_argument("script", metavar="SCRIPT", help="the script's file").complete = _FILES  # type: ignore[attr-defined]
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments")
+
+    keygen = command("keygen", "enrolment:keygen", "make a private key, print the public one")
+    keygen.add_argument(
+        "path",
+        type=Path,
+        nargs="?",
+        metavar="PATH",
+        help="file to make, mode 0600; an existing one is kept (default: ~/.config/vmishim/key)",
+    )
+
+    enroll = command(
+        "enroll",
+        "enrolment:enroll",
+        "give a guest a name, and try to reach it",
+        epilog="example: vmishim enroll web-1 tcp://10.0.0.5:5555 vmishim-public-v1 k3Zn...=",
+    )
+    enroll.add_argument("name", metavar="NAME", help="the domain's name, as scripts will give it")
+    enroll.add_argument("endpoint", metavar="ENDPOINT", help="where its agent listens, tcp://HOST:PORT")
+    enroll.add_argument(
+        "agent_key",
+        metavar="AGENT_PUBLIC_KEY",
+        nargs="+",
+        help="the line that `agent.pyz keygen` printed, or a file of it",
+    )
+    enroll.add_argument("--key", type=Path, metavar="PATH", help="your private key (default: ~/.config/vmishim/key)")
+    enroll.add_argument("--replace", action="store_true", help="replace an entry of that name")
+    enroll.add_argument("--no-check", action="store_true", help="write it down without trying to connect")
+
+    domains = command("domains", "enrolment:domains", "list the guests that are enrolled")
+    shape = domains.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="for programs")
+    shape.add_argument("--names", action="store_true", help="names only, one a line")
+
+    config = command("config", "export:config", "write a libvmi.conf entry for LibVMI itself, by the guest's own word")
+    which = config.add_argument("--export", dest="domain", required=True, metavar="DOMAIN", help="which guest")
+    which.complete = _DOMAINS  # type: ignore[attr-defined]
+
+    bundle = command("bundle", "export:bundle", "write the agent's one file and its systemd unit, to copy into a guest")
+    bundle.add_argument(
+        "-o", "--output", type=Path, default=Path("agent.pyz"), metavar="FILE", help="(default: %(default)s)"
+    )
+
+    doctor = command("doctor", "doctor:doctor", "say what works, what does not, and what to do")
+    _guest(doctor, needed=False)
+    doctor.add_argument("--json", action="store_true", help="for programs")
+
+    completion = command(
+        "completion",
+        "completion:completion",
+        "write a shell's completion script",
+        epilog="bash: vmishim completion bash >~/.local/share/bash-completion/completions/vmishim\n"
+        "zsh:  vmishim completion zsh >~/.zfunc/_vmishim, with ~/.zfunc on your fpath\n"
+        "fish: vmishim completion fish >~/.config/fish/completions/vmishim.fish",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="which shell")
+    return whole
+
+
+def _guest(command: argparse.ArgumentParser, needed: bool = True) -> None:
+    which = command.add_mutually_exclusive_group(required=needed)
+    which.add_argument("domain", nargs="?", metavar="DOMAIN", help="the guest's name").complete = _DOMAINS  # type: ignore[attr-defined]
+    which.add_argument("--local", action="store_true", help="this very machine; needs root")
+
+
+def _listing(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--json", action="store_true", help="for programs: objects in a list, addresses as hex strings"
+    )
+    _way(command)
+
+
+def _way(command: argparse.ArgumentParser) -> None:
+    # vmishim.guest.WAYS, which a test compares: importing it takes longer than all of this.
+    command.add_argument(
+        "--way",
+        choices=("batch", "page", "scalar"),
+        default="batch",
+        help="how to read: whole lists ahead, page by page, or each read by itself (%(default)s)",
+    )
+    command.add_argument("--stats", action="store_true", help="say on standard error what it took")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status: 0, 1 after one clear line on standard error, 130 after Ctrl-C, 141 when
+    nobody reads our output any more.
+
+    :raises SystemExit: the command line is wrong (2), or a script that was run says so
+    """
+    options = parser().parse_args(arguments)
+    module, _, name = options.function.partition(":")
+    try:
+        command: Command = getattr(importlib.import_module(f"vmishim.commands.{module}"), name)
+        status = command(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python flushes standard output once more as it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        text = _explain(error)
+        if text is None:
+            raise
+        print(f"vmishim: {text}", file=sys.stderr)
+        return 1
+
+
+def _explain(error: Exception) -> str | None:
+    """What an error says to a person, on one line; None for those that are bugs."""
+    from vmishim.commands import CommandError
+    from vmishim.errors import LibvmiError
+
+    if isinstance(error, CommandError):
+        text = str(error)
+    elif isinstance(error, LibvmiError):
+        text = str(error)
+        if text == "VMI_FAILURE":
+            text = "the guest's memory does not read like a Linux kernel there (VMI_FAILURE); try vmishim doctor"
+        text = re.sub(r"^[A-Z_]{2,}: ", "", text)  # LibVMI's name of the failure is for programs
+    elif isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    else:
+        return None
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""``vmishim doctor``: what works, what does not, what to do; the same questions in the same order every time.
+
+docs/deploy.md and the errors elsewhere send people here, so each answer names the next step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import vmishim
+from vmishim import domains
+from vmishim.commands.tables import dump, printable
+from vmishim.errors import FaultError, LibvmiError, LinkError
+from vmishim.target import Target
+
+Verdict = Literal["ok", "note", "bad"]
+
+# Bits of CapEff in /proc/PID/status (include/uapi/linux/capability.h).
+_CAPABILITIES = {"CAP_SYSLOG": 34, "CAP_PERFMON": 38, "CAP_BPF": 39}
+_CAP_SYS_ADMIN = 21
+_FLOOR = {"pyzmq": (24,), "cryptography": (38,), "rich": (13,)}
+_SYMBOLS = ("init_task", "linux_banner", "modules", "tcp_hashinfo", "init_top_pgt", "page_offset_base")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    about: str
+    verdict: Verdict
+    """"note": it works, and something is less than it could be."""
+    text: str
+    remedy: str = ""
+    """What to do, where something is to be done."""
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Look at everything; 1 if anything is bad. :raises LibvmiError: ``domains.toml`` has no such domain"""
+    if options.domain:
+        domains.find(options.domain)  # a wrong name is not a finding
+    found = []
+    for finding in _look(options):
+        found.append(finding)
+        if not options.json:
+            _say(finding)
+    bad = sum(finding.verdict == "bad" for finding in found)
+    if options.json:
+        dump([asdict(finding) for finding in found])
+    else:
+        print(f"\n{bad} thing{'' if bad == 1 else 's'} to put right" if bad else "\nall well")
+    return 1 if bad else 0
+
+
+def _look(options: argparse.Namespace) -> Iterator[Finding]:
+    yield from host()
+    if options.local:
+        machine = list(this_machine())
+        yield from machine
+        if all(finding.verdict != "bad" for finding in machine):
+            yield from _local_agent()
+    elif options.domain:
+        yield from domain(options.domain)
+    else:
+        yield from enrolled()
+
+
+def _say(finding: Finding) -> None:
+    marks = {"ok": "ok  ", "note": "note", "bad": "BAD "}
+    colours = {"ok": "32", "note": "33", "bad": "31;1"}
+    mark = marks[finding.verdict]
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        mark = f"\x1b[{colours[finding.verdict]}m{mark}\x1b[0m"
+    print(f"{mark}  {finding.about:<13} {printable(finding.text)}", flush=True)
+    if finding.remedy:
+        print(f"{'':20}-> {printable(finding.remedy)}", flush=True)
+
+
+# Our own side.
+
+
+def host() -> Iterator[Finding]:
+    """Python and the libraries that everything needs."""
+    yield Finding("vmishim", "ok", f"{vmishim.__version__}, {Path(vmishim.__file__).parent}")
+    yield Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
+    for name, floor in _FLOOR.items():
+        wanted = ".".join(map(str, floor))
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "bad", "not installed", f"pip install '{name}>={wanted}'")
+            continue
+        enough = tuple(int(part) for part in version.split(".")[: len(floor)] if part.isdigit()) >= floor
+        text = version
+        if name == "pyzmq":
+            from vmishim.link import ZMQ_VERSION
+
+            text = f"{version}, libzmq {ZMQ_VERSION}"
+        yield Finding(name, "ok" if enough else "bad", text, "" if enough else f"pip install '{name}>={wanted}'")
+
+
+def enrolled() -> Iterator[Finding]:
+    """The guests that are known, by their files only."""
+    try:
+        found = domains.load()
+    except LibvmiError as error:
+        yield Finding("domains", "bad", str(error).removeprefix("NO_CONFIG: "), "edit that file, or remove the entry")
+        return
+    if not found:
+        text = f"none in {domains.path()}"
+        yield Finding("domains", "note", text, "`vmishim enroll` adds one; `vmishim ps --local` needs none")
+        return
+    yield Finding("domains", "ok", f"{', '.join(found)} in {domains.path()}", "`vmishim doctor DOMAIN` looks at one")
+
+
+# This machine as a guest.
+
+
+def this_machine() -> Iterator[Finding]:
+    """What an agent needs of the machine it runs on."""
+    release = os.uname().release
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        text = f"{platform.system()} on {platform.machine()}"
+        yield Finding("system", "bad", text, "an agent reads Linux on x86_64 only; look into a guest instead")
+        return
+    old = tuple(int(part) for part in release.split("-")[0].split(".")[:2]) < (5, 17)
+    remedy = "Linux 5.17 is the oldest that works" if old else ""
+    yield Finding("kernel", "bad" if old else "ok", f"Linux {release}", remedy)
+    yield _libbpf()
+    yield _objects()
+    size = Path("/sys/kernel/btf/vmlinux")
+    if size.exists():
+        yield Finding("BTF", "ok", f"{size}, {size.stat().st_size >> 10:,} KiB")
+    else:
+        remedy = "boot a kernel with CONFIG_DEBUG_INFO_BTF=y; all of Debian's and Ubuntu's have it"
+        yield Finding("BTF", "bad", "this kernel has none", remedy)
+    yield _lockdown()
+    yield _privilege()
+    yield _pointers()
+
+
+def _libbpf() -> Finding:
+    try:
+        library = ctypes.CDLL("libbpf.so.1")
+    except OSError as error:
+        return Finding("libbpf", "bad", f"not installed ({error})", "apt install libbpf1")
+    library.libbpf_version_string.restype = ctypes.c_char_p
+    return Finding("libbpf", "ok", library.libbpf_version_string().decode().removeprefix("v"))
+
+
+def _objects() -> Finding:
+    from guest_agent.bundle import OBJECTS
+    from guest_agent.programs import LoadError, object_bytes
+
+    try:
+        sizes = [len(object_bytes(name)) for name in OBJECTS]
+    except LoadError as error:
+        return Finding("eBPF objects", "bad", *str(error).split("; ", 1))
+    return Finding("eBPF objects", "ok", f"{len(sizes)}, {sum(sizes) >> 10} KiB")
+
+
+def _lockdown() -> Finding:
+    try:
+        modes = Path("/sys/kernel/security/lockdown").read_text()
+    except OSError:
+        return Finding("lockdown", "ok", "this kernel does not lock down")
+    mode = modes[modes.find("[") + 1 : modes.find("]")]
+    if mode == "confidentiality":
+        remedy = "boot without lockdown=confidentiality, or start the agent before it is raised"
+        return Finding("lockdown", "bad", "confidentiality: nobody may read kernel memory by eBPF", remedy)
+    return Finding("lockdown", "ok", mode)
+
+
+def _privilege() -> Finding:
+    status = Path("/proc/self/status").read_text()
+    held = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+    missing = [name for name, bit in _CAPABILITIES.items() if not held & (1 << bit | 1 << _CAP_SYS_ADMIN)]
+    who = "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
+    if missing:
+        return Finding("privilege", "bad", f"{who}, without {', '.join(missing)}", "run it as root: sudo vmishim ...")
+    return Finding("privilege", "ok", f"{who}, with {', '.join(_CAPABILITIES)}")
+
+
+def _pointers() -> Finding:
+    try:
+        value = Path("/proc/sys/kernel/kptr_restrict").read_text().strip()
+    except OSError as error:
+        return Finding("kptr_restrict", "note", f"unknown: {error.strerror}")
+    if value == "2":
+        return Finding("kptr_restrict", "bad", "2: symbols are hidden from everybody", "sysctl kernel.kptr_restrict=1")
+    return Finding("kptr_restrict", "ok", value)
+
+
+def _local_agent() -> Iterator[Finding]:
+    from vmishim import local
+
+    try:
+        with local.guest() as guest:
+            yield Finding("agent", "ok", "runs on this machine, and answers")
+            yield from inside(guest)
+    except LinkError as error:
+        yield Finding("agent", "bad", _line(error), "`vmishim-agent check` says more")
+
+
+# A guest.
+
+
+def domain(name: str) -> Iterator[Finding]:
+    """An enrolled guest: its entry, its agent, its kernel. :raises LibvmiError: no such domain"""
+    from vmishim.wire.keys import PublicKey, load_private
+
+    entry = domains.find(name)
+    yield Finding("entry", "ok", f"{entry.agent or entry.ramfile} in {domains.path()}")
+    if entry.agent:
+        try:
+            ours = load_private(Path(entry.key).expanduser())
+            yield Finding("our key", "ok", f"{entry.key}, {ours.public.fingerprint}")
+        except LinkError as error:
+            yield Finding("our key", "bad", _line(error), f"vmishim keygen {entry.key}, or set key in the entry")
+            return
+        try:
+            theirs = PublicKey.from_text(entry.agent_key)
+            yield Finding("its key", "ok", f"{theirs.fingerprint} {theirs.name}".rstrip())
+        except LinkError as error:
+            yield Finding("its key", "bad", _line(error), "enroll it again, with --replace")
+            return
+    begun = time.monotonic()
+    try:
+        target = domains.reach(entry)
+    except LibvmiError as error:
+        yield _unreached(error, ours.public.text if entry.agent else "")
+        return
+    try:
+        yield Finding("reached", "ok", f"both keys accepted, {(time.monotonic() - begun) * 1000:.0f} ms")
+        yield from inside(target)
+    except LinkError as error:
+        yield Finding("agent", "bad", f"it stopped answering: {_line(error)}", "look into its journal, in the guest")
+    finally:
+        target.close()
+
+
+def _unreached(error: LibvmiError, ours: str) -> Finding:
+    from vmishim.wire.session import Reason, RefusedError
+
+    if isinstance(error, RefusedError):
+        if error.reason is Reason.NOT_PERMITTED:
+            remedy = f"in the guest, add to /etc/vmishim/permitted: {ours}"
+            return Finding("reached", "bad", "an agent answers, and does not permit our key", remedy)
+        remedy = "compare the versions: vmishim --version here, agent.pyz --version there"
+        return Finding("reached", "bad", _line(error), remedy)
+    text = _line(error)
+    if "is not the agent with key" in text:
+        remedy = "run `agent.pyz keygen /etc/vmishim/agent.key` there, compare, enroll again with --replace"
+        return Finding("reached", "bad", text, remedy)
+    return Finding("reached", "bad", text, "in the guest: systemctl status vmishim-agent; then the network between")
+
+
+def inside(target: Target) -> Iterator[Finding]:
+    """What a reached guest says of itself. :raises LinkError: it stopped answering"""
+    profile = target.profile
+    theirs = getattr(profile, "agent_version", vmishim.__version__)
+    if theirs == vmishim.__version__:
+        yield Finding("version", "ok", f"{theirs} on both sides")
+    else:
+        text = f"ours is {vmishim.__version__}, the agent's {theirs}"
+        yield Finding("version", "note", text, "`vmishim bundle` makes an agent of our version")
+    named = getattr(profile, "hostname", "")
+    yield Finding("kernel", "ok", f"Linux {profile.release}{f' on {named}' if named else ''}, {profile.vcpus} CPUs")
+    missing = []
+    for name in _SYMBOLS:
+        try:
+            profile.symbol(name)
+        except KeyError:
+            missing.append(name)
+    if "init_task" in missing:
+        yield Finding("symbols", "bad", f"no {', '.join(missing)}", "boot a kernel with CONFIG_KALLSYMS_ALL=y")
+    elif missing:
+        remedy = "what needs them says so; CONFIG_KALLSYMS_ALL=y gives all"
+        yield Finding("symbols", "note", f"init_task is there; no {', '.join(missing)}", remedy)
+    else:
+        yield Finding("symbols", "ok", f"all {len(_SYMBOLS)} looked for")
+    try:
+        size = profile.size("task_struct")
+        yield Finding("structures", "ok", f"by BTF; task_struct has {size:,} bytes")
+    except KeyError:
+        yield Finding("structures", "bad", "no BTF in the guest", "boot a kernel with CONFIG_DEBUG_INFO_BTF=y")
+    if profile.page_offset:
+        yield Finding("direct map", "ok", f"{profile.page_offset:#x}, {profile.memory_size >> 20:,} MiB")
+    else:
+        remedy = "physical and user memory can't be read; CONFIG_KALLSYMS_ALL=y tells where it is"
+        yield Finding("direct map", "note", "unknown", remedy)
+    yield _one_read(target)
+
+
+def _one_read(target: Target) -> Finding:
+    """Read one thing whose content is known: the name of the first task."""
+    profile = target.profile
+    report = "report this, with the lines above"
+    try:
+        address = profile.symbol("init_task") + profile.member("task_struct", "comm").offset
+        begun = time.perf_counter()
+        comm = target.reader.read(address, 16).split(b"\0")[0].decode(errors="replace")
+    except (KeyError, FaultError) as error:
+        return Finding("one read", "bad", f"the first task can't be read: {error}", report)
+    if not comm.startswith("swapper"):
+        return Finding("one read", "bad", f"the first task is {comm!r}, not swapper", report)
+    return Finding("one read", "ok", f"the first task is {comm}, {(time.perf_counter() - begun) * 1e6:,.0f} us")
+
+
+def _line(error: Exception) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())

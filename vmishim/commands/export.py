@@ -1,0 +1,72 @@
+"""``vmishim config`` and ``vmishim bundle``: files for elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import resources
+from pathlib import Path
+
+from vmishim.commands import CommandError
+from vmishim.commands.guests import target
+
+UNIT = "vmishim-agent.service"
+
+
+def config(options: argparse.Namespace) -> int:
+    """Print a ``libvmi.conf`` entry.
+
+    :raises CommandError: LibVMI's grammar has no place for the name, or the kernel does not say what it needs
+    """
+    from vmishim.kernel.config import export_entry
+
+    with target(options) as reached:
+        try:
+            sys.stdout.write(export_entry(reached.profile, options.domain))
+        except (ValueError, KeyError) as error:
+            raise CommandError(str(error.args[0])) from None
+    return 0
+
+
+def bundle(options: argparse.Namespace) -> int:
+    """Write the agent, and its unit beside it.
+
+    :raises LibvmiError: this installation has no eBPF objects
+    """
+    from guest_agent.bundle import bundle as make
+
+    if options.output.is_dir():
+        raise CommandError(f"{options.output} is a folder; name the file to write in it")
+    made = make(options.output)
+    unit = made.with_name(UNIT)
+    unit.write_bytes(resources.files("guest_agent").joinpath(UNIT).read_bytes())
+    print(f"wrote {made} ({made.stat().st_size / 1024:.0f} KiB) and {unit}")
+    print(_steps(made, unit), end="")
+    return 0
+
+
+def _steps(made: Path, unit: Path) -> str:
+    from vmishim.commands.enrolment import default_key
+    from vmishim.errors import LinkError
+    from vmishim.wire.keys import load_private
+
+    try:
+        ours = load_private(default_key()).public.text
+    except LinkError:
+        ours = "<the line that `vmishim keygen` prints here>"
+    return f"""\
+
+In the guest (Debian 12 or newer, Linux >= 5.17 with BTF), outside what is monitored, as root:
+
+  apt install python3-zmq python3-cryptography libbpf1
+  install -D -m 755 {made.name} /usr/lib/vmishim/agent.pyz
+  install -D -m 644 {unit.name} /etc/systemd/system/{UNIT}
+  install -d -m 755 /etc/vmishim
+  python3 /usr/lib/vmishim/agent.pyz keygen /etc/vmishim/agent.key     # prints the agent's public key
+  echo '{ours}' >>/etc/vmishim/permitted
+  systemctl enable --now vmishim-agent
+
+Then here:
+
+  vmishim enroll NAME tcp://GUEST:5555 "<the agent's public key>"
+"""
