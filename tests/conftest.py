@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernel",
         action="append",
         metavar="NAME",
-        help="kernel of ci/kernels.toml to boot for guest tests, or 'all'; may be given again (default: that file's default)",
+        help="kernel of ci/kernels.toml to boot for guest tests, or 'all'; may be given again (default: that file's own)",
     )
 
 
@@ -38,10 +38,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed:
-        for vm in (getattr(item, "funcargs", {}).get(name) for name in ("lab", "vm")):
-            if hasattr(vm, "serial_tail"):
+        fixtures: dict[str, Any] = getattr(item, "funcargs", {})
+        for vm in (fixtures.get("lab"), fixtures.get("vm")):
+            if vm is not None and hasattr(vm, "serial_tail"):
                 report.sections.append(("end of the guest's console", vm.serial_tail()))
     return _required(report)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How long each folder of tests took."""
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                folder = report.nodeid.rpartition("::")[0].rpartition("/")[0]
+                seconds[folder] = seconds.get(folder, 0.0) + report.duration
+    for folder, taken in seconds.items():
+        terminalreporter.write_line(f"{folder}: {taken:.1f} s")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,160 @@
+"""``make demo``: boot the lab VM, list its processes by an unchanged LibVMI script, and compare the ways to read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from ci.vm.agent import InstalledAgent, install
+from ci.vm.image import ImageError, say
+from ci.vm.lab import LabError, LabVM
+from vmishim.commands import enrolment
+from vmishim.commands.script import execute
+from vmishim.errors import LibvmiError
+from vmishim.guest import Way
+from vmishim.target import Target
+from vmishim.wire.keys import save_private
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = "compat/examples/process_list.py"
+PLANTED = {"webserver": 4, "database": 2, "worker": 6, "cryptominer": 1}
+"""Names of the processes started in the monitored container, and how many of each."""
+RUNS = 3
+"""Times each way is measured; the table has medians."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of the script took, its connection made before."""
+
+    output: str
+    requests: int
+    carried: int
+    """Bytes of all frames, both ways."""
+    seconds: float
+
+
+def main() -> int:
+    """Show it; returns the exit status."""
+    os.chdir(ROOT)
+    try:
+        with LabVM.boot() as vm:
+            agent = install(vm)
+            say(f"demo: the agent runs in the VM, outside its container, and listens at {agent.endpoint}")
+            planted = {
+                pid: name
+                for name, count in PLANTED.items()
+                for pid in vm.spawn("sleep", "infinity", count=count, comm=name)
+            }
+            say(f"demo: {len(planted)} processes started in the container: {', '.join(PLANTED)}")
+            with _enrolled(agent):
+                return _show(vm, agent, planted)
+    except (ImageError, LabError, LibvmiError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+@contextlib.contextmanager
+def _enrolled(agent: InstalledAgent) -> Iterator[None]:
+    """The VM as domain "lab", for this process and its children."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["VMISHIM_CONFIG"] = f"{folder}/domains.toml"
+        save_private(f"{folder}/key", agent.private)
+        entry = {"agent": agent.endpoint, "agent_key": agent.public.text, "key": f"{folder}/key"}
+        enrolment.write("lab", entry)
+        yield
+
+
+def _show(vm: LabVM, agent: InstalledAgent, planted: dict[int, str]) -> int:
+    command = ["vmishim", "run", SCRIPT, "lab"]
+    print(f"\n$ {' '.join(command)}", flush=True)
+    subprocess.run([sys.executable, "-m", "vmishim.cli", *command[1:]], check=True)
+    rows = list(_measure(agent))
+    first = rows[0][1]
+    outputs = {run.output for _, run in rows}
+    listed = {int(line[1:6]): line[8:].split(" (")[0] for line in first.output.splitlines()}
+    console = Console(width=min(100, Console().width), highlight=False)
+    table = Table(
+        title=f"\nThe same script, unchanged, each way to read ({len(listed)} processes)", title_justify="left"
+    )
+    for column in ("way", "requests", "bytes", "time", ""):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for way, run in rows:
+        ratio = "" if run is first else f"{first.seconds / run.seconds:.0f}x faster"
+        table.add_row(way, f"{run.requests:,}", f"{run.carried:,}", f"{run.seconds * 1000:,.1f} ms", ratio)
+    console.print(table)
+    accelerator = "software emulation (TCG)" if _emulated(vm) else "KVM"
+    console.print(f"Medians of {RUNS} runs; Linux {vm.image.release} under {accelerator}, {os.cpu_count()} CPUs here.")
+    if len(outputs) != 1:
+        console.print("[red]The listings differ.[/red]")
+        return 1
+    missing = planted.items() - listed.items()
+    if missing:
+        console.print(f"[red]Not listed: {sorted(missing)}[/red]")
+        return 1
+    console.print(f"All listings are the same, and all {len(planted)} processes of the container are in them.")
+    return 0
+
+
+def _measure(agent: InstalledAgent) -> Iterator[tuple[str, Run]]:
+    ways: tuple[tuple[Way, tuple[str, ...]], ...] = (
+        ("scalar", ("scalar: each read a request",)),
+        ("page", ("page: each page a request",)),
+        ("batch", ("batch: whole lists, first time", "batch: again, what is read is known")),
+    )
+    for way, names in ways:
+        runs: list[list[Run]] = []
+        for _ in range(RUNS):
+            guest = agent.connect(way=way)
+            try:
+                runs.append([_run(guest) for _ in names])
+            finally:
+                guest.close()
+        for name, of_name in zip(names, zip(*runs, strict=True), strict=True):
+            yield name, sorted(of_name, key=lambda run: run.seconds)[RUNS // 2]
+
+
+def _run(guest: Any) -> Run:
+    link = guest.link
+    before = link.requests, link.bytes_sent + link.bytes_received
+    output = io.StringIO()
+    begun = time.perf_counter()
+    with contextlib.redirect_stdout(output):
+        execute(SCRIPT, ["lab"], lambda name, init_data, by_id: cast(Target, _Kept(guest)))
+    taken = time.perf_counter() - begun
+    return Run(output.getvalue(), link.requests - before[0], link.bytes_sent + link.bytes_received - before[1], taken)
+
+
+class _Kept:
+    """A guest that outlives the script that opens it, so that one connection serves several runs."""
+
+    def __init__(self, guest: Any) -> None:
+        self._guest = guest
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._guest, name)
+
+    def close(self) -> None:
+        self._guest.flush()
+
+
+def _emulated(vm: LabVM) -> bool:
+    return not vm.monitor("query-kvm")["enabled"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
