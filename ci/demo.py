@@ -134,7 +134,7 @@ def _run(guest: Any) -> Run:
     output = io.StringIO()
     begun = time.perf_counter()
     with contextlib.redirect_stdout(output):
-        execute(SCRIPT, ["lab"], lambda name, init_data, by_id: cast(Target, _Kept(guest)))
+        execute(SCRIPT, ["lab"], lambda domain, init_data: cast(Target, _Kept(guest)))
     taken = time.perf_counter() - begun
     return Run(output.getvalue(), link.requests - before[0], link.bytes_sent + link.bytes_received - before[1], taken)
 

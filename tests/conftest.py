@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernel",
         action="append",
         metavar="NAME",
-        help="kernel of ci/kernels.toml to boot for guest tests, or 'all'; may be given again (default: that file's own)",
+        help="kernel of ci/kernels.toml to boot for guest tests, or 'all'; may be given again (default: its default)",
     )
 
 

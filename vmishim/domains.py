@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 
 TIMEOUT = 5.0
 """Seconds that an answer of the agent may take, unless the domain says otherwise."""
-
-detour: Callable[[str, Mapping[VMIInitData, str] | None, bool], Target] | None = None
-"""When set, `connect` hands its arguments to it and looks nothing up itself: how ``vmishim run`` leads every name to
-this machine, reads another way, and counts."""
 
 _SCHEMES = ("tcp://", "ipc://", "inproc://")
 
@@ -59,6 +55,13 @@ class Domain:
     """Path of the guest's memory."""
     symbols: str = ""
     """Path of a symbol map for ``ramfile``."""
+
+
+# How ``vmishim run`` sends an unchanged script another way; set by nobody else.
+stand_in: Domain | None = None
+"""When set, `find` gives it for every name."""
+detour: Callable[[Domain, Mapping[VMIInitData, str] | None], Target] | None = None
+"""When set, `reach` asks it for the target, unless a way is named."""
 
 
 def path() -> Path:
@@ -119,6 +122,8 @@ def find(name: str, by_id: bool = False) -> Domain:
     :param by_id: ``name`` is an id
     :raises LibvmiError: ``VM_NOT_FOUND``, with the names that are known; ``NO_CONFIG``: the file is wrong
     """
+    if stand_in is not None:
+        return replace(stand_in, name=name)
     domains = load()
     named = {str(domain.id): domain for domain in domains.values() if domain.id} if by_id else domains
     if name not in named:
@@ -139,16 +144,16 @@ def connect(name_or_id: str, init_data: Mapping[VMIInitData, str] | None = None,
         kernel that we know
     :raises LinkError: its agent cannot be reached, or is not the one that is enrolled
     """
-    if detour is not None:
-        return detour(name_or_id, init_data, by_id)
     return reach(find(name_or_id, by_id), init_data)
 
 
-def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, way: Way = "batch") -> Target:
+def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, way: Way | None = None) -> Target:
     """Reach a domain whose entry is known; otherwise as ``connect``.
 
-    :param way: how an agent is asked for memory; a RAM file has one way only
+    :param way: how an agent is asked for memory, ``batch`` unless it is said; a RAM file has one way only
     """
+    if detour is not None and way is None:
+        return detour(domain, init_data)
     if domain.ramfile:
         from vmishim.memory.ramfile import RamFile
 
@@ -160,4 +165,4 @@ def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, wa
     endpoint = socket if socket.startswith(_SCHEMES) else domain.agent
     private = keys.load_private(Path(domain.key).expanduser())
     public = keys.PublicKey.from_text(domain.agent_key)
-    return guest.connect(domain.name, endpoint, private, public, domain.timeout, way)
+    return guest.connect(domain.name, endpoint, private, public, domain.timeout, way or "batch")

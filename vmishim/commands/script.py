@@ -15,13 +15,13 @@ from vmishim import domains
 from vmishim.commands import CommandError
 from vmishim.commands.guests import Meter
 from vmishim.constants import VMIInitData
-from vmishim.guest import Way
+from vmishim.domains import Domain
 from vmishim.target import Target
 
 COMPAT = Path(__file__).parents[2] / "compat"
 """Where our package named ``libvmi`` is."""
 
-Opener = Callable[[str, Mapping[VMIInitData, str] | None, bool], Target]
+Opener = Callable[[Domain, Mapping[VMIInitData, str] | None], Target]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,27 +34,34 @@ def run(options: argparse.Namespace) -> int:
     if not Path(options.script).is_file():
         raise CommandError(f"there is no script {options.script}")
     meter = Meter(options.way)
+
+    def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None) -> Target:
+        target = domains.reach(domain, init_data, options.way)
+        meter.add(target)
+        return target
+
     with ExitStack() as stack:
-        reach = _local(stack, options.way) if options.local else _enrolled(options.way)
+        here = None
+        if options.local:
+            from vmishim import local
 
-        def counted(name: str, init_data: Mapping[VMIInitData, str] | None, by_id: bool) -> Target:
-            target = reach(name, init_data, by_id)
-            meter.add(target)
-            return target
-
+            # Before the script, so that what is missing is told plainly.
+            endpoint, key, public = stack.enter_context(local.agent())
+            here = Domain("local", agent=endpoint, agent_key=public, key=str(key))
         if options.stats:
             stack.callback(meter.report)
-        return execute(options.script, options.arguments, counted)
+        return execute(options.script, options.arguments, reach, here)
 
 
-def execute(script: str, arguments: Sequence[str], reach: Opener) -> int:
+def execute(script: str, arguments: Sequence[str], reach: Opener, stand_in: Domain | None = None) -> int:
     """Run a script as ``python SCRIPT ARGUMENTS`` would, but for ``import libvmi``, which is ours.
 
     :param reach: opens the domains that the script names
+    :param stand_in: what every such name means, instead of its entry in ``domains.toml``
     :returns: 0; 1 after the traceback of what it raised, 130 if that was Ctrl-C
     :raises SystemExit: the script did
     """
-    with _as_main(script, arguments), _detour(reach):
+    with _as_main(script, arguments), _detour(reach, stand_in):
         try:
             runpy.run_path(script, run_name="__main__")
         except SystemExit:
@@ -62,39 +69,20 @@ def execute(script: str, arguments: Sequence[str], reach: Opener) -> int:
         except BrokenPipeError:
             raise
         except BaseException as error:
-            sys.excepthook(type(error), error, _from_script(error.__traceback__, script))
+            trace = _from_script(error.__traceback__, script)
+            sys.excepthook(type(error), error.with_traceback(trace), trace)
             return 130 if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 
-def _local(stack: ExitStack, way: Way) -> Opener:
-    """This machine under any name. The agent starts before the script, so that what it lacks is told plainly."""
-    from vmishim import local
-    from vmishim.guest import connect
-    from vmishim.wire.keys import PublicKey, load_private
-
-    endpoint, key, public = stack.enter_context(local.agent())
-
-    def reach(name: str, init_data: object, by_id: bool) -> Target:
-        return connect(name, endpoint, load_private(key), PublicKey.from_text(public), way=way)
-
-    return reach
-
-
-def _enrolled(way: Way) -> Opener:
-    def reach(name: str, init_data: Mapping[VMIInitData, str] | None, by_id: bool) -> Target:
-        return domains.reach(domains.find(name, by_id), init_data, way)
-
-    return reach
-
-
 @contextmanager
-def _detour(reach: Opener) -> Iterator[None]:
-    before, domains.detour = domains.detour, reach
+def _detour(reach: Opener, stand_in: Domain | None) -> Iterator[None]:
+    before = domains.detour, domains.stand_in
+    domains.detour, domains.stand_in = reach, stand_in
     try:
         yield
     finally:
-        domains.detour = before
+        domains.detour, domains.stand_in = before
 
 
 @contextmanager
