@@ -55,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the agent. Returns the exit status: 0, or 1 after one clear line on standard error."""
     options = parser().parse_args(arguments)
     # The journal adds time and unit by itself.
-    logging.basicConfig(format="%(message)s", level=logging.DEBUG if getattr(options, "verbose", False) else logging.INFO)
+    logging.basicConfig(
+        format="%(message)s", level=logging.DEBUG if getattr(options, "verbose", False) else logging.INFO
+    )
     try:
         if options.command == "keygen":
             return _keygen(options.path)
@@ -83,10 +85,14 @@ def _check() -> int:
     kernel = Kernel()
     try:
         banner = kernel.symbol("linux_banner")
-        text = kernel.read(banner, 256).split(b"\0")[0].decode(errors="replace").strip() if banner else os.uname().release
+        text = (
+            kernel.read(banner, 256).split(b"\0")[0].decode(errors="replace").strip() if banner else os.uname().release
+        )
         print(f"this kernel can be read: {text}")
         print(f"BTF: {'yes' if kernel.btf else 'no: members of structures are unknown'}")
-        print(f"direct map: {f'{kernel.page_offset:#x}' if kernel.page_offset else 'unknown: no physical or user memory'}")
+        print(
+            f"direct map: {f'{kernel.page_offset:#x}' if kernel.page_offset else 'unknown: no physical or user memory'}"
+        )
     finally:
         kernel.close()
     return 0
@@ -121,7 +127,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _stop_at_eof(stop: threading.Event) -> None:
-    while sys.stdin.buffer.read1(4096):
+    while os.read(sys.stdin.fileno(), 4096):
         pass
     stop.set()
 

@@ -22,6 +22,7 @@ from vmishim.wire.messages import (
     Message,
     More,
     Names,
+    Pointees,
     Read,
     Symbols,
     Walk,
@@ -77,7 +78,9 @@ class Agent:
                 return self._read(space, address, count)
             case Walk(plan, heads):
                 if len(heads) != (0 if plan.stride else plan.heads * 8):
-                    return Failure("plan", f"{len(heads)} bytes of heads do not match the plan (at most {HEADS_MAX} heads)")
+                    return Failure(
+                        "plan", f"{len(heads)} bytes of heads do not match the plan (at most {HEADS_MAX} heads)"
+                    )
                 return self._chunk(_Unfinished(session, plan, heads, b""), kernel.walk(plan, heads))
             case More(number):
                 walk = self._walks.get(number)
@@ -91,6 +94,8 @@ class Agent:
                 return Answer([kernel.symbol_at(address) for address in addresses])
             case Members(names):
                 return Answer([kernel.member(name) for name in names])
+            case Pointees(questions):
+                return Answer([kernel.pointee(question) for question in questions])
             case Lookup(dtb, address):
                 if not kernel.page_offset:
                     return Failure("physical", _NO_DIRECT_MAP)

@@ -34,9 +34,9 @@ def bundle(target: Path) -> Path:
         objects.mkdir()
         for name in OBJECTS:
             (objects / f"{name}.bpf.o").write_bytes(object_bytes(name))
-        part = target.with_name(target.name + ".part")
-        zipapp.create_archive(folder, part, "/usr/bin/env python3", "guest_agent.__main__:main", compressed=True)
-        part.replace(target)
+        unfinished = target.with_name(target.name + ".part")
+        zipapp.create_archive(folder, unfinished, "/usr/bin/env python3", "guest_agent.__main__:main", compressed=True)
+        unfinished.replace(target)
     target.chmod(0o755)
     return target
 

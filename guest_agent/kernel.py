@@ -120,6 +120,18 @@ class Kernel:
         except KeyError:
             return None
 
+    def pointee(self, question: str) -> list[int] | None:
+        """``"task_struct 2272"`` or ``"#77 16"`` -> [type number, bytes] of what that word points to, None for nothing."""
+        if self.btf is None:
+            return None
+        name, _, offset = question.partition(" ")
+        try:
+            of_type = int(name[1:]) if name.startswith("#") else name
+            found = self.btf.pointee(of_type, int(offset))
+            return None if found is None else list(found)
+        except (KeyError, ValueError):
+            return None
+
     def facts(self) -> dict[str, Any]:
         """What is known of this kernel and machine, see `vmishim.kernel.profile.Profile`."""
         text = self.symbol("_text")

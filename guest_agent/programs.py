@@ -12,6 +12,7 @@ import mmap
 import os
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 from importlib import resources
+from typing import Any
 
 from vmishim.errors import LibvmiError
 from vmishim.kernel.btf import Btf
@@ -49,7 +50,7 @@ class _TestRun(Structure):
     ]
 
 
-_PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+_PRINT: Any = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
 
 def _libbpf() -> ctypes.CDLL:
@@ -105,7 +106,6 @@ class Programs:
         # vsnprintf of libbpf's own format: the verifier's log arrives through here and nowhere else.
         libc = ctypes.CDLL(None)
 
-        @_PRINT
         def keep(level: int, form: bytes, arguments: int) -> int:
             if level <= 1:
                 text = ctypes.create_string_buffer(1 << 16)
@@ -113,7 +113,8 @@ class Programs:
                 log.append(text.value.decode(errors="replace"))
             return 0
 
-        self._lib.libbpf_set_print(keep)
+        printer = _PRINT(keep)
+        self._lib.libbpf_set_print(printer)
         try:
             self._object = self._lib.bpf_object__open_mem(data, len(data), None)
             if not self._object:
@@ -168,9 +169,7 @@ class Programs:
             self._object = None
 
 
-@_PRINT
-def _SILENT(level: int, form: bytes, arguments: int) -> int:
-    return 0
+_SILENT = _PRINT(lambda level, form, arguments: 0)
 
 
 def _why(error: int) -> str:

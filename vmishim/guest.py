@@ -6,7 +6,7 @@ from typing import Literal
 
 from vmishim.kernel.remote import RemoteProfile
 from vmishim.link import Link
-from vmishim.memory.listings import KNOWN, find
+from vmishim.memory.listings import KNOWN, found
 from vmishim.memory.pages import Pages
 from vmishim.memory.readahead import ReadAhead
 from vmishim.memory.reader import MemoryReader
@@ -47,13 +47,13 @@ class Guest:
         symbols = {*SYMBOLS, *(shape.symbol for shape in KNOWN)}
         members = {*MEMBERS, *(member for shape in KNOWN for member in shape.members)}
         self.profile = RemoteProfile(self.remote, symbols, members)
+        self.words: dict[int, int] = {}
         self.cells: dict[int, bytes] = {}
         self.reader: MemoryReader = self.remote
         self._cache: ReadAhead | Pages | None = None
         if way == "batch":
-            places = [place for shape in KNOWN if (place := find(shape, self.profile)) is not None]
-            self.reader = self._cache = ReadAhead(self.remote, places)
-            self.cells = self._cache.cells
+            self.reader = self._cache = ReadAhead(self.remote, found(self.profile))
+            self.words, self.cells = self._cache.words, self._cache.cells
         elif way == "page":
             self.reader = self._cache = Pages(self.remote)
 

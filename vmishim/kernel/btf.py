@@ -118,6 +118,37 @@ class Btf:
         """
         return {field: member for field, (member, _) in self._members(self._find(name)).items()}
 
+    def pointee(self, of_type: str | int, offset: int) -> tuple[int, int] | None:
+        """What the pointer at ``offset`` of a type points to.
+
+        :param of_type: a structure's name, or a type's number, as this returns it
+        :returns: (number, bytes) of the type pointed to: 8 bytes for a pointer to pointers, 1 for a string, 0 for
+            ``void``; None when there is no pointer at ``offset``
+        :raises KeyError: there is no such type
+        """
+        number = self._find(of_type) if isinstance(of_type, str) else of_type
+        if not 0 <= number < len(self._starts):
+            raise KeyError(of_type)
+        return self._pointee(number, offset, 0)
+
+    def _pointee(self, number: int, offset: int, depth: int) -> tuple[int, int] | None:
+        kind, at, target = self._type(number)
+        if kind == _PTR:
+            return (target, self._size(target)) if offset == 0 else None
+        if depth < _DEEPEST and kind == _ARRAY:
+            element, size = self._element(number)
+            return self._pointee(element, offset % size, depth + 1) if size else None
+        if depth < _DEEPEST and kind in (_STRUCT, _UNION):
+            words = self._words
+            info = words[at + 1]
+            for entry in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
+                place = self._place(words[entry + 1], words[entry + 2], bool(info >> 31))
+                if place.offset <= offset < place.offset + place.size:
+                    found = self._pointee(words[entry + 1], offset - place.offset, depth + 1)
+                    if found is not None:
+                        return found
+        return None
+
     def _find(self, name: str) -> int:
         # C has one name space for tags and another for typedefs. "struct task_struct" is accepted as people write it.
         bare = name.removeprefix("struct ").removeprefix("union ")

@@ -6,102 +6,269 @@ without it just goes without.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmishim.kernel.profile import Profile
-from vmishim.memory.snapshot import Field
-from vmishim.wire.plan import Plan, Step
+from vmishim.memory.reader import KERNEL, MemoryReader
+from vmishim.memory.snapshot import RING, WORD, Field, Hop
+from vmishim.wire.plan import Op, Plan, Step
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A kernel list, by names.
-
-    :ivar name: what people call it
-    :ivar symbol: the kernel symbol its head is at
-    :ivar struct: type of a node
-    :ivar link: the member of a node that links it
-    :ivar head: the member of the symbol's own structure that is the head, ``"task_struct tasks"``; empty when the
-        symbol is the head
-    :ivar step: how to get from the head to the nodes
-    :ivar fields: members to bring along from the start
-    """
-
-    name: str
-    symbol: str
-    struct: str
-    link: str
-    head: str
-    step: Step
-    fields: tuple[str, ...]
-
-    @property
-    def members(self) -> list[str]:
-        """Every place this names, as the agent is asked for them."""
-        named = [self.struct, *(f"{self.struct} {member}" for member in (self.link, *self.fields))]
-        return [*named, self.head] if self.head else named
-
-
-KNOWN = (
-    # LibVMI's examples read of each task: tasks.next, pid, comm (examples/process-list.c).
-    Shape(
-        "tasks",
-        "init_task",
-        "task_struct",
-        "tasks",
-        "task_struct tasks",
-        Step.RING_NODE,
-        ("pid", "tgid", "comm", "mm"),
-    ),
-    # ... and of each module: list.next, name (examples/module-list.c).
-    Shape("modules", "modules", "module", "list", "", Step.RING, ("name", "state")),
-)
+NODES_MAX = 1 << 20
+"""Nodes of one list that are brought; a list that is longer is read on one by one."""
+LISTENING_NULLS_BASE = 1 << 29
+"""Number that ends the first chain of the listeners' table (include/net/inet_hashtables.h)."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A list found in one kernel: addresses and offsets instead of names."""
+    """A list found in one kernel: addresses and offsets instead of names.
+
+    :ivar start: address of the head, or of a table's first one; 0 for a table not looked at yet, see `settled`
+    :ivar heads: how many
+    :ivar before: bytes below a node that still belong to it
+    :ivar after: bytes above
+    :ivar table: for a table, addresses of the pointer to it and of its mask, and the first head's offset in it
+    """
 
     name: str
     start: int
     step: Step
     link: int
     before: int
-    """Bytes below a node that still belong to it."""
     after: int
-    """Bytes above."""
     fields: tuple[Field, ...]
+    struct: str = ""
+    """Type of a node; empty when it is not known."""
+    heads: int = 1
+    stride: int = WORD
+    nulls: int = 0
     bias: int = 0
-    max_nodes: int = 1 << 20
+    max_nodes: int = NODES_MAX
+    table: tuple[int, int, int] | None = None
+    inner: tuple[tuple[Field, tuple[Field, ...], str, int], ...] = ()
+    """Rings that hang from each node: the head's field, the fields to bring of each of its nodes, a node's type and
+    size."""
 
     @property
     def doors(self) -> tuple[int, ...]:
-        """Addresses whose reading begins a listing: the pointers of the head."""
-        return (self.start, self.start + 8) if self.step in (Step.RING, Step.RING_NODE) else (self.start,)
+        """Addresses whose reading begins a listing: the pointers of the head; of a table, that to it and its first."""
+        if self.table is not None:
+            return (self.table[0], self.start) if self.start else (self.table[0],)
+        return (self.start, self.start + WORD) if self.step in (Step.RING, Step.RING_NODE) else (self.start,)
 
-    def plan(self, ops: tuple[object, ...]) -> Plan:
+    def plan(self, ops: tuple[Op, ...]) -> Plan:
         """The plan that collects ``ops`` of this list."""
         return Plan(
             self.start,
             self.step,
-            ops,  # type: ignore[arg-type]
+            ops,
+            heads=self.heads,
+            stride=self.stride,
             link=self.link,
+            nulls=self.nulls,
             bias=self.bias,
             max_nodes=self.max_nodes,
         )
 
+    def settled(self, reader: MemoryReader) -> Place:
+        """The place of a table, looked up in memory: it stays where it was allocated at boot.
 
-def find(shape: Shape, profile: Profile) -> Place | None:
-    """Where a list is in this kernel; None when the kernel has no such list, or doesn't say where."""
-    try:
-        start = profile.symbol(shape.symbol)
-        if shape.head:
-            start += profile.member(*shape.head.split(" ")).offset
-        link = profile.member(shape.struct, shape.link)
-        fields = [Field((), link.offset, link.size)]
-        for name in shape.fields:
-            place = profile.member(shape.struct, name)
-            fields.append(Field((), place.offset, place.size))
-        return Place(shape.name, start, shape.step, link.offset, 0, profile.size(shape.struct), tuple(fields))
-    except KeyError:
-        return None
+        :raises FaultError: its pointer cannot be read
+        """
+        if self.table is None or self.start:
+            return self
+        pointer, mask, first = self.table
+        start = int.from_bytes(reader.read(pointer, 8, KERNEL), "little")
+        heads = int.from_bytes(reader.read(mask, 4, KERNEL), "little") + 1
+        return replace(self, start=start + first, heads=heads)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A ``list_head`` ring that hangs from each node of another list, such as a process's threads.
+
+    :ivar pointer: the member of the outer node that points to what holds the head
+    :ivar holder: type of what holds it, and its ``head`` member
+    :ivar struct: type of a node of the ring
+    :ivar link: the member that links it
+    :ivar fields: members to bring along once the ring is looked at
+    """
+
+    pointer: str
+    holder: str
+    head: str
+    struct: str
+    link: str
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ring:
+    """A ``list_head`` ring.
+
+    :ivar name: what people call it
+    :ivar symbol: the kernel symbol its head is at
+    :ivar struct: type of a node
+    :ivar link: the member that links a node
+    :ivar in_node: the symbol is a node itself, its link the head
+    :ivar fields: members to bring along from the start
+    :ivar inner: rings that hang from each node
+    """
+
+    name: str
+    symbol: str
+    struct: str
+    link: str
+    fields: tuple[str, ...]
+    in_node: bool = False
+    inner: tuple[Inner, ...] = ()
+
+    @property
+    def members(self) -> list[str]:
+        """Every member and size it names, as the agent is asked for them."""
+        named = [self.struct, *(f"{self.struct} {member}" for member in (self.link, *self.fields))]
+        for inner in self.inner:
+            named += [inner.struct, f"{self.struct} {inner.pointer}", f"{inner.holder} {inner.head}"]
+            named += [f"{inner.struct} {member}" for member in (inner.link, *inner.fields)]
+        return named
+
+    def find(self, profile: Profile) -> Place:
+        """Where it is. :raises KeyError: the kernel has no such list, or does not say where"""
+        link = profile.member(self.struct, self.link)
+        start = profile.symbol(self.symbol) + (link.offset if self.in_node else 0)
+        fields = (Field((), link.offset, WORD), Field((), link.offset + WORD, WORD), *_fields(self, profile))
+        step = Step.RING_NODE if self.in_node else Step.RING
+        inner = tuple(_inner(self, ring, profile) for ring in self.inner)
+        return Place(self.name, start, step, link.offset, 0, profile.size(self.struct), fields, self.struct, inner=inner)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A hash table of ``hlist_nulls`` chains.
+
+    :ivar symbol: the kernel symbol of the structure that points to the table
+    :ivar holder: that structure, its ``pointer`` to the table and its ``mask``
+    :ivar bucket: type of a bucket, and its ``head`` member
+    :ivar nulls: number that ends the first chain
+    """
+
+    name: str
+    symbol: str
+    holder: str
+    pointer: str
+    mask: str
+    bucket: str
+    head: str
+    struct: str
+    link: str
+    fields: tuple[str, ...]
+    nulls: int = 0
+
+    @property
+    def members(self) -> list[str]:
+        """Every member and size it names, as the agent is asked for them."""
+        named = [self.struct, *(f"{self.struct} {member}" for member in (self.link, *self.fields))]
+        return [
+            *named,
+            f"{self.holder} {self.pointer}",
+            f"{self.holder} {self.mask}",
+            self.bucket,
+            f"{self.bucket} {self.head}",
+        ]
+
+    def find(self, profile: Profile) -> Place:
+        """Where it is. :raises KeyError: the kernel has no such list, or does not say where"""
+        holder = profile.symbol(self.symbol)
+        link = profile.member(self.struct, self.link)
+        return Place(
+            self.name,
+            0,
+            Step.NULLS,
+            link.offset,
+            0,
+            profile.size(self.struct),
+            (Field((), link.offset, WORD), *_fields(self, profile)),
+            self.struct,
+            stride=profile.size(self.bucket),
+            nulls=self.nulls,
+            table=(
+                holder + profile.member(self.holder, self.pointer).offset,
+                holder + profile.member(self.holder, self.mask).offset,
+                profile.member(self.bucket, self.head).offset,
+            ),
+        )
+
+
+def _fields(shape: Ring | Table, profile: Profile) -> tuple[Field, ...]:
+    places = [profile.member(shape.struct, name) for name in shape.fields]
+    return tuple(Field((), place.offset, place.size) for place in places)
+
+
+def _inner(shape: Ring, inner: Inner, profile: Profile) -> tuple[Field, tuple[Field, ...], str, int]:
+    pointer = Hop(profile.member(shape.struct, inner.pointer).offset)
+    head = profile.member(inner.holder, inner.head).offset
+    link = profile.member(inner.struct, inner.link).offset
+    path = (pointer, Hop(head, span=RING, link=link))
+    places = [profile.member(inner.struct, name) for name in inner.fields]
+    fields = [Field(path, link, WORD), Field(path, link + WORD, WORD)]
+    fields += [Field(path, place.offset, place.size) for place in places]
+    return Field((pointer,), head, WORD), tuple(fields), inner.struct, profile.size(inner.struct)
+
+
+_SOCK = (
+    "__sk_common.skc_daddr",
+    "__sk_common.skc_rcv_saddr",
+    "__sk_common.skc_dport",
+    "__sk_common.skc_num",
+    "__sk_common.skc_family",
+    "__sk_common.skc_state",
+)
+_SOCK_LINK = "__sk_common.skc_nulls_node"
+
+# Since 5.1 and to this day (signal_struct.thread_head); task_struct.thread_group went in 6.7 (8e1f385104ac).
+_THREADS = (Inner("signal", "signal_struct", "thread_head", "task_struct", "thread_node", ("pid", "tgid", "comm")),)
+
+KNOWN: tuple[Ring | Table, ...] = (
+    # LibVMI's examples read of each task: tasks.next, pid, comm (examples/process-list.c).
+    Ring("tasks", "init_task", "task_struct", "tasks", ("pid", "tgid", "comm", "mm"), in_node=True, inner=_THREADS),
+    # ... and of each module: list.next, name (examples/module-list.c).
+    Ring("modules", "modules", "module", "list", ("name", "state")),
+    # Established, time-wait and request sockets begin alike, with sock_common, and share these chains.
+    Table(
+        "tcp",
+        "tcp_hashinfo",
+        "inet_hashinfo",
+        "ehash",
+        "ehash_mask",
+        "inet_ehash_bucket",
+        "chain",
+        "sock",
+        _SOCK_LINK,
+        _SOCK,
+    ),  # fmt: skip
+    # Listeners: since 5.19 (cae3873c5b3a) in this table only, on the same link.
+    Table(
+        "tcp listeners",
+        "tcp_hashinfo",
+        "inet_hashinfo",
+        "lhash2",
+        "lhash2_mask",
+        "inet_listen_hashbucket",
+        "nulls_head",
+        "sock",
+        _SOCK_LINK,
+        _SOCK,
+        LISTENING_NULLS_BASE,
+    ),  # fmt: skip
+)
+
+
+def found(profile: Profile) -> list[Place]:
+    """The known lists that this kernel has."""
+    places = []
+    for shape in KNOWN:
+        try:
+            places.append(shape.find(profile))
+        except KeyError:
+            continue
+    return places

@@ -21,9 +21,10 @@ class Pages:
         self._lock = threading.RLock()
         self._holding = False
 
-    def read(self, address: int, count: int, space: int = KERNEL) -> bytes:
+    def read(self, address: int, count: int, space: int = KERNEL, *, text: bool = False) -> bytes:
         """See `vmishim.memory.reader.MemoryReader.read`."""
-        parts, done = [], 0
+        parts: list[bytes] = []
+        done = 0
         with self._lock:
             while done < count:
                 at = address + done

@@ -15,14 +15,29 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from struct import Struct
 
 from vmishim.errors import FaultError
-from vmishim.memory.listings import Place
-from vmishim.memory.reader import KERNEL
-from vmishim.memory.remote import KERNEL_FLOOR, Remote
-from vmishim.memory.snapshot import Cells, Field, Fields, Path, Snapshot
-from vmishim.wire.plan import HEADS_MAX, Op, Plan, Step, Take, Text
+from vmishim.memory.listings import NODES_MAX, Place
+from vmishim.memory.reader import KERNEL, KERNEL_FLOOR
+from vmishim.memory.remote import Remote
+from vmishim.memory.snapshot import (
+    RING,
+    TAGS,
+    WORD,
+    Column,
+    Field,
+    Fields,
+    Hop,
+    Known,
+    Path,
+    Snapshot,
+    Stage,
+)
+from vmishim.wire.messages import Chunk
+from vmishim.wire.plan import HEADS_MAX, Kind, Plan, Step, Take, Text
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +46,21 @@ STALE = 1.0
 age limit in libvmi/cache.c)."""
 LEARN_MAX = 256
 """Bytes of the largest read that is learned as a field; larger ones are asked for one by one."""
-REACH = 4096
-"""Bytes from a pointer within which a read is taken for one of what it points to."""
+TEXT = 64
+"""Bytes that are brought of a string at first; `LEARN_MAX` of one that turned out longer."""
+ARRAY, UNTYPED = 4096, 256
+"""Bytes above a pointer within which a read is taken for one of what it points to: for a pointer to pointers, and for one
+to void or characters. What any other points to is as large as its type says."""
+DEPTH = 8
+"""Pointers from a node that are followed."""
 CHAINS = 16
-"""Lists learned from chains of reads that are kept; the one longest unused makes room."""
+"""Lists learned from chains of reads that are kept; the one learned first makes room."""
 CHAIN_LENGTH = 3
 """Links of a chain of dependent reads after which it is taken for a list."""
+RUN = 4
+"""Reads one behind the other after which they are taken for an array that is read through."""
+RUN_BYTES, RUN_BYTES_MAX = 4096, 1 << 18
+"""Bytes brought of such an array at first and at most; each time twice as many, as the kernel's own read-ahead does."""
 HELD_MAX = 64 << 20
 """Bytes of single reads a hold remembers; what is past that is refused, since two answers of one hold may not differ."""
 
@@ -48,20 +72,21 @@ class Listing:
         self.place = place
         self.fields = Fields(place.fields)
         self.snapshot: Snapshot | None = None
-        self.entrance: dict[int, bytes] = {}
-        """What the doors hold. Kept out of the cells: reading one means something."""
-        self.beyond: dict[int, bytes] = {}
-        """The links one step from the head, likewise: reading one says that the listing has moved on."""
-        self.looks = 0
-        """Times the head was read in this listing."""
+        self.entrance: dict[int, int] = {}
+        """Pointers that the doors hold. Kept out of what is known: reading one means something."""
+        self.beyond: dict[int, int] = {}
+        """Links one step from the head, likewise: reading one says that the listing has moved on."""
+        self.looks: Counter[int] = Counter()
+        """Times each door was read in this listing."""
+        self.empty: dict[int, int] = {}
+        """For a table, what its heads hold when they are empty."""
         self.expires = 0.0
-        self.problems: list[str] = []
-        """What the last walk met: chains cut short, cycles, changes underneath."""
         self.walks = 0
 
     def clear(self) -> None:
         """Forget the last walk, not what was learned."""
-        self.snapshot, self.entrance, self.beyond, self.looks = None, {}, {}, 0
+        self.snapshot, self.entrance, self.beyond = None, {}, {}
+        self.looks.clear()
 
 
 class ReadAhead:
@@ -69,13 +94,16 @@ class ReadAhead:
 
     :param remote: the agent
     :param places: lists that are known from the start
+
+    :ivar words: kernel memory known right now, eight bytes by exact address
+    :ivar cells: the same for everything else
     """
 
-    def __init__(self, remote: Remote, places: list[Place]) -> None:
+    def __init__(self, remote: Remote, places: Sequence[Place]) -> None:
         self._remote = remote
         self._lock = threading.RLock()
-        self._known = Cells()
-        self.cells = self._known.exact
+        self._known = Known()
+        self.words, self.cells = self._known.words, self._known.cells
         self.listings: OrderedDict[int, Listing] = OrderedDict()
         self._doors: dict[int, Listing] = {}
         self._holding = False
@@ -84,6 +112,8 @@ class ReadAhead:
         self._seen: set[tuple[int, Path, int]] = set()
         self._recent: deque[tuple[int, int]] = deque(maxlen=8)
         self._chains: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()
+        self._run = _Run()
+        self._types = _Types(remote)
         self._clock = _Clock(self)
         for place in places:
             self._install(Listing(place))
@@ -91,8 +121,8 @@ class ReadAhead:
 
     # ---- the contract ------------------------------------------------------------------------------------------------
 
-    def read(self, address: int, count: int, space: int = KERNEL) -> bytes:
-        """See `vmishim.memory.reader.MemoryReader.read`."""
+    def read(self, address: int, count: int, space: int = KERNEL, *, text: bool = False) -> bytes:
+        """See `vmishim.memory.reader.MemoryReader.read`. With ``text``, fewer bytes may come, the last of them NUL."""
         with self._lock:
             if space != KERNEL:
                 return self._single(address, count, space)
@@ -101,12 +131,12 @@ class ReadAhead:
             listing = self._doors.get(address)
             if listing is not None:
                 return self._enter(listing, address, count)
-            data = self._find(address, count)
+            data = self._find(address, count, text)
             if data is not None:
                 return data
             if address < KERNEL_FLOOR:
                 raise FaultError(address)
-            return self._miss(address, count)
+            return self._miss(address, count, text)
 
     def hold(self) -> None:
         """From now on everything is as of one hold."""
@@ -131,13 +161,14 @@ class ReadAhead:
         self._held_bytes = 0
         self._recent.clear()
         self._chains.clear()
+        self._run = _Run()
         for listing in self.listings.values():
             listing.clear()
 
     # ---- lists -------------------------------------------------------------------------------------------------------
 
     def _install(self, listing: Listing) -> None:
-        self.listings[listing.place.start] = listing
+        self.listings[listing.place.start or listing.place.doors[0]] = listing
         for door in listing.place.doors:
             self._doors[door] = listing
 
@@ -147,69 +178,132 @@ class ReadAhead:
             fresh = listing.snapshot is not None
         else:
             # Scripts read the head twice before they move on (LibVMI's own process-list.py does), rarely more often.
-            fresh = bool(listing.beyond) and listing.looks < 2 and time.monotonic() < listing.expires
+            fresh = bool(listing.beyond) and listing.looks[address] < 2 and time.monotonic() < listing.expires
         if not fresh:
             self._walk(listing)
-            listing.looks = 0
-        listing.looks += 1
-        data = listing.entrance.get(address, b"")
+        listing.looks[address] += 1
+        data = b""
+        while len(data) < count and (word := listing.entrance.get(address + len(data))) is not None:
+            data += word.to_bytes(WORD, "little")
         if len(data) >= count:
             return data[:count]
         return self._single(address, count, KERNEL)
 
     def _walk(self, listing: Listing) -> None:
         """Take a new snapshot of a list."""
-        place, fields = listing.place, listing.fields
-        if listing.snapshot is not None:
-            self._known.drop(listing.snapshot.cells)
+        if listing.place.table is not None and not listing.place.start:
+            self._settle(listing)
+        place = listing.place
+        if listing.snapshot is not None:  # what a table holds when it is empty is written over
+            self._known.drop(listing.snapshot.words, listing.snapshot.cells)
         listing.clear()
-        snapshot = Snapshot()
-        plan = place.plan(fields.ops)
-        faulted = cycles = torn = 0
-        for chunk in self._remote.walk(plan):
-            snapshot.add(plan, fields.places, chunk.bulk)
-            faulted, cycles, torn = chunk.faulted, chunk.cycles, chunk.torn
-        listing.problems = [
-            text
-            for text, met in (
-                (f"stopped at {place.max_nodes} nodes, there are more", chunk.truncated),
-                (f"{faulted} chains ended in unreadable memory, the first at {chunk.fault_at:#x}", faulted),
-                (f"{cycles} chains loop without meeting their head, the first at {chunk.cycle_at:#x}", cycles),
-                (f"{torn} links changed under the walk", torn),
-            )
-            if met
-        ]
-        for problem in listing.problems:
-            log.warning("%s: %s; reads past that point go to the guest one by one", place.name, problem)
-        cells = snapshot.cells
-        nodes = snapshot.nodes
-        if place.step in (Step.RING, Step.RING_NODE):
-            pair = b"".join(pointer.to_bytes(8, "little") for pointer in chunk.head)
-            listing.entrance = {place.start: pair, place.start + 8: pair[8:]}
-            beyond = [chunk.head[0], chunk.head[1] + 8]
-        else:
-            first = nodes[0] + place.link - place.bias if nodes else 0
-            listing.entrance = {place.start: first.to_bytes(8, "little")}
-            beyond = [nodes[0] + place.link] if nodes else []
-        for address in place.doors:
-            cells.pop(address, None)
-        listing.beyond = {address: data for address in beyond if (data := _cell(cells, address))}
-        for address in listing.beyond:
-            cells.pop(address, None)
-        self._known.update(cells)
-        listing.snapshot = snapshot
+        snapshot = listing.snapshot = Snapshot()
+        own, *others = listing.fields.stages
+        self._walk_list(listing, snapshot, own)
+        for stage in others:
+            (self._walk_rings if stage.root[-1].span == RING else self._gather)(snapshot, stage)
+        self.words.update(listing.empty)
+        self._publish(listing)
         listing.walks += 1
         listing.expires = time.monotonic() + STALE
         if not self._holding:
             self._clock.start()
+        log.debug("walked %s: %d nodes", place.name, len(snapshot.nodes[()]))
 
-    def _find(self, address: int, count: int) -> bytes | None:
+    def _settle(self, listing: Listing) -> None:
+        place = listing.place = listing.place.settled(self._remote)
+        for door in place.doors:
+            self._doors[door] = listing
+        if place.step == Step.NULLS:
+            ends = range(place.nulls * 2 + 1, (place.nulls + place.heads) * 2 + 1, 2)
+            listing.empty = dict(
+                zip(range(place.start, place.start + place.heads * place.stride, place.stride), ends, strict=True)
+            )
+
+    def _walk_list(self, listing: Listing, snapshot: Snapshot, stage: Stage) -> None:
+        place = listing.place
+        plan = place.plan(stage.ops)
+        before = -1
+        for chunk in self._remote.walk(plan):
+            for value, head, kind in snapshot.add(plan, stage, chunk.bulk):
+                if place.table is not None and head != before:
+                    address = place.start + head * place.stride
+                    if kind == Kind.FAULT:
+                        self.words.pop(address, None)
+                        listing.empty.pop(address, None)
+                    else:
+                        snapshot.words[address] = value if kind == Kind.HEAD else value + place.link - place.bias
+                before = head
+        _report(place.name, chunk)
+        nodes, words = snapshot.nodes[()], snapshot.words
+        beyond: list[int] = []
+        if place.step in (Step.RING, Step.RING_NODE):
+            listing.entrance = {place.start: chunk.head[0], place.start + WORD: chunk.head[1]}
+            beyond = [chunk.head[0], chunk.head[1] + WORD]
+        elif place.table is not None:
+            empty = listing.empty | {place.table[0]: place.start - place.table[2]}
+            listing.entrance = {door: words.get(door, empty[door]) for door in place.doors if door in empty}
+            second = place.start + place.stride
+            if second in empty:
+                words.setdefault(second, empty[second])
+                beyond = [second]
+        elif nodes:
+            listing.entrance = {place.start: nodes[0] + place.link - place.bias}
+            beyond = [nodes[0] + place.link]
+        listing.beyond = {
+            address: words[address] for address in beyond if address in words and address not in listing.entrance
+        }
+
+    def _gather(self, snapshot: Snapshot, stage: Stage) -> None:
+        """Collect fields wherever a path leads."""
+        heads = sorted({head for head in snapshot.addresses(stage.root) if head >= KERNEL_FLOOR})
+        for some in _portions(heads):
+            plan = Plan(0, Step.SELF, stage.ops, heads=len(some), stride=0)
+            for chunk in self._remote.walk(plan, some):
+                snapshot.add(plan, stage, chunk.bulk)
+
+    def _walk_rings(self, snapshot: Snapshot, stage: Stage) -> None:
+        """Walk the rings that hang from the nodes."""
+        path, hop = stage.root[:-1], stage.root[-1]
+        snapshot.nodes[stage.root] = []
+        heads = sorted({base + hop.offset for base in snapshot.addresses(path) if base >= KERNEL_FLOOR})
+        for some in _portions(heads):
+            plan = Plan(0, Step.RING, stage.ops, heads=len(some), stride=0, link=hop.link, max_nodes=NODES_MAX)
+            ends: dict[int, list[int]] = {}
+            for chunk in self._remote.walk(plan, some):
+                for node, number, kind in snapshot.add(plan, stage, chunk.bulk):
+                    if kind == Kind.NODE:
+                        ends.setdefault(number, [node + hop.link, 0])[1] = node + hop.link
+            if _report("rings", chunk):
+                continue  # whose ends are not known for sure
+            for number, head in enumerate(some):
+                snapshot.words[head], snapshot.words[head + WORD] = ends.get(number, (head, head))
+
+    def _publish(self, listing: Listing) -> None:
+        """Know what a snapshot has, but for what means something when it is read."""
+        snapshot = listing.snapshot
+        assert snapshot is not None
+        for address in (*listing.entrance, *listing.beyond):
+            snapshot.words.pop(address, None)
+        self._known.update(snapshot.words, snapshot.cells)
+        for address in (*listing.entrance, *listing.beyond):
+            self.words.pop(address, None)  # of a table, where it is empty
+
+    def _drop(self, listing: Listing) -> None:
+        """Know a listing's memory no more."""
+        if listing.snapshot is not None:
+            self._known.drop(listing.snapshot.words, listing.snapshot.cells)
+            self._known.drop(listing.empty, ())
+
+    def _find(self, address: int, count: int, text: bool) -> bytes | None:
         """Memory a snapshot or the hold has."""
         for listing in self.listings.values():
-            data = listing.beyond.get(address)
-            if data is not None and len(data) >= count:
+            if address in listing.beyond:
                 self._move_on(listing)
-                return data[:count]
+        if text:
+            cell = self.cells.get(address)
+            if cell is not None and 0 in cell:
+                return cell
         data = self._known.read(address, count)
         if data is None and self._holding:
             data = self._held.get((address, KERNEL), b"")
@@ -217,90 +311,104 @@ class ReadAhead:
         return data
 
     def _move_on(self, listing: Listing) -> None:
-        for address, data in listing.beyond.items():
-            self._known.set(address, data)
-            if listing.snapshot is not None:
-                listing.snapshot.cells[address] = data
+        self.words.update(listing.beyond)
+        if listing.snapshot is not None:
+            listing.snapshot.words.update(listing.beyond)
         listing.beyond = {}
 
     # ---- learning ----------------------------------------------------------------------------------------------------
 
-    def _miss(self, address: int, count: int) -> bytes:
+    def _miss(self, address: int, count: int, text: bool) -> bytes:
         """Read what no snapshot has, and learn from it."""
-        for listing in self.listings.values():
-            field = self._explain(listing, address, count)
-            if field is None:
-                continue
+        explained = self._explain(address, count, text)
+        if explained is not None:
+            listing, field = explained
             if not self._holding and time.monotonic() >= listing.expires:
                 # A listing that takes longer than STALE goes on, on fresh memory.
                 self._walk(listing)
                 self._move_on(listing)
-                data = self._find(address, count)
-                if data is not None:
-                    return data
-            elif self._learn(listing, field):
-                data = self._find(address, count)
+                learned = True
+            else:
+                learned = self._learn(listing, field)
+            if learned:
+                data = self._find(address, count, text)
                 if data is not None:
                     return data
             return self._single(address, count, KERNEL)
+        ahead = self._run.bytes_ahead(address, count)
+        if ahead:
+            return self._read_on(address, count, ahead)
         data = self._single(address, count, KERNEL)
-        if count == 8:
+        if count == WORD:
             self._follow(address, int.from_bytes(data, "little"))
         return data
 
-    def _explain(self, listing: Listing, address: int, count: int) -> Field | None:
-        """Which field of which node a read is, as far as the last walk tells."""
-        snapshot = listing.snapshot
-        if snapshot is None or count > LEARN_MAX:
+    def _explain(self, address: int, count: int, text: bool) -> tuple[Listing, Field] | None:
+        """Which field of which list's nodes a read is, as far as the last walks tell."""
+        if count > LEARN_MAX:
             return None
-        place = listing.place
-        node = snapshot.nearest((), address, place.before, place.after)
-        if node is not None:
-            return Field((), address - node, count)
-        best, closest = None, 0
-        for path in snapshot.columns:
-            if path:
-                base = snapshot.nearest(path, address, 0, REACH)
-                if base is not None and base > closest:
-                    best, closest = Field(path, address - base, count), base
+        for listing in self.listings.values():
+            if listing.snapshot is None:
+                continue
+            place = listing.place
+            sizes = {fields[0].path: size for _, fields, _, size in place.inner}
+            for root in listing.snapshot.nodes:
+                node = listing.snapshot.node_near(root, address, place.before, sizes.get(root, place.after))
+                if node is not None:
+                    return listing, _field(root, address - node, count, text)
+        best: tuple[Listing, Field] | None = None
+        closest = ARRAY
+        for listing in self.listings.values():
+            if listing.snapshot is None:
+                continue
+            self._types.ask(listing)
+            for column in listing.snapshot.candidates:
+                path, offset, span = column
+                reach = self._types.reach(listing, column) if len(path) < DEPTH else 0
+                for tags in TAGS if reach else ():
+                    base = listing.snapshot.pointer_near(column, tags, address, reach)
+                    if base is not None and address - base < closest:
+                        closest = address - base
+                        best = listing, _field((*path, Hop(offset, tags, span)), address - base, count, text)
         return best
 
     def _learn(self, listing: Listing, field: Field) -> bool:
         """Fetch a field for all nodes at once, the second time it is met. True when it was fetched."""
         snapshot = listing.snapshot
         assert snapshot is not None
+        for head, fields, *_ in listing.place.inner:
+            if (field.path, field.offset & -16) == (head.path, head.offset & -16) and fields[0] not in listing.fields:
+                return self._learn_rings(listing, snapshot, fields)
         if field in listing.fields:
             return False  # it comes along already: here it could not be read
-        key = (listing.place.start, field.path, field.offset)
+        key = (id(listing), field.path, field.offset)
         if key not in self._seen:
             self._seen.add(key)  # once may be a look at one node only
             return False
         if not listing.fields.add(field):
             return False
-        heads = sorted({head for head in snapshot.columns[field.path] if head >= KERNEL_FLOOR})
-        op: Op = (Text if field.text else Take)(0, field.offset, field.size)
-        cells: dict[int, bytes] = {}
-        for first in range(0, len(heads), HEADS_MAX):
-            some = heads[first : first + HEADS_MAX]
-            plan = Plan(0, Step.SELF, (op,), heads=len(some), stride=0)
-            part = Snapshot()
-            for chunk in self._remote.walk(plan, some):
-                part.add(plan, [((), field.offset)], chunk.bulk)
-            cells.update(part.cells)
-            if field.size == 8:
-                column = [int.from_bytes(cell, "little") for cell in part.cells.values()]
-                snapshot.columns.setdefault((*field.path, field.offset), []).extend(column)
-        for address in (*listing.entrance, *listing.beyond):
-            cells.pop(address, None)
-        snapshot.cells.update(cells)
-        self._known.update(cells)
+        # A row of words may have become an array; what is fetched is what comes along from now on.
+        path, offset, size, text = next((known for known in listing.fields if known.covers(field)), field)
+        op = (Text if text else Take)(0, offset, size)
+        self._gather(snapshot, Stage(path, (op,), ((path, offset),)))
+        self._publish(listing)
+        return True
+
+    def _learn_rings(self, listing: Listing, snapshot: Snapshot, fields: Sequence[Field]) -> bool:
+        """The head of a ring that hangs from a node was read: bring the rings of all nodes."""
+        root = fields[0].path
+        wanted = [Field(root[:-2], root[-2].offset, WORD), *fields]
+        if not all(listing.fields.add(field) for field in wanted):
+            return False
+        self._walk_rings(snapshot, next(stage for stage in listing.fields.stages if stage.root == root))
+        self._publish(listing)
         return True
 
     def _follow(self, address: int, value: int) -> None:
         """Watch single pointer reads: ``p = read(p + k)``, again and again, is a list."""
         for before, pointer in self._recent:
             distance = address - pointer
-            if -REACH < distance < REACH:
+            if -ARRAY < distance < ARRAY:
                 length, start = self._chains.pop((before, distance), (0, before))
                 if length + 1 >= CHAIN_LENGTH:
                     self._chains.clear()
@@ -314,20 +422,42 @@ class ReadAhead:
             self._recent.append((address, value))
 
     def _learn_chain(self, start: int, bias: int) -> None:
-        place = Place(
-            f"chain at {start:#x}", start, Step.CHAIN, 0, REACH // 4, REACH // 4, (Field((), 0, 8),), bias, 1 << 16
-        )
+        reach = ARRAY // 4
+        name = f"chain at {start:#x}"
+        place = Place(name, start, Step.CHAIN, 0, reach, reach, (Field((), 0, WORD),), bias=bias, max_nodes=1 << 16)
         learned = [at for at, listing in self.listings.items() if listing.place.step == Step.CHAIN]
         if len(learned) >= CHAINS:
             gone = self.listings.pop(learned[0])
             for door in gone.place.doors:
-                del self._doors[door]
-            if gone.snapshot is not None:
-                self._known.drop(gone.snapshot.cells)
+                self._doors.pop(door, None)
+            self._drop(gone)
         listing = Listing(place)
         self._install(listing)
         self._walk(listing)
         self._move_on(listing)
+
+    def _read_on(self, address: int, count: int, ahead: int) -> bytes:
+        """An array is read through: bring what comes next with what was asked for."""
+        try:
+            data = self._remote.read(address, ahead)
+        except FaultError as fault:
+            data = fault.data
+        if len(data) < count:
+            return self._single(address, count, KERNEL)
+        whole = len(data) // WORD
+        if count == WORD and address % WORD == 0:
+            found = dict(
+                zip(range(address, address + whole * WORD, WORD), Struct(f"<{whole}Q").unpack_from(data), strict=True)
+            )
+            for door in [*self._doors, *(at for listing in self.listings.values() for at in listing.beyond)]:
+                found.pop(door, None)
+            self._run.brought(found, {})
+        else:
+            self._run.brought({}, {address: data})
+        self._known.update(self._run.words, self._run.cells)
+        if not self._holding:
+            self._clock.start()
+        return data[:count]
 
     # ---- single reads ------------------------------------------------------------------------------------------------
 
@@ -347,27 +477,134 @@ class ReadAhead:
     # ---- expiry ------------------------------------------------------------------------------------------------------
 
     def expire(self) -> float | None:
-        """Forget the cells of snapshots older than `STALE`. Returns seconds until the next is due, None for never."""
+        """Forget memory older than `STALE`. Returns seconds until the next is due, None for never."""
         with self._lock:
             if self._holding:
                 return None
             now = time.monotonic()
-            live = [listing for listing in self.listings.values() if listing.snapshot and listing.snapshot.cells]
-            for listing in live:
-                if listing.expires <= now and listing.snapshot is not None:
-                    self._known.drop(listing.snapshot.cells)
-                    listing.snapshot.cells.clear()
-                    listing.beyond = {}
-            due = [listing.expires - now for listing in live if listing.expires > now]
+            due: list[float] = []
+            for listing in self.listings.values():
+                if listing.snapshot is None or not (listing.snapshot.words or listing.snapshot.cells):
+                    continue
+                if listing.expires > now:
+                    due.append(listing.expires - now)
+                    continue
+                self._drop(listing)
+                # Where the nodes were stays: a listing that goes on is known again by it.
+                listing.snapshot.words, listing.snapshot.cells, listing.beyond = {}, {}, {}
+            if self._run.words or self._run.cells:
+                if self._run.expires > now:
+                    due.append(self._run.expires - now)
+                else:
+                    self._known.drop(self._run.words, self._run.cells)
+                    self._run = _Run()
             return max(0.001, min(due)) if due else None
 
 
-def _cell(cells: dict[int, bytes], address: int) -> bytes | None:
-    """Eight bytes at ``address``: a link's ``next`` starts a cell, its ``prev`` lies in the middle of one."""
-    if address in cells:
-        return cells[address]
-    around = cells.get(address - 8, b"")
-    return around[8:16] if len(around) >= 16 else None
+class _Types:
+    """What words point to, by the guest's BTF: a read is taken for one of a structure only where such a structure is."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+        self._pointees: dict[str, list[int] | None] = {}
+
+    def ask(self, listing: Listing) -> None:
+        """Learn in one request about all of a listing's columns that are not known yet."""
+        snapshot = listing.snapshot
+        if snapshot is None or not listing.place.struct:
+            return
+        while True:  # a column is typed once what leads to it is
+            asked = [self._question(listing.place, path, offset) for path, offset, _ in snapshot.candidates]
+            unknown = sorted({question for question in asked if question and question not in self._pointees})
+            if not unknown:
+                return
+            self._pointees.update(zip(unknown, self._remote.pointees(unknown), strict=True))
+
+    def reach(self, listing: Listing, column: Column) -> int:
+        """Bytes above where a column points to that belong to what is there; 0 when its words are no pointers."""
+        path, offset, _ = column
+        if not listing.place.struct:
+            return UNTYPED
+        question = self._question(listing.place, path, offset)
+        pointee = self._pointees.get(question) if question else None
+        if pointee is None:
+            return 0
+        size = pointee[1]
+        return size if size > WORD else ARRAY if size == WORD else UNTYPED
+
+    def _question(self, place: Place, path: Path, offset: int) -> str:
+        """How to ask for the word at ``offset`` of what ``path`` leads to; empty when its type is not known."""
+        of_type = place.struct
+        for at, hop in enumerate(path):
+            ring = next((struct for _, fields, struct, _ in place.inner if fields[0].path == path[: at + 1]), None)
+            if ring is not None:
+                of_type = ring
+                continue
+            pointee = self._pointees.get(f"{of_type} {hop.offset}")
+            if pointee is None:
+                return ""
+            of_type = f"#{pointee[0]}"
+        return f"{of_type} {offset}"
+
+
+class _Run:
+    """Reads one behind the other, and what was brought ahead of them."""
+
+    def __init__(self) -> None:
+        self.words: dict[int, int] = {}
+        self.cells: dict[int, bytes] = {}
+        self.expires = 0.0
+        self._next = -1
+        self._length = 0
+        self._bytes = RUN_BYTES
+
+    def bytes_ahead(self, address: int, count: int) -> int:
+        """How many bytes to bring at a read of ``count`` bytes that nothing explains; 0 for just those."""
+        if address == self._next:
+            self._length += 1
+        else:
+            self._length, self._bytes = 1, RUN_BYTES
+        self._next = address + count
+        if self._length < RUN:
+            return 0
+        ahead = max(count, self._bytes)
+        self._bytes = min(self._bytes * 2, RUN_BYTES_MAX)
+        return ahead
+
+    def brought(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
+        """Remember what was brought, to be forgotten in time; the array goes on behind it."""
+        self.words |= words
+        self.cells |= cells
+        self.expires = time.monotonic() + STALE
+        self._next = max([self._next, *(at + WORD for at in words), *(at + len(cell) for at, cell in cells.items())])
+
+
+def _field(path: Path, offset: int, count: int, text: bool) -> Field:
+    return Field(path, offset, TEXT if text else count, text)
+
+
+def _portions(heads: list[int]) -> Iterator[list[int]]:
+    """As many heads as one plan may list."""
+    for start in range(0, len(heads), HEADS_MAX):
+        yield heads[start : start + HEADS_MAX]
+
+
+def _report(name: str, chunk: Chunk) -> bool:
+    """Log what a walk met. True when there was anything: what it could not bring is then read one by one."""
+    met = [
+        text
+        for text, happened in (
+            (f"there are more than {NODES_MAX} nodes", chunk.truncated),
+            (f"{chunk.faulted} chains end in unreadable memory, the first at {chunk.fault_at:#x}", chunk.faulted),
+            (f"{chunk.cycles} chains loop without meeting their head, the first at {chunk.cycle_at:#x}", chunk.cycles),
+        )
+        if happened
+    ]
+    for text in met:
+        log.warning("%s: %s; what lies past that is read one by one", name, text)
+    if chunk.torn:
+        log.info("%s: %d links changed under the walk", name, chunk.torn)
+    return bool(met)
 
 
 class _Clock:

@@ -12,15 +12,20 @@ page-aligned, so neither 0 nor 1 is one."""
 
 PAGE_SIZE = 4096
 
+KERNEL_FLOOR = 0xFF00000000000000
+"""Below this no x86-64 kernel maps anything for itself, five-level paging included (Documentation/arch/x86/x86_64/mm.rst):
+a kernel address down there is known to be unreadable without asking."""
+
 
 class MemoryReader(Protocol):
     """Reads guest memory. The agent, a snapshot of it, a RAM file: all are readers, and can be stacked."""
 
-    def read(self, address: int, count: int, space: int = KERNEL) -> bytes:
+    def read(self, address: int, count: int, space: int = KERNEL, *, text: bool = False) -> bytes:
         """Return exactly ``count`` bytes of guest memory at ``address``.
 
         :param address: in ``space``; an unsigned 64-bit address
         :param space: ``KERNEL``, ``PHYSICAL``, or a dtb whose page tables translate ``address``
+        :param text: only what stands before the first NUL is wanted: a hint for readers that learn what to bring
         :raises FaultError: some of it cannot be read; the error carries the bytes before the hole
         :raises LinkError: the guest could not be asked
         """

@@ -8,7 +8,7 @@ from typing import Any
 
 import vmishim
 from vmishim.errors import FaultError, LinkError
-from vmishim.memory.reader import KERNEL
+from vmishim.memory.reader import KERNEL, KERNEL_FLOOR
 from vmishim.wire.messages import (
     BULK_MAX,
     Answer,
@@ -19,6 +19,7 @@ from vmishim.wire.messages import (
     Memory,
     More,
     Names,
+    Pointees,
     Read,
     Symbols,
     Walk,
@@ -26,11 +27,7 @@ from vmishim.wire.messages import (
     encode,
     expect,
 )
-from vmishim.wire.plan import Plan, PlanError
-
-KERNEL_FLOOR = 0xFF00000000000000
-"""Below this no x86-64 kernel maps anything for itself, five-level paging included (mm.rst): a pointer down there is
-known to be unreadable without asking."""
+from vmishim.wire.plan import Plan
 
 
 class Remote:
@@ -43,18 +40,22 @@ class Remote:
         self._exchange = exchange
 
     def hello(self, symbols: Sequence[str], members: Sequence[str]) -> dict[str, Any]:
-        """The agent's facts, see `vmishim.wire.messages.Welcome`. :raises LinkError: no agent, or one we can't talk to"""
+        """The agent's facts, see `vmishim.wire.messages.Welcome`.
+
+        :raises LinkError: there is no agent, or we can't talk to it
+        """
         request = Hello(vmishim.__version__, list(symbols), list(members))
         facts = expect(self._exchange(encode(request)), Welcome).facts
         if len(facts.get("symbols", ())) != len(symbols) or len(facts.get("members", ())) != len(members):
             raise LinkError("the agent's welcome does not answer what was asked")
         return facts
 
-    def read(self, address: int, count: int, space: int = KERNEL) -> bytes:
+    def read(self, address: int, count: int, space: int = KERNEL, *, text: bool = False) -> bytes:
         """See `vmishim.memory.reader.MemoryReader.read`."""
         if space == KERNEL and address < KERNEL_FLOOR:
             raise FaultError(address)
-        parts, done = [], 0
+        parts: list[bytes] = []
+        done = 0
         while done < count:
             wanted = min(count - done, BULK_MAX)
             if address + done >= 1 << 64:
@@ -99,17 +100,18 @@ class Remote:
         """``"struct member"`` -> [offset, size], or None."""
         return self._ask(Members(list(names)), len(names))
 
+    def pointees(self, questions: Sequence[str]) -> list[list[int] | None]:
+        """``"struct offset"`` -> [number, bytes] of the type that word points to, see `vmishim.wire.messages.Pointees`."""
+        return self._ask(Pointees(list(questions)), len(questions))
+
     def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
         """Translate by the page tables at ``dtb``: (physical address, page size, entries from the root down); a page
         size of 0 says that it is not mapped."""
         physical, size, entries = self._ask(Lookup(dtb, address), 3)
         return physical, size, entries
 
-    def _ask(self, request: Symbols | Names | Members | Lookup, count: int) -> list[Any]:
+    def _ask(self, request: Symbols | Names | Members | Pointees | Lookup, count: int) -> list[Any]:
         values = expect(self._exchange(encode(request)), Answer).values
         if len(values) != count:
             raise LinkError(f"the agent answered {len(values)} of {count} questions")
         return values
-
-
-__all__ = ["KERNEL_FLOOR", "PlanError", "Remote"]

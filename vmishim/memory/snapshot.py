@@ -1,17 +1,48 @@
-"""What one walk brought, findable by address."""
+"""What a walk brought, findable by address; and the fields that walks bring."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
+from struct import Struct
 from typing import NamedTuple
 
-from vmishim.memory.remote import KERNEL_FLOOR
-from vmishim.wire.plan import OPS_MAX, RECORD_MAX, REGISTERS, Load, Op, Plan, Take, Text
+from vmishim.memory.reader import KERNEL_FLOOR
+from vmishim.wire.plan import OPS_MAX, RECORD_MAX, REGISTERS, TAKE_MAX, Kind, Load, Op, Plan, Step, Take, Text
 
-Path = tuple[int, ...]
-"""How to get from a node to other memory: the offsets of the pointers to follow. ``()`` is the node itself."""
+WORD = 8
+"""Bytes of a pointer. A field of this size is kept as an int, every other as bytes."""
+HEADER = 24
+"""Bytes of a record before its slots."""
+BLOCK = 256
+"""Bytes that are brought of an array once some of its words in a row were read."""
+ROW = 4
+"""Words in a row after which they are taken for an array."""
+TAGS = (0, 7, 255)
+"""Bits that kernel structures keep in pointers: none; the lowest (rbtree, xarray); a maple tree's node type."""
+
+
+RING = 0
+"""`Hop.span` of a ring."""
+
+
+class Hop(NamedTuple):
+    """Follow a pointer, or every pointer of an array, or a ring to its nodes."""
+
+    offset: int
+    tags: int = 0
+    """Bits of the value that are no part of the pointer."""
+    span: int = WORD
+    """8 for a pointer; more for an array of so many bytes; `RING` for a ``list_head`` whose nodes are meant."""
+    link: int = 0
+    """For a ring, where its nodes have their link."""
+
+
+Path = tuple[Hop, ...]
+"""How to get from a node to other memory. ``()`` is the node itself."""
+Column = tuple[Path, int, int]
+"""Words that were brought: where from, offset, bytes (more than 8: an array, every word of it)."""
 
 
 class Field(NamedTuple):
@@ -33,14 +64,22 @@ class Field(NamedTuple):
         )
 
 
+class Stage(NamedTuple):
+    """Fields that one run of a plan collects: those reached from ``root`` by single pointers."""
+
+    root: Path
+    """Where its nodes are: ``()`` for the list's own, else what an array or a ring of an earlier stage leads to."""
+    ops: tuple[Op, ...]
+    places: tuple[tuple[Path, int], ...]
+    """What each operation collects: the path from the list's node, and the offset."""
+
+
 class Fields:
-    """The fields a walk brings along, and the operations that collect them. Grows; never past what a plan can hold."""
+    """The fields a walk brings along, and how they are collected. Grows; never past what a plan can hold."""
 
     def __init__(self, fields: Iterable[Field]) -> None:
         self._fields: list[Field] = []
-        self.ops: tuple[Op, ...] = ()
-        self.places: tuple[tuple[Path, int], ...] = ()
-        """What each operation collects: where from, and at which offset."""
+        self.stages: tuple[Stage, ...] = (Stage((), (), ()),)
         for field in fields:
             self.add(field)
 
@@ -51,138 +90,252 @@ class Fields:
         return any(field == known or known.covers(field) for known in self._fields)
 
     def add(self, field: Field) -> bool:
-        """Bring ``field`` along from now on. False when the plan has no room for it."""
+        """Bring ``field`` along from now on. False when there is no room for it."""
         if field in self:
             return True
-        fields = [known for known in self._fields if not field.covers(known)] + [field]
-        paths = sorted({path[:end] for known in fields for path in [known.path] for end in range(1, len(path) + 1)}, key=len)
-        if len(paths) >= REGISTERS:
-            return False
-        registers: dict[Path, int] = {(): 0} | {path: number for number, path in enumerate(paths, 1)}
-        ops: list[Op] = [Load(registers[path], registers[path[:-1]], path[-1]) for path in paths]
-        places = [(path[:-1], path[-1]) for path in paths]
-        loaded = set(places)
-        for path, offset, size, text in fields:
-            if size <= 8 and (path, offset) in loaded:
-                continue
-            ops.append((Text if text else Take)(registers[path], offset, size))
-            places.append((path, offset))
-        room = sum(8 if isinstance(op, Load) else op.size for op in ops)
-        if len(ops) > OPS_MAX or room > RECORD_MAX - 24:
-            return False
-        self._fields, self.ops, self.places = fields, tuple(ops), tuple(places)
+        fields = self._grown([known for known in self._fields if not field.covers(known)], field)
+        stages = []
+        for root in sorted({_root(known.path) for known in fields}, key=len):
+            stage = _compile(root, [known for known in fields if _root(known.path) == root])
+            if stage is None:
+                return False
+            stages.append(stage)
+        if not stages or stages[0].root:
+            stages.insert(0, Stage((), (), ()))
+        self._fields, self.stages = fields, tuple(stages)
         return True
+
+    @staticmethod
+    def _grown(fields: list[Field], new: Field) -> list[Field]:
+        """``fields`` and ``new``; a row of words becomes a block, and a block that was read to its end a larger one."""
+        path, offset, size, text = new
+        if size != WORD or text:
+            return [*fields, new]
+        for known in fields:
+            if known.path == path and known.size >= BLOCK and known.offset + known.size == offset:
+                if known.size * 2 > TAKE_MAX:
+                    break
+                return _replace(fields, known, known._replace(size=known.size * 2))
+        row = [Field(path, offset - back * WORD, WORD) for back in range(1, ROW)]
+        if all(field in fields for field in row):
+            block = Field(path, row[-1].offset, BLOCK)
+            return [*(field for field in fields if not block.covers(field)), block]
+        return [*fields, new]
+
+
+def _replace(fields: list[Field], old: Field, new: Field) -> list[Field]:
+    """A block grew: paths that go through it go through the larger one."""
+
+    def moved(path: Path) -> Path:
+        through = (old.offset, old.size)
+        return tuple(
+            hop._replace(span=new.size) if path[:at] == old.path and (hop.offset, hop.span) == through else hop
+            for at, hop in enumerate(path)
+        )
+
+    return [field._replace(path=moved(field.path)) for field in fields if not new.covers(field)] + [new]
+
+
+def _root(path: Path) -> Path:
+    for end in range(len(path), 0, -1):
+        if path[end - 1].span != WORD:
+            return path[:end]
+    return ()
+
+
+def _compile(root: Path, fields: Sequence[Field]) -> Stage | None:
+    """The operations that collect ``fields`` from ``root``; None when that is more than a plan can hold."""
+    depth = len(root)
+    paths = sorted({field.path[:end] for field in fields for end in range(depth + 1, len(field.path) + 1)}, key=len)
+    if len(paths) >= REGISTERS:
+        return None
+    registers: dict[Path, int] = {root: 0} | {path: number for number, path in enumerate(paths, 1)}
+    ops: list[Op] = [Load(registers[path], registers[path[:-1]], path[-1].offset, path[-1].tags) for path in paths]
+    places = [(path[:-1], path[-1].offset) for path in paths]
+    loaded = set(places)
+    for path, offset, size, text in fields:
+        if size <= WORD and (path, offset) in loaded:
+            continue
+        ops.append((Text if text else Take)(registers[path], offset, size))
+        places.append((path, offset))
+    room = sum(WORD if isinstance(op, Load) else op.size for op in ops)
+    if len(ops) > OPS_MAX or room > RECORD_MAX - HEADER:
+        return None
+    return Stage(root, tuple(ops), tuple(places))
+
+
+def is_kernel(word: int) -> bool:
+    """Whether a word may point into the kernel. Its last page is no memory: there stand error codes (IS_ERR_VALUE)."""
+    return KERNEL_FLOOR <= word < (1 << 64) - 4096
 
 
 class Snapshot:
-    """Nodes of a walk and what was collected of them.
+    """What a walk brought: memory byte for byte as a read at that instant would have given it.
 
-    :ivar cells: memory by exact address, byte for byte what a read would have given at the instant of the walk
+    :ivar words: eight bytes each, by exact address
+    :ivar cells: everything else, by exact address
+    :ivar columns: the words of each `Column`, in order of the walk
+    :ivar nodes: addresses of the nodes in order of the walk, by the root of the stage that found them: ``()`` for the
+        list's own
     """
 
     def __init__(self) -> None:
+        self.words: dict[int, int] = {}
         self.cells: dict[int, bytes] = {}
-        self.columns: dict[Path, list[int]] = {(): []}
-        """Addresses each path led to; nodes under ``()``, in order of the walk."""
-        self._sorted: dict[Path, list[int]] = {}
+        self.columns: dict[Column, list[int]] = {}
+        self.nodes: dict[Path, list[int]] = {(): []}
+        self._blocks: dict[Column, list[bytes]] = {}
+        self._sorted: dict[tuple[Column | Path, int], list[int]] = {}
 
-    @property
-    def nodes(self) -> list[int]:
-        """Addresses of the nodes, in the order of the walk."""
-        return self.columns[()]
+    def add(self, plan: Plan, stage: Stage, records: bytes) -> list[tuple[int, int, int]]:
+        """Take in a chunk that ``plan``, made of ``stage``, brought.
 
-    def add(self, plan: Plan, places: Sequence[tuple[Path, int]], records: bytes, root: Path = ()) -> list[tuple[int, ...]]:
-        """Take in a chunk.
-
-        :param places: what each operation of the plan collects
-        :param root: where the plan's nodes lie from ours; ``()`` when they are ours
-        :returns: (node, faults, head number) of each record
+        :returns: (address or value, head number, kind) of each record
         """
-        rows = list(zip(*plan.records(records), strict=True))
+        rows = list(plan.records(records))
+        heads = [(row[0], row[2], row[3]) for row in rows]
+        if any(kind for _, _, kind in heads):
+            rows = [row for row in rows if row[3] == Kind.NODE]
         if not rows:
-            return []
-        nodes, faults = rows[0], rows[1]
-        bases: dict[Path, Sequence[int]] = {root: nodes}
-        if root == ():
-            self.columns[()] += nodes
-            self._sorted.pop((), None)
-        anything_missing = any(faults)
-        for number, (op, (path, offset)) in enumerate(zip(plan.ops, places, strict=True)):
-            column: Sequence[bytes] = rows[4 + number]
-            starts: Sequence[int] = bases[path]
+            return heads
+        columns = list(zip(*rows, strict=True))
+        nodes, faults = columns[0], columns[1]
+        if plan.step != Step.SELF:
+            self.nodes.setdefault(stage.root, []).extend(nodes)
+            self._sorted.pop((stage.root, 0), None)
+        bases: dict[Path, Sequence[int]] = {stage.root: nodes}
+        some_missing = any(faults)
+        for number, (op, (path, offset)) in enumerate(zip(plan.ops, stage.places, strict=True)):
+            starts, values = bases[path], columns[4 + number]
             if isinstance(op, Load):
-                pointers: Sequence[int] = rows[4 + number]
-                bases[(*path, offset)] = pointers
-                self.columns.setdefault((*path, offset), []).extend(pointers)
-                self._sorted.pop((*path, offset), None)
-                column = [pointer.to_bytes(8, "little") for pointer in pointers]
-            elif isinstance(op, Text):
-                # The helper ends what it cut with a NUL of its own: the last byte is not memory's.
-                column = [text[: text.find(0) + 1] if 0 in text[:-1] else text[:-1] for text in column]
-            elif op.size == 8:
-                self.columns.setdefault((*path, offset), []).extend(int.from_bytes(cell, "little") for cell in column)
-                self._sorted.pop((*path, offset), None)
-            if anything_missing:
+                pointers = [value & ~op.tags for value in values] if op.tags else values
+                bases[(*path, Hop(offset, op.tags))] = pointers
+            if some_missing:
                 bit = 1 << number
                 there = [not fault & bit for fault in faults]
-                starts, column = list(compress(starts, there)), list(compress(column, there))
-            self.cells.update(zip([start + offset for start in starts] if offset else starts, column, strict=True))
-        return list(zip(rows[0], rows[1], rows[2], strict=True))
+                starts, values = tuple(compress(starts, there)), tuple(compress(values, there))
+            addresses = [start + offset for start in starts] if offset else starts
+            if isinstance(op, Load) or (isinstance(op, Take) and op.size == WORD):
+                self.words.update(zip(addresses, values, strict=True))
+                self.columns.setdefault((path, offset, WORD), []).extend(values)
+                self._touch((path, offset, WORD))
+                continue
+            if isinstance(op, Text):
+                # The helper ends what it cut with a NUL of its own: the last byte is not memory's.
+                values = tuple(text[: text.find(0) + 1] if 0 in text[:-1] else text[:-1] for text in values)
+            elif op.size > WORD and op.size % WORD == 0:
+                self._blocks.setdefault((path, offset, op.size), []).extend(values)
+                self._touch((path, offset, op.size))
+            self.cells.update(zip(addresses, values, strict=True))
+        return heads
 
-    def nearest(self, path: Path, address: int, before: int, after: int) -> int | None:
-        """The address ``path`` led to that ``address`` lies beside: at most ``before`` bytes below it, less than ``after``
-        above; the closest below first."""
-        column = self._sorted.get(path)
-        if column is None:
-            column = self._sorted[path] = sorted({base for base in self.columns.get(path, ()) if base >= KERNEL_FLOOR})
-        at = bisect_right(column, address)
-        if at and address - column[at - 1] < after:
-            return column[at - 1]
-        if before and at < len(column) and column[at] - address <= before:
-            return column[at]
-        return None
+    @property
+    def candidates(self) -> list[Column]:
+        """Columns whose words may be pointers that an IDS follows."""
+        return [*self.columns, *self._blocks]
+
+    def pointers(self, column: Column, tags: int) -> list[int]:
+        """What a column points to, sorted, each once. With ``tags``, only values that have such bits, without them."""
+        key = (column, tags)
+        if key not in self._sorted:
+            values: Iterable[int] = self.columns.get(column, ())
+            if column in self._blocks:
+                unpack = Struct(f"<{column[2] // WORD}Q").unpack
+                values = (word for block in self._blocks[column] for word in unpack(block))
+            low = TAGS[1]
+            found = {value & ~tags for value in values if is_kernel(value) and bool(value & low) == bool(tags)}
+            self._sorted[key] = sorted(found)
+        return self._sorted[key]
+
+    def _touch(self, column: Column) -> None:
+        for tags in TAGS:
+            self._sorted.pop((column, tags), None)
+
+    def addresses(self, path: Path) -> list[int]:
+        """Where a path leads, from all nodes."""
+        if path in self.nodes:
+            return self.nodes[path]
+        hop = path[-1]
+        return self.pointers((path[:-1], hop.offset, hop.span), hop.tags)
+
+    def node_near(self, root: Path, address: int, before: int, after: int) -> int | None:
+        """The node found by the stage of ``root`` that ``address`` lies in: at most ``before`` bytes below it, or less
+        than ``after`` above."""
+        key = (root, 0)
+        if key not in self._sorted:
+            self._sorted[key] = sorted(set(self.nodes[root]))
+        return _near(self._sorted[key], address, before, after)
+
+    def pointer_near(self, column: Column, tags: int, address: int, reach: int) -> int | None:
+        """The closest address at or below ``address``, less than ``reach`` away, that ``column`` points to."""
+        return _near(self.pointers(column, tags), address, 0, reach)
 
 
-class Cells:
-    """Memory known right now. ``exact`` is the hit path's dict; this finds what starts in the middle of a cell, too."""
+def _near(addresses: list[int], address: int, before: int, after: int) -> int | None:
+    at = bisect_right(addresses, address)
+    if at and address - addresses[at - 1] < after:
+        return addresses[at - 1]
+    if before and at < len(addresses) and addresses[at] - address <= before:
+        return addresses[at]
+    return None
+
+
+class Known:
+    """Kernel memory known right now.
+
+    :ivar words: eight bytes each, by exact address: the hit path of pointer reads
+    :ivar cells: everything else, by exact address: the hit path of other reads
+    """
 
     def __init__(self) -> None:
-        self.exact: dict[int, bytes] = {}
+        self.words: dict[int, int] = {}
+        self.cells: dict[int, bytes] = {}
         self._starts: list[int] | None = []
 
-    def update(self, cells: dict[int, bytes]) -> None:
+    def update(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
         """Know these."""
-        self.exact.update(cells)
-        self._starts = None
-
-    def set(self, address: int, data: bytes) -> None:
-        """Know this; the longer of two cells that start at one address stays."""
-        if len(self.exact.get(address, b"")) < len(data):
-            self.exact[address] = data
+        self.words.update(words)
+        if cells:
+            self.cells.update(cells)
             self._starts = None
 
-    def drop(self, addresses: Iterable[int]) -> None:
+    def drop(self, words: Iterable[int], cells: Iterable[int]) -> None:
         """Know these no more."""
-        for address in addresses:
-            self.exact.pop(address, None)
+        for address in words:
+            self.words.pop(address, None)
+        for address in cells:
+            self.cells.pop(address, None)
         self._starts = None
 
     def clear(self) -> None:
         """Know nothing."""
-        self.exact.clear()
+        self.words.clear()
+        self.cells.clear()
         self._starts = []
 
     def read(self, address: int, count: int) -> bytes | None:
-        """``count`` bytes at ``address``, when one cell holds them all."""
-        cell = self.exact.get(address)
-        if cell is not None and len(cell) >= count:
-            return cell[:count]
-        if self._starts is None:  # built when first needed: most reads start where a cell starts
-            self._starts = sorted(self.exact)
-        at = bisect_right(self._starts, address)
-        # Cells may overlap: a pointer is collected by itself and as part of what stands around it.
-        for start in reversed(self._starts[max(0, at - 8) : at]):
-            cell = self.exact.get(start)
-            if cell is not None and start + len(cell) >= address + count:
-                return cell[address - start :][:count]
-        return None
+        """``count`` bytes at ``address``, when all are known; put together from what is."""
+        data = b""
+        while len(data) < count:
+            part = self._from(address + len(data))
+            if not part:
+                return None
+            data += part
+        return data[:count]
+
+    def _from(self, address: int) -> bytes:
+        """Known bytes from ``address`` on, to the end of the cell that has most of them; none is b""."""
+        aligned = address if address in self.words else address & -WORD
+        word = self.words.get(aligned)
+        best = word.to_bytes(WORD, "little")[address - aligned :] if word is not None else b""
+        cell = self.cells.get(address, b"")
+        if not cell:
+            if self._starts is None:  # built when first needed: most reads start where a cell starts
+                self._starts = sorted(self.cells)
+            at = bisect_right(self._starts, address)
+            # Cells may overlap: a string, and the block it stands in.
+            for start in self._starts[max(0, at - 4) : at]:
+                inside = self.cells.get(start, b"")[address - start :]
+                if len(inside) > len(cell):
+                    cell = inside
+        return cell if len(cell) > len(best) else best

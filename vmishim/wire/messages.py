@@ -106,6 +106,16 @@ class More(Message):
     walk: int
 
 
+@dataclass(frozen=True, slots=True)
+class Pointees(Message):
+    """What words of structures point to: ``"task_struct 2272"``, structure and offset; a structure that an earlier
+    answer named by its number is ``"#77"``. Answered by `Answer`: for each ``[number, bytes]`` of the type pointed to
+    (8 bytes: a pointer to pointers; 1: a string; 0: void), or null where no pointer is known."""
+
+    KIND = 9
+    questions: list[str]
+
+
 # ---- replies ---------------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +184,7 @@ class Failure(Message):
 
 _KINDS: dict[int, type[Message]] = {
     kind.KIND: kind
-    for kind in (Hello, Symbols, Names, Members, Read, Lookup, Walk, More, Welcome, Answer, Memory, Chunk, Failure)
+    for kind in (Hello, Symbols, Names, Members, Read, Lookup, Walk, More, Pointees, Welcome, Answer, Memory, Chunk, Failure)
 }
 # What each kind's fields must be, once: annotations are strings here, and decoding is on the road of every read.
 _CHECKS: dict[str, Any] = {

@@ -119,6 +119,8 @@ class Plan:
     """Where each operation's slot is in a record, bytes."""
     record: struct.Struct = field(init=False, repr=False, compare=False)
     """A record: node, faults, head number, kind, then the slot of each operation."""
+    kinds: tuple[type[Op], ...] = field(init=False, repr=False)
+    """Of the operations: tuples alone would make a `Take` equal to a `Text` of the same numbers, and so their plans."""
 
     def __post_init__(self) -> None:
         _bounded("start", self.start, 0, 2**64 - 1)
@@ -130,6 +132,11 @@ class Plan:
         _bounded("max_nodes", self.max_nodes, 1, NODES_MAX)
         if self.next not in (0, 8):
             raise PlanError(f"next is 0 or 8, not {self.next}")
+        ring = self.step in (Step.RING, Step.RING_NODE)
+        if self.next and not ring:
+            raise PlanError(f"a walk by {self.step.name} follows next only: links point back in rings alone")
+        if self.bias and ring:
+            raise PlanError(f"bias is {self.bias:#x}, but the pointers of a {self.step.name} point to links: 0")
         if len(self.ops) > OPS_MAX:
             raise PlanError(f"{len(self.ops)} operations, at most {OPS_MAX}")
         formats, offsets, at = ["<QQII"], [], 24
@@ -154,6 +161,7 @@ class Plan:
             raise PlanError(f"a record of {at} bytes, at most {RECORD_MAX}")
         object.__setattr__(self, "offsets", tuple(offsets))
         object.__setattr__(self, "record", struct.Struct("".join(formats)))
+        object.__setattr__(self, "kinds", tuple(map(type, self.ops)))
 
     def to_json(self) -> list[Any]:
         """The plan as JSON-able values; `from_json` reads it."""
@@ -180,7 +188,7 @@ class Plan:
                 raise PlanError("a plan has ten parts")
             decoded = []
             for kind, *numbers in ops:
-                if not all(type(number) is int for number in numbers):
+                if not all(type(number) is int for number in (kind, *numbers)) or kind < 0:
                     raise PlanError("an operation is made of whole numbers")
                 decoded.append(_KINDS[kind](*numbers))
             return cls(start, Step(step), tuple(decoded), *rest)
