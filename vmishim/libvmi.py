@@ -13,6 +13,7 @@ from __future__ import annotations
 import operator
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from struct import Struct
@@ -89,7 +90,10 @@ PID_LIFETIME = 1.0
 _KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 """``__START_KERNEL_map``: the kernel image is mapped here, from physical address ``phys_base`` on."""
 
-_U32, _U64 = Struct("<I"), Struct("<Q")
+_SWITCHED = 0x1FFF
+"""Bits of CR3 that differ while a process runs: PCID, and which half of the pair that page-table isolation makes."""
+
+_U64 = Struct("<Q")
 
 
 def check(status: int | VMIStatus, error: str = FAILURE) -> None:
@@ -442,13 +446,20 @@ class Libvmi(Scalars):
 
         :param config_mode: what ``config`` is, as for ``Libvmi`` itself
         :param config: a configuration, which wins over what the guest says
-        :returns: (operating system, value of a ``LibvmiInitError``)
-        :raises LibvmiError: ``NO_CONFIG``, ``NO_CONFIG_ENTRY``, ``OS``: the configuration given cannot be used
+        :returns: (operating system, value of a ``LibvmiInitError``); if the configuration given cannot be used, ``UNKNOWN``
+            and what is wrong, with a warning that says more
+        :raises LinkError: the guest could not be asked
 
         Source: ``vmi_init_os``.
         """
-        given = configuration.read(config_mode, config, self._target.name)
-        self._configure(given)
+        try:
+            given = configuration.read(config_mode, config, self._target.name)
+            self._configure(given)
+        except LinkError:
+            raise
+        except LibvmiError as error:
+            warnings.warn(str(error), stacklevel=2)
+            return VMIOS.UNKNOWN, LibvmiInitError[str(error).partition(":")[0]].value
         self._initialise()
         return VMIOS.LINUX, LibvmiInitError.NONE.value
 
@@ -473,9 +484,11 @@ class Libvmi(Scalars):
 
     def _read(self, address: int, count: int, space: int) -> bytes:
         address = _unsigned(address)
-        if space != PHYSICAL and address in self._hole:
-            address = pagetable.canonical(address, self._profile.levels)
         try:
+            if space == PHYSICAL:
+                return self._physical(address, count)
+            if address in self._hole:
+                address = pagetable.canonical(address, self._profile.levels)
             return self._reader.read(address, count, space)
         except FaultError:
             raise LibvmiError(FAILURE) from None
@@ -484,6 +497,8 @@ class Libvmi(Scalars):
         count = operator.index(count)
         if count < 0:
             raise ValueError("negative array length")
+        if count >> 63:
+            raise OverflowError("array size would overflow a ssize_t")
         if count > COUNT_LIMIT:
             raise MemoryError(f"a read of {count} bytes")
         data = self._read(address, count, space) if count else b""
@@ -567,7 +582,7 @@ class Libvmi(Scalars):
             cell = self._cells.get(vaddr)
             if cell is not None and 0 <= count <= len(cell):
                 return cell[:count], count
-        return self._bytes(vaddr, count, self._space(pid) if count else KERNEL)
+        return self._bytes(vaddr, count, self._space(pid))
 
     def read_ksym(self, symbol: str, count: int) -> tuple[bytes, int]:
         """Read ``count`` bytes at a kernel symbol, and cut them at the first NUL.
@@ -602,7 +617,7 @@ class Libvmi(Scalars):
 
     def _readable(self, paddr: int, count: int) -> bytes:
         try:
-            return self._reader.read(paddr, count, PHYSICAL)
+            return self._physical(paddr, count)
         except FaultError as fault:
             return fault.data
 
@@ -661,12 +676,21 @@ class Libvmi(Scalars):
         _unsigned(vaddr), _signed_32(pid)
         raise LibvmiError(FAILURE)
 
-    def free_unicode_str(self, unicode_str: Any) -> None:
-        """Nothing to free here. Source: ``vmi_free_unicode_str``."""
+    def free_unicode_str(self, unicode_str: Any) -> NoReturn:
+        """Refused: ``read_unicode_str`` gives none that could be freed.
+
+        :raises TypeError: always
+
+        Source: ``vmi_free_unicode_str``.
+        """
+        raise TypeError(f"{type(unicode_str).__name__} is no unicode string of LibVMI")
 
     # Translation.
 
     def _physical(self, address: int, count: int) -> bytes:
+        # No kernel has memory above 2^46, or 2^52 with five levels (MAX_PHYSMEM_BITS), whatever a broken table says.
+        if address >> (46 if self._profile.levels == 4 else 52):
+            raise FaultError(address)
         return self._reader.read(address, count, PHYSICAL)
 
     def _encryption(self) -> int:
@@ -860,10 +884,12 @@ class Libvmi(Scalars):
         Source: ``vmi_dtb_to_pid``. The bits for PCID and page-table isolation are ignored.
         """
         dtb = _unsigned(dtb)
+        if not dtb & ~_SWITCHED:
+            return 0  # LibVMI takes the idle task's missing memory for page tables at 0
         mm, pgd, number = (self._offset(name) for name in ("linux_mm", "linux_pgd", "linux_pid"))
         for task in self._tasks():
             memory = self.read_addr_va(task + mm, 0)
-            if memory and self._direct(self.read_addr_va(memory + pgd, 0)) in (dtb, dtb & ~0x1FFF):
+            if memory and self._direct(self.read_addr_va(memory + pgd, 0)) in (dtb, dtb & ~_SWITCHED):
                 return self.read_32_va(task + number, 0)
         raise LibvmiError(FAILURE)
 
@@ -921,7 +947,7 @@ class Libvmi(Scalars):
 
         Source: ``vmi_get_va_pages``. The genuine binding raises ``AttributeError``.
         """
-        found = pagetable.pages(self._physical, self._tables(dtb), self._profile.levels, self._encryption())
+        found = pagetable.pages(self._physical, _unsigned(dtb), self._profile.levels, self._encryption())
         return [
             PageInfo(SimpleNamespace(vaddr=page.address, dtb=dtb, paddr=page.physical, size=page.size))
             for page in reversed(list(found))
@@ -939,42 +965,48 @@ class Libvmi(Scalars):
         pid: int = 0,
     ) -> NoReturn:
         """Check arguments as a write would, then refuse it."""
-        if operator.index(value) >> 8 * size:
+        # The genuine bindings write a 0 for None.
+        if value is not None and operator.index(value) >> 8 * size:
             raise OverflowError(f"integer {value} does not fit into {size} bytes")
-        self._refuse_buffer(b"", ctx, symbol, address, pid)
+        self._refuse_buffer(bytes(size), ctx, symbol, address, pid)
+        raise LibvmiError(FAILURE)
 
     def _refuse_buffer(
         self, buffer: Any, ctx: AccessContext | None = None, symbol: str | None = None, address: int = 0, pid: int = 0
-    ) -> NoReturn:
-        memoryview(buffer)
+    ) -> int:
+        """Check arguments as a write would, then refuse it, unless there is nothing to write."""
+        length = memoryview(buffer).nbytes
         if ctx is not None:
-            ctx.to_ffi()
+            self._place(ctx)
         if symbol is not None:
-            symbol.encode()
+            self.translate_ksym2v(symbol)
         _unsigned(address), _signed_32(pid)
-        raise LibvmiError(FAILURE)
+        if length:
+            raise LibvmiError(FAILURE)
+        return 0
 
-    def write(self, ctx: AccessContext, buffer: bytes) -> NoReturn:
+    def write(self, ctx: AccessContext, buffer: bytes) -> int:
         """Refused: vmishim reads only.
 
-        :raises LibvmiError: ``VMI_FAILURE``, always, as LibVMI's file driver does
+        :returns: 0 for an empty ``buffer``
+        :raises LibvmiError: ``VMI_FAILURE`` for any other, as LibVMI's file driver does
         :raises TypeError: ``buffer`` holds no bytes
 
         Source: ``vmi_write``.
         """
-        self._refuse_buffer(buffer, ctx=ctx)
+        return self._refuse_buffer(buffer, ctx=ctx)
 
-    def write_ksym(self, symbol: str, buffer: bytes) -> NoReturn:
+    def write_ksym(self, symbol: str, buffer: bytes) -> int:
         """Refused, as ``write``. Source: ``vmi_write_ksym``; the genuine binding is a ``TypeError`` for any string."""
-        self._refuse_buffer(buffer, symbol=symbol)
+        return self._refuse_buffer(buffer, symbol=symbol)
 
-    def write_va(self, vaddr: int, pid: int, buffer: bytes) -> NoReturn:
+    def write_va(self, vaddr: int, pid: int, buffer: bytes) -> int:
         """Refused, as ``write``. Source: ``vmi_write_va``."""
-        self._refuse_buffer(buffer, address=vaddr, pid=pid)
+        return self._refuse_buffer(buffer, address=vaddr, pid=pid)
 
-    def write_pa(self, paddr: int, buffer: bytes) -> NoReturn:
+    def write_pa(self, paddr: int, buffer: bytes) -> int:
         """Refused, as ``write``. Source: ``vmi_write_pa``."""
-        self._refuse_buffer(buffer, address=paddr)
+        return self._refuse_buffer(buffer, address=paddr)
 
     # State.
 
@@ -1175,11 +1207,13 @@ class Libvmi(Scalars):
     # Caches. What is added is believed until it is flushed.
 
     def v2pcache_flush(self, dtb: int = 0) -> None:
-        """Forget translations: those added for ``dtb`` (0: for all), and the page tables that were read.
+        """Forget translations: those added for ``dtb``, and all page tables that were read.
+
+        :param dtb: page tables; 0, and 2**64 - 1 as LibVMI has it, are all of them
 
         Source: ``vmi_v2pcache_flush``.
         """
-        dtb = _unsigned(dtb)
+        dtb = 0 if _unsigned(dtb) == (1 << 64) - 1 else dtb
         self._pages = {key: page for key, page in self._pages.items() if dtb and key[0] != dtb}
         self._target.flush()
 

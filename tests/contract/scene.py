@@ -1,0 +1,93 @@
+"""A lab VM as the contract needs it: a planted process, places, and the ways to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cases import Places
+from genuine import Genuine, interpreter
+
+from ci.vm.lab import LabVM
+from vmishim.constants import TranslateMechanism, VMIConfig
+from vmishim.kernel.config import MEMBERS
+from vmishim.libvmi import AccessContext, Libvmi
+from vmishim.memory.ramfile import RamFile
+
+UNMOVED = "0000000001000000 A phys_startup_64\n"
+"""What LibVMI's file driver needs beside kallsyms: where the kernel is when nothing moved it."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One guest for all of the contract."""
+
+    vm: LabVM
+    places: Places
+    config: dict[str, int | str]
+    """LibVMI's configuration of it, as a dictionary."""
+    folder: Path
+
+    def genuine(self) -> Genuine:
+        """The genuine bindings on its memory."""
+        arguments = {"config_mode": VMIConfig.DICT, "config": self.config}
+        return Genuine(interpreter(), self.folder / "genuine.log", str(self.vm.ram), **arguments)
+
+    def ramfile(self) -> Libvmi:
+        """Ours on its memory, under the name that LibVMI's file driver has for it."""
+        return Libvmi.over(RamFile(str(self.vm.ram), self.vm.ram))
+
+
+@contextmanager
+def scene(folder: Path) -> Iterator[Scene]:
+    """Boot a VM without KASLR, which LibVMI's file driver cannot find without being told, and plant a process.
+
+    :param folder: for LibVMI's symbol map and its log
+    """
+    with LabVM.boot(nokaslr=True) as vm:
+        sysmap = folder / "sysmap"
+        sysmap.write_text(UNMOVED + vm.kallsyms().decode())
+        with Libvmi.over(RamFile("lab", vm.ram)) as vmi:
+            offsets = {name: vmi.get_offset(name) for name in MEMBERS}
+            places = _places(vm, vmi)
+        yield Scene(vm, places, {"ostype": "Linux", "sysmap": str(sysmap), **offsets}, folder)
+
+
+def _places(vm: LabVM, vmi: Libvmi) -> Places:
+    """From ``/proc``, and from memory what that does not say."""
+    (pid,) = vm.spawn("sleep", "infinity")
+    symbols = {words[2]: int(words[0], 16) for line in vm.kallsyms().decode().splitlines() if (words := line.split())}
+    modules = [line.split() for line in vm.read("/proc/modules").decode().splitlines()]
+    maps = [line.split() for line in vm.read(f"/proc/{pid}/maps").decode().splitlines()]
+    arguments_at = int(vm.read(f"/proc/{pid}/stat").decode().rsplit(")", 1)[1].split()[45])
+    banner, init_task, dtb = symbols["linux_banner"], symbols["init_task"], vmi.pid_to_dtb(pid)
+    mapped = {page.vaddr for page in vmi.get_va_pages(dtb) if page.vaddr < 1 << 47}
+    vdso = next(int(words[0].split("-")[0], 16) for words in maps if words[-1] == "[vdso]")
+    first = [line.split() for line in vm.read("/proc/1/maps").decode().splitlines()]
+    libc = next(int(words[0].split("-")[0], 16) for words in first if words[-1].endswith("/libc.so.6"))
+
+    def exported(owner: int, base: int, symbol: str) -> int:
+        context = AccessContext(TranslateMechanism.PROCESS_PID, addr=base, pid=owner)
+        return vmi.translate_sym2v(context, symbol) - base
+
+    return Places(
+        banner=banner,
+        banner_pa=vmi.translate_kv2p(banner),
+        crossing=(banner | 0xFFF) - 3,
+        init_task=init_task,
+        comm=init_task + vmi.get_offset("linux_name"),
+        thread=next(int(words[5], 16) for words in modules if words[4] == "Live"),
+        kpgd=vmi.get_offset("kpgd"),
+        pid=pid,
+        dtb=dtb,
+        image=int(maps[0][0].split("-")[0], 16),
+        argument=arguments_at,
+        edge=min(page for page in mapped if page + 4096 not in mapped) + 4088,
+        vdso=vdso,
+        vdso_symbol=exported(pid, vdso, "__vdso_gettimeofday"),
+        libc=libc,
+        libc_symbol=exported(1, libc, "malloc"),
+        memory=vmi.get_memsize(),
+    )
