@@ -1,0 +1,422 @@
+"""The command line: what it says, what it writes, how it ends. No guest is needed for any of this."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vmishim.guest
+from vmishim import cli, domains
+from vmishim.commands import CommandError, enrolment, listing
+from vmishim.commands.tables import printable, watched
+from vmishim.lists import Task
+from vmishim.wire.keys import generate, load_private, save_private, save_public
+
+AGENT = generate().public
+COMMANDS = ("ps", "lsmod", "run", "keygen", "enroll", "domains", "config", "bundle", "doctor", "completion")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration folder of the test's own."""
+    monkeypatch.setenv("VMISHIM_CONFIG", str(tmp_path / "vmishim" / "domains.toml"))
+    return tmp_path / "vmishim"
+
+
+@pytest.fixture
+def key(home: Path) -> Path:
+    """Our private key, where it is looked for."""
+    home.mkdir()
+    save_private(home / "key", generate())
+    return home / "key"
+
+
+def enroll(*more: str) -> int:
+    return cli.main(["enroll", "web-1", "tcp://10.0.0.5:5555", AGENT.text, "--no-check", *more])
+
+
+def run(*arguments: str | Path, cwd: Path | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
+    """``vmishim`` in a process of its own."""
+    command = [sys.executable, "-m", "vmishim.cli", *map(str, arguments)]
+    root = str(Path(cli.__file__).parents[1])
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": root}, **more
+    )
+
+
+def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
+    code = "import sys, vmishim.cli as cli; cli.parser(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"zmq", "cryptography", "rich", "vmishim.libvmi", "tomllib"} & set(loaded)
+
+
+def test_the_ways_to_read_are_those_there_are() -> None:
+    options = cli.parser().parse_args(["ps", "--local"])
+    assert options.way == "batch"
+    for way in get_args(vmishim.guest.Way):
+        assert cli.parser().parse_args(["run", "--way", way, "script.py"]).way == way
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: vmishim {command}")
+
+
+def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"    {command} " in shown or f"    {command}\n" in shown for command in COMMANDS)
+
+
+# Bad input: one line, which names what was wrong and what to do.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["ps"], 2, "one of the arguments DOMAIN --local is required"),
+        (["ps", "web-1", "--local"], 2, "not allowed with argument"),
+        (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
+        (["ps", "web-1", "--way", "quick"], 2, "invalid choice: 'quick'"),
+        (["ps", "web-9"], 1, "no domain 'web-9'"),
+        (["lsmod", "web-9"], 1, "'vmishim enroll' adds one"),
+        (["doctor", "web-9"], 1, "no domain 'web-9'"),
+        (["config", "--export", "web-9"], 1, "no domain 'web-9'"),
+        (["run", "no-such-script.py"], 1, "there is no script no-such-script.py"),
+        (["enroll", "a", "tcp://h:1", AGENT.text], 1, "make one by `vmishim keygen`"),
+        (["keygen", "/proc/no/key"], 1, "/proc/no: "),
+        (["bundle", "-o", "/"], 1, "is a folder"),
+        (["bundle", "-o", "/proc/agent.pyz"], 1, "/proc/agent.pyz"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments: list[str], status: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        ended = cli.main(arguments)
+    except SystemExit as exit_:
+        ended = int(str(exit_.code))
+    said = capsys.readouterr()
+    assert (ended, said.out) == (status, "")
+    assert said.err.startswith("vmishim")
+    assert said.err.count("\n") == 1
+    assert told in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("vmishim-public-v1 AAAA", "44 characters"),
+        ("ssh-ed25519 AAAA", "not a public key"),
+        ("vmishim-private-v1 AAAA", "must not leave its machine"),
+    ],
+)
+@pytest.mark.usefixtures("key")
+def test_a_wrong_agent_key_is_not_enrolled(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["enroll", "web-1", "tcp://10.0.0.5:5555", words]) == 1
+    assert told in capsys.readouterr().err
+    assert not domains.path().exists()
+
+
+@pytest.mark.usefixtures("key")
+def test_a_wrong_endpoint_is_not_enrolled(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["enroll", "web-1", "10.0.0.5", AGENT.text]) == 1
+    assert "agent must start with tcp:// or ipc://" in capsys.readouterr().err
+    assert not domains.path().exists()
+    assert [path.name for path in domains.path().parent.iterdir()] == ["key"]
+
+
+def test_a_key_that_others_can_read_is_refused(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key.chmod(0o644)
+    assert enroll() == 1
+    assert f"chmod 600 {key}" in capsys.readouterr().err
+
+
+def test_an_agent_that_is_not_there_is_told_and_stays_enrolled(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = f"ipc://{key.parent}/nobody"
+    file = enrolment.write("gone", {"agent": nowhere, "agent_key": AGENT.text, "key": str(key)})
+    file.write_text(file.read_text() + "timeout = 0.2\n")
+    assert cli.main(["ps", "gone"]) == 1
+    said = capsys.readouterr().err
+    assert nowhere in said
+    assert said.count("\n") == 1
+
+
+# Keys and names.
+
+
+def test_keygen_makes_a_key_for_us_alone_and_keeps_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keygen"]) == 0
+    first = capsys.readouterr().out
+    assert first == load_private(home / "key").public.text + "\n"
+    assert stat.S_IMODE((home / "key").stat().st_mode) == 0o600
+    assert cli.main(["keygen"]) == 0
+    assert capsys.readouterr().out == first
+
+
+FILE = """\
+# my guests
+[old]   # the first one
+agent = "tcp://10.0.0.1:5555"
+agent_key = "vmishim-public-v1 AAAA"   # not checked before it is used
+key = "~/.config/vmishim/key"
+
+# the web server
+["web 2"]
+ramfile = '/run/ram'
+"""
+
+
+def test_enroll_keeps_every_other_line(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = key.with_name("domains.toml")
+    file.write_text(FILE)
+    file.chmod(0o640)
+    assert enroll() == 0
+    text = file.read_text()
+    assert text.startswith(FILE)
+    assert tomllib.loads(text)["web-1"] == {
+        "agent": "tcp://10.0.0.5:5555",
+        "agent_key": AGENT.text,
+        "key": str(key),
+    }
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert enroll() == 1
+    assert "--replace" in capsys.readouterr().err
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize("name", ["old", "web 2", "web-1"])
+def test_replacing_an_entry_touches_no_other(key: Path, name: str) -> None:
+    file = key.with_name("domains.toml")
+    file.write_text(FILE)
+    assert enroll() == 0
+    before = tomllib.loads(file.read_text())
+    entry = {"agent": "tcp://[::1]:1", "agent_key": AGENT.text, "key": "k"}
+    enrolment.write(name, entry, replace=True)
+    after = tomllib.loads(file.read_text())
+    assert after == before | {name: entry}
+    assert "# my guests" in file.read_text()
+    assert "# the web server" in file.read_text()
+
+
+@given(st.text(min_size=1, max_size=30))
+def test_any_name_can_be_enrolled_or_is_refused(name: str) -> None:
+    entry = {"agent": "tcp://h:1", "agent_key": AGENT.text, "key": "k"}
+    domains.path().unlink(missing_ok=True)
+    try:
+        file = enrolment.write(name, entry)
+    except CommandError:
+        assert not name.isprintable()
+        return
+    assert tomllib.loads(file.read_text()) == {name: entry}
+
+
+@pytest.mark.usefixtures("key")
+def test_the_agents_key_may_be_a_file_or_several_words(tmp_path: Path) -> None:
+    save_public(tmp_path / "agent.pub", AGENT)
+    assert cli.main(["enroll", "one", "tcp://h:1", str(tmp_path / "agent.pub"), "--no-check"]) == 0
+    assert cli.main(["enroll", "two", "tcp://h:1", *AGENT.text.split(), "--no-check"]) == 0
+    found = domains.load()
+    assert found["one"].agent_key == found["two"].agent_key == AGENT.text
+
+
+@pytest.mark.usefixtures("key")
+def test_domains_for_people_and_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["domains"]) == 0
+    assert "no domain is known yet" in capsys.readouterr().err
+    assert enroll() == 0
+    capsys.readouterr()
+    assert cli.main(["domains", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert list(entry) == ["name", "id", "agent", "ramfile", "key"]
+    assert cli.main(["domains", "--names"]) == 0
+    assert capsys.readouterr().out == "web-1\n"
+    assert cli.main(["domains"]) == 0
+    assert AGENT.fingerprint in capsys.readouterr().out
+
+
+# Output.
+
+
+@given(st.text())
+def test_what_a_guest_says_never_drives_the_terminal(text: str) -> None:
+    assert printable(text).isprintable()
+
+
+def task(pid: int, ppid: int, comm: str = "x") -> Task:
+    return Task(pid, pid, ppid, 0, comm, "running", 0xFFFF_8880_0000_0000 + pid * 0x2000)
+
+
+@given(st.dictionaries(st.integers(0, 30), st.integers(0, 30)))
+def test_the_tree_has_every_task_once_whatever_the_guest_says(parents: dict[int, int]) -> None:
+    tasks = [task(pid, ppid) for pid, ppid in parents.items()]
+    assert sorted(found.pid for _, found in listing.tree(tasks)) == sorted(parents)
+
+
+def test_a_tree_as_deep_as_it_is_long() -> None:
+    tasks = [task(pid, pid - 1) for pid in range(5000)]
+    assert [found.pid for _, found in listing.tree(tasks)] == list(range(5000))
+
+
+def test_children_stand_below_their_parents_in_order() -> None:
+    tasks = [task(0, 0, "a"), task(1, 0, "b"), task(2, 0, "c"), task(3, 1, "d"), task(9, 7, "e")]
+    drawn = [branch + found.comm for branch, found in listing.tree(tasks)]
+    assert [line[-1] for line in drawn] == ["a", "b", "d", "c", "e"]
+    assert [len(line) for line in drawn] == [1, 4, 7, 4, 1]
+
+
+def test_progress_passes_everything_on() -> None:
+    assert list(watched(range(5), "numbers")) == [0, 1, 2, 3, 4]
+
+
+# Ends.
+
+
+def test_ctrl_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(options: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(enrolment, "domains", interrupted)
+    assert cli.main(["domains"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "vmishim.cli", "completion", "bash"], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(options: object) -> NoReturn:
+        raise KeyError("bug")
+
+    monkeypatch.setattr(enrolment, "domains", broken)
+    with pytest.raises(KeyError):
+        cli.main(["domains"])
+
+
+# Scripts.
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "ids.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_script_finds_our_libvmi_and_its_own_arguments(script: Callable[[str], Path]) -> None:
+    path = script(
+        "import sys, libvmi, vmishim\n"
+        "print(libvmi.Libvmi is vmishim.Libvmi, __name__, sys.argv[1:], sys.path[0])\n"
+        "import examples\n"
+    )
+    (path.parent / "examples.py").write_text("print('my own', __file__)\n")
+    done = run("run", path, "--local", "-x", "web-1", "--help")
+    own = path.parent / "examples.py"
+    assert done.stdout == f"True __main__ ['--local', '-x', 'web-1', '--help'] {path.parent}\nmy own {own}\n"
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "raise SystemExit",
+        "import sys; sys.exit(3)",
+        "import sys; sys.exit('words')",
+        "def f():\n    raise ValueError('no')\nf()",
+        "def f(:",
+        "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise RuntimeError('b') from e",
+    ],
+)
+def test_a_script_ends_as_under_python(script: Callable[[str], Path], text: str) -> None:
+    path = script(text)
+    alone = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
+    ours = run("run", path)
+    assert (ours.returncode, ours.stdout, ours.stderr) == (alone.returncode, alone.stdout, alone.stderr)
+
+
+def test_statistics_come_last_and_on_standard_error(script: Callable[[str], Path]) -> None:
+    done = run("run", "--stats", "--way", "page", script("import sys; print('out'); sys.exit(4)"))
+    assert (done.returncode, done.stdout) == (4, "out\n")
+    assert done.stderr.startswith("vmishim: page: 0 requests, 0 bytes, 0 handshakes, ")
+
+
+# The rest.
+
+
+def test_bundle_writes_agent_and_unit_and_says_how(
+    tmp_path: Path, key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bundle", "-o", str(tmp_path / "a.pyz")]) == 0
+    said = capsys.readouterr().out
+    assert load_private(key).public.text in said
+    assert "install -D -m 755 a.pyz /usr/lib/vmishim/agent.pyz" in said
+    assert os.access(tmp_path / "a.pyz", os.X_OK)
+    assert "/usr/lib/vmishim/agent.pyz" in (tmp_path / "vmishim-agent.service").read_text()
+
+
+def test_doctor_without_a_guest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    assert "all well" in capsys.readouterr().out
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {tuple(entry) for entry in found} == {("about", "verdict", "text", "remedy")}
+    assert {"vmishim", "Python", "pyzmq", "cryptography", "domains"} <= {entry["about"] for entry in found}
+
+
+def test_doctor_names_a_wrong_configuration(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key.with_name("domains.toml").write_text("[web-1]\nagnt = 1\n")
+    assert cli.main(["doctor"]) == 1
+    assert "unknown setting 'agnt'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    made = capsys.readouterr().out
+    assert all(command in made for command in COMMANDS)
+    assert "vmishim domains --names" in made
+
+
+@pytest.mark.usefixtures("key")
+def test_completion_in_bash(tmp_path: Path) -> None:
+    assert enroll() == 0
+    made = run("completion", "bash").stdout
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vmishim").write_text(f'#!/bin/sh\nexec {sys.executable} -m vmishim.cli "$@"\n')
+    (tmp_path / "bin" / "vmishim").chmod(0o755)
+    asked = 'COMP_WORDS=(vmishim ps we); COMP_CWORD=2; _shtab_vmishim; echo "${COMPREPLY[@]}"'
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    root = str(Path(cli.__file__).parents[1])
+    done = subprocess.run(
+        ["bash", "-c", f"{made}\n{asked}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PATH": path, "PYTHONPATH": root},
+    )
+    assert done.stdout == "web-1\n"
