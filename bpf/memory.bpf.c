@@ -71,22 +71,25 @@ static long carry_out(__u32 i, struct context *c)
 	if (slot > OUT_SIZE + RECORD_MAX)
 		return 1;
 	__u8 *to = c->out->bytes + slot;
-	void *from = (void *)(base + op->offset);
-	long error = -1;
+	/* A copy from 0 fails like any other, and like any other zeroes what it was to fill. */
+	void *from = (void *)(base ? base + op->offset : 0);
+	long error;
 
 	if (op->kind == OP_LOAD) {
 		__u64 value = 0;
-		if (base)
-			error = bpf_probe_read_kernel(&value, sizeof(value), from);
+		error = bpf_probe_read_kernel(&value, sizeof(value), from);
 		*(__u64 *)to = value;
 		w->registers[BOUND(op->dst, REGISTERS - 1)] = value & ~(__u64)op->size;
 	} else {
 		__u64 size = BOUND(op->size, 2 * TAKE_MAX - 1);
 		if (size == 0 || size > TAKE_MAX)
 			return 1;
-		if (base)
-			error = op->kind == OP_TEXT ? bpf_probe_read_kernel_str(to, size, from)
-						    : bpf_probe_read_kernel(to, size, from);
+		if (op->kind == OP_TEXT) {
+			bpf_probe_read_kernel(to, size, 0); /* a string leaves what is behind its NUL as it was */
+			error = bpf_probe_read_kernel_str(to, size, from);
+		} else {
+			error = bpf_probe_read_kernel(to, size, from);
+		}
 	}
 	if (error < 0)
 		w->faults |= 1ULL << (i & 63);
@@ -103,6 +106,13 @@ static __always_inline void fault(struct walk *w, __u64 address)
 {
 	if (!w->faulted++)
 		w->fault_at = address;
+}
+
+static __always_inline void cycle(struct walk *w, __u64 link)
+{
+	if (!w->cycles++)
+		w->cycle_at = link;
+	end_chain(w);
 }
 
 static __always_inline void begin_chain(struct walk *w, __u64 link)
@@ -125,6 +135,18 @@ static __always_inline void end_record(struct context *c, __u64 node, __u64 faul
 	record->head = w->index;
 	record->kind = kind;
 	w->cursor += w->plan.record;
+}
+
+/* Write the record of a head that holds no node. */
+static __always_inline void collect_head(struct context *c, __u64 value, __u32 kind)
+{
+	struct walk *w = c->walk;
+	__u64 size = BOUND(w->plan.record, 2 * RECORD_MAX - 1);
+
+	if (size > RECORD_MAX)
+		return;
+	bpf_probe_read_kernel(c->out->bytes + BOUND(w->cursor, OUT_SIZE - 1), size, 0); /* zeroes it */
+	end_record(c, value, ~0ULL, kind);
 }
 
 /* Write the record of the node under way. */
@@ -169,7 +191,7 @@ static __always_inline void take_head(struct context *c)
 		return;
 	}
 	/* Most buckets of a hash table are empty: look at eight at a time. */
-	if (w->plan.stride == 8 && index + 8 <= w->plan.heads &&
+	if (step != STEP_RING && w->plan.stride == 8 && index + 8 <= w->plan.heads &&
 	    !bpf_probe_read_kernel(w->block, sizeof(w->block), (void *)w->head)) {
 		int i;
 #pragma unroll
@@ -187,7 +209,7 @@ static __always_inline void take_head(struct context *c)
 		int size = step == STEP_RING ? 16 : 8;
 		if (bpf_probe_read_kernel(w->head_link, size, (void *)w->head)) {
 			fault(w, w->head);
-			end_record(c, w->head, ~0ULL, RECORD_FAULT);
+			collect_head(c, w->head, RECORD_FAULT);
 			w->index++;
 			return;
 		}
@@ -198,8 +220,11 @@ static __always_inline void take_head(struct context *c)
 		}
 	}
 	begin_chain(w, value + w->plan.bias);
-	if (step == STEP_NULLS && (value & 1)) { /* empty, but not in the way its number says */
-		end_record(c, value, ~0ULL, RECORD_HEAD);
+	/* Empty, but not in the way its number says; or never initialised. */
+	if (!value || !w->link || (step == STEP_NULLS && (value & 1))) {
+		if (step == STEP_RING || (value && !w->link))
+			fault(w, w->link);
+		collect_head(c, value, RECORD_HEAD);
 		end_chain(w);
 	}
 }
@@ -236,9 +261,7 @@ static __always_inline void visit(struct context *c)
 	w->before = link;
 
 	if (link == w->tortoise) {
-		if (!w->cycles++)
-			w->cycle_at = link;
-		end_chain(w);
+		cycle(w, link);
 		return;
 	}
 	if (++w->hare == w->power) {
@@ -264,7 +287,15 @@ static __always_inline void visit(struct context *c)
 		return;
 	}
 	next += w->plan.bias;
-	if (next == w->first) { /* a ring whose head is one of its nodes */
+	if (next == w->first) {
+		if (link == w->head || w->first == w->head) /* a ring whose head is one of its nodes */
+			end_chain(w);
+		else
+			cycle(w, next);
+		return;
+	}
+	if (!next) {
+		fault(w, 0);
 		end_chain(w);
 		return;
 	}
@@ -277,11 +308,8 @@ static long take_step(__u32 i, struct context *c)
 
 	if (w->cursor + w->plan.record > OUT_SIZE)
 		return 1;
-	if (w->nodes >= w->plan.max_nodes) {
-		if (w->link || w->index < w->plan.heads)
-			w->state = WALK_TRUNCATED;
-		else
-			w->state = WALK_DONE;
+	if (w->link && w->nodes >= w->plan.max_nodes) {
+		w->state = WALK_TRUNCATED;
 		return 1;
 	}
 	if (!w->link) {

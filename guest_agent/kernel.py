@@ -95,7 +95,7 @@ class Kernel:
     def symbol(self, name: str) -> int | None:
         """Address of a symbol: kallsyms' word, or for a kernel that lists functions only, what ``locate`` found."""
         text = self._kallsyms
-        token = name.encode()
+        token = name.encode(errors="replace")
         for ending in (b"\n", b"\t["):
             at = text.find(b" " + token + ending)
             if at >= 0:

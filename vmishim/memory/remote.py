@@ -76,13 +76,14 @@ class Remote:
         :raises LinkError: the agent's records do not fit the plan
         """
         chunk = expect(self._exchange(encode(Walk(plan, Struct(f"<{len(heads)}Q").pack(*heads)))), Chunk)
-        nodes = 0
+        # A head that holds no node may have a record of its own, so that a caller knows.
+        most, records = plan.max_nodes + plan.heads, 0
         while True:
             if len(chunk.bulk) % plan.record.size or len(chunk.head) != 2 or len(chunk.bulk) > BULK_MAX:
                 raise LinkError("the agent's records do not fit the plan")
-            nodes += len(chunk.bulk) // plan.record.size
-            if nodes > plan.max_nodes:
-                raise LinkError(f"the agent sent more than the {plan.max_nodes} nodes of the plan")
+            records += len(chunk.bulk) // plan.record.size
+            if records > most:
+                raise LinkError(f"the agent sent {records} records where the plan allows {most}")
             yield chunk
             if not chunk.walk:
                 return
