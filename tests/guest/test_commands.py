@@ -1,0 +1,112 @@
+"""The commands on a booted guest: what they list is what its ``/proc`` has."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ci.vm.agent import InstalledAgent
+from ci.vm.lab import LabVM
+from vmishim import cli
+from vmishim.wire.keys import generate, save_private
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def vmishim(
+    agent: InstalledAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """``vmishim`` with the guest enrolled as "lab": arguments -> (exit status, output, errors)."""
+    monkeypatch.setenv("VMISHIM_CONFIG", str(tmp_path / "domains.toml"))
+    save_private(tmp_path / "key", agent.private)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        return cli.main(arguments), *capfd.readouterr()
+
+    status, out, err = run("enroll", "lab", agent.endpoint, agent.public.text)
+    assert (status, err) == (0, "")
+    assert re.search(r"lab answers: Linux \S+, \d+ CPUs", out)
+    return run
+
+
+@pytest.mark.parametrize("way", ["batch", "page", "scalar"])
+def test_ps_lists_what_proc_has(lab: LabVM, vmishim: Command, way: str) -> None:
+    planted = lab.spawn("sleep", "infinity", count=3, comm="planted")
+    try:
+        status, out, err = vmishim("ps", "lab", "--json", "--stats", "--way", way)
+        fields = ("-o", "pid=", "-o", "ppid=", "-o", "uid=", "-o", "comm=")
+        told = lab.run("ps", *fields, "-p", ",".join(map(str, planted))).stdout.decode()
+    finally:
+        lab.kill(planted)
+    assert status == 0
+    assert err.startswith(f"vmishim: {way}: ")
+    listed = {task["pid"]: task for task in json.loads(out)}
+    assert {pid for pid, task in listed.items() if task["comm"] == "planted"} == planted
+    assert told.count("\n") == len(planted)
+    for line in told.splitlines():
+        pid, ppid, uid, comm = line.split()
+        task = listed[int(pid)]
+        assert (task["ppid"], task["uid"], task["comm"], task["state"]) == (int(ppid), int(uid), comm, "sleeping")
+    assert listed[0]["comm"].startswith("swapper")
+    assert listed[1]["comm"] == "systemd"
+
+
+def test_lsmod_lists_what_proc_modules_has(lab: LabVM, vmishim: Command) -> None:
+    status, out, _ = vmishim("lsmod", "lab", "--json")
+    assert status == 0
+    listed = [(module["name"], module["size"], module["state"], int(module["base"], 16)) for module in json.loads(out)]
+    told = [line.split() for line in lab.read("/proc/modules").decode().splitlines()]
+    assert listed == [(line[0], int(line[1]), line[4].lower(), int(line[5], 16)) for line in told]
+    assert len(listed) > 5
+
+
+def test_tables_and_tree_hold_the_same(vmishim: Command) -> None:
+    status, table, _ = vmishim("ps", "lab")
+    assert status == 0
+    status, tree, _ = vmishim("ps", "lab", "--tree")
+    assert status == 0
+    assert {line.split()[0] for line in table.splitlines()} == {line.split()[0] for line in tree.splitlines()}
+    assert vmishim("lsmod", "lab")[0] == 0
+
+
+def test_the_doctor_finds_nothing(vmishim: Command) -> None:
+    status, out, _ = vmishim("doctor", "lab", "--json")
+    found = json.loads(out)
+    assert [entry for entry in found if entry["verdict"] != "ok"] == []
+    assert status == 0
+    assert {"reached", "version", "kernel", "symbols", "structures", "direct map", "one read"} <= {
+        entry["about"] for entry in found
+    }
+
+
+def test_the_doctor_knows_a_key_that_is_not_permitted(vmishim: Command, tmp_path: Path) -> None:
+    ours = generate()
+    save_private(tmp_path / "key", ours, overwrite=True)
+    status, out, _ = vmishim("doctor", "lab")
+    assert status == 1
+    assert f"add to /etc/vmishim/permitted: {ours.public.text}" in out
+    status, _, err = vmishim("ps", "lab")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "not permitted" in err
+
+
+def test_the_doctor_knows_another_agent(agent: InstalledAgent, vmishim: Command) -> None:
+    other = generate().public.text
+    status, _, err = vmishim("enroll", "lab", agent.endpoint, other, "--replace")
+    assert (status, err.count("\n")) == (1, 1)
+    status, out, _ = vmishim("doctor", "lab")
+    assert status == 1
+    assert "-> " in out.split("reached")[1]
+
+
+def test_a_libvmi_conf_entry_is_the_guests_own(lab: LabVM, vmishim: Command) -> None:
+    status, out, _ = vmishim("config", "--export", "lab")
+    assert status == 0
+    assert lab.image.release in out
+    assert re.search(r"linux_tasks = 0x[0-9a-f]+;", out)
