@@ -10,7 +10,9 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -80,9 +82,18 @@ def _say(finding: Finding) -> None:
     mark = marks[finding.verdict]
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         mark = f"\x1b[{colours[finding.verdict]}m{mark}\x1b[0m"
-    print(f"{mark}  {finding.about:<13} {printable(finding.text)}", flush=True)
-    if finding.remedy:
-        print(f"{'':20}-> {printable(finding.remedy)}", flush=True)
+    # Only words are wrapped, for a person to read; elsewhere a line stays a line.
+    width = shutil.get_terminal_size().columns - 20 if sys.stdout.isatty() else 10_000
+    lines = textwrap.wrap(printable(finding.text), max(width, 20), break_long_words=False, break_on_hyphens=False)
+    remedy = textwrap.wrap(
+        printable(finding.remedy), max(width - 3, 20), break_long_words=False, break_on_hyphens=False
+    )
+    print(f"{mark}  {finding.about:<13} {lines[0]}")
+    for line in lines[1:]:
+        print(f"{'':20}{line}")
+    for number, line in enumerate(remedy):
+        print(f"{'':20}{'   ' if number else '-> '}{line}")
+    sys.stdout.flush()
 
 
 # Our own side.

@@ -83,7 +83,7 @@ def domains(options: argparse.Namespace) -> int:
         dump([{setting: getattr(domain, setting) for setting in shown} for domain in found.values()])
     elif found:
         rows = ((each.name, each.agent or f"memory in {each.ramfile}", _named(each)) for each in found.values())
-        show(("DOMAIN", "REACHED AT", "-ITS KEY"), rows)
+        show(("DOMAIN", "REACHED AT", "ITS KEY"), rows)
     else:
         print(f"no domain is known yet; `vmishim enroll` adds one to {known.path()}", file=sys.stderr)
     return 0

@@ -23,10 +23,10 @@ def ps(options: argparse.Namespace) -> int:
         dump([_plain(task) for task in tasks])
     elif options.tree:
         rows = ((task.pid, task.uid, task.state, branch + task.comm) for branch, task in tree(tasks))
-        show(("PID", "UID", "STATE", "-NAME"), rows)
+        show(("PID", "UID", "STATE", "NAME"), rows)
     else:
         flat = ((task.pid, task.ppid, task.uid, task.state, f"{task.address:x}", task.comm) for task in tasks)
-        show(("PID", "PPID", "UID", "STATE", "TASK_STRUCT", "-NAME"), flat)
+        show(("PID", "PPID", "UID", "STATE", "-TASK_STRUCT", "NAME"), flat)
     return 0
 
 
@@ -39,7 +39,7 @@ def lsmod(options: argparse.Namespace) -> int:
         dump([_plain(module) for module in modules])
     elif modules:
         rows = ((each.size, each.state, f"{each.base:x}", f"{each.address:x}", each.name) for each in modules)
-        show(("SIZE", "STATE", "CODE", "STRUCT MODULE", "-NAME"), rows)
+        show(("SIZE", "STATE", "-CODE", "-STRUCT MODULE", "NAME"), rows)
     else:
         print(f"Linux {release} has no modules loaded", file=sys.stderr)
     return 0

@@ -21,27 +21,34 @@ def printable(text: str) -> str:
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table. Whole numbers stand to the right; a column whose title begins with ``-`` is cut first."""
+    """Print a table; whole numbers stand to the right. On a terminal too narrow for it, columns whose title begins with
+    ``-`` are left out, and then the last one is cut."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    terminal = sys.stdout.isatty()
     # Not on a terminal nothing is cut: whoever reads it looks for whole words.
-    console = Console(width=None if terminal else 10_000, highlight=False, markup=False, emoji=False)
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False, emoji=False)
+    whole = list(zip(columns, zip(*rows, strict=True), strict=True))
+    texts = {title: [printable(str(cell)) for cell in cells] for title, cells in whole}
+    widths = {title: max(map(len, (title.removeprefix("-"), *cells))) for title, cells in texts.items()}
+    for title in [title for title in columns if title.startswith("-")]:
+        if sum(widths.values()) + 2 * len(widths) > console.width:
+            del widths[title]
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    body = [tuple(row) for row in rows]
-    for number, title in enumerate(columns):
-        right = bool(body) and all(isinstance(row[number], int) for row in body)
-        table.add_column(
-            title.removeprefix("-"),
-            justify="right" if right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if title.startswith("-") else max([len(title), *(len(str(row[number])) for row in body)]),
-        )
-    for row in body:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row))
+    for title, cells in whole:
+        if title in widths:
+            right = all(isinstance(cell, int) for cell in cells)
+            last = title == columns[-1]
+            table.add_column(
+                title.removeprefix("-"),
+                justify="right" if right else "left",
+                no_wrap=True,
+                overflow="ellipsis",
+                min_width=None if last else widths[title],
+            )
+    for row in zip(*(texts[title] for title in widths), strict=True):
+        table.add_row(*map(Text, row))
     console.print(table)
 
 
