@@ -321,7 +321,7 @@ class Libvmi(Scalars):
         "_dtbs",
         "_encrypted",
         "_holds",
-        "_hole",
+        "_lower",
         "_kpgd",
         "_lock",
         "_names",
@@ -332,6 +332,7 @@ class Libvmi(Scalars):
         "_reader",
         "_symbols",
         "_target",
+        "_upper",
         "_vmid",
         "opaque_vmi",
         "vmi",
@@ -396,7 +397,7 @@ class Libvmi(Scalars):
         self._pages: dict[tuple[int, int], int] = {}
         self._symbols: dict[tuple[int, int, str], int] = {}
         self._names: dict[tuple[int, int, int], str] = {}
-        self._hole = range(0)
+        self._lower = self._upper = 0
         self._paging = self._os = False
         self._cells: dict[int, bytes] = {}
         self.vmi: Any = target
@@ -414,9 +415,9 @@ class Libvmi(Scalars):
     def _initialise(self) -> None:
         self._paging = self._os = True
         self._cells = self._target.cells
-        half = 1 << (12 + 9 * self._profile.levels - 1)
-        # Non-canonical addresses: LibVMI ignores the bits above those that page tables translate.
-        self._hole = range(half, (1 << 64) - half)
+        # Between these an address is not canonical. LibVMI ignores the bits above those that page tables translate.
+        self._lower = 1 << (12 + 9 * self._profile.levels - 1)
+        self._upper = (1 << 64) - self._lower
 
     def __enter__(self) -> Libvmi:
         return self
@@ -446,8 +447,8 @@ class Libvmi(Scalars):
 
         :param config_mode: what ``config`` is, as for ``Libvmi`` itself
         :param config: a configuration, which wins over what the guest says
-        :returns: (operating system, value of a ``LibvmiInitError``); if the configuration given cannot be used, ``UNKNOWN``
-            and what is wrong, with a warning that says more
+        :returns: (operating system, value of a ``LibvmiInitError``); if the configuration given cannot be used,
+            ``UNKNOWN`` and what is wrong, with a warning that says more
         :raises LinkError: the guest could not be asked
 
         Source: ``vmi_init_os``.
@@ -482,14 +483,15 @@ class Libvmi(Scalars):
 
     # Reading. Everything that is not in a cell goes through _read, where a fault gets LibVMI's name.
 
-    def _read(self, address: int, count: int, space: int) -> bytes:
-        address = _unsigned(address)
+    def _read(self, address: int, count: int, space: int, text: bool = False) -> bytes:
+        if type(address) is not int or address >> 64:
+            address = _unsigned(address)
         try:
             if space == PHYSICAL:
                 return self._physical(address, count)
-            if address in self._hole:
+            if self._lower <= address < self._upper:
                 address = pagetable.canonical(address, self._profile.levels)
-            return self._reader.read(address, count, space)
+            return self._reader.read(address, count, space, text=text)
         except FaultError:
             raise LibvmiError(FAILURE) from None
 
@@ -507,23 +509,23 @@ class Libvmi(Scalars):
     def _string(self, address: int, space: int) -> str:
         """Bytes up to the first NUL, page by page like LibVMI: a hole ends the string, unless it starts with one."""
         address = _unsigned(address)
-        text = b""
+        text = bytearray()
         chunk = STRING_CHUNK
         while len(text) < STRING_LIMIT:
             count = min(chunk, PAGE_SIZE - address % PAGE_SIZE)
             chunk = PAGE_SIZE
             try:
-                data = self._read(address, count, space)
+                data = self._read(address, count, space, text=True)
             except LinkError:
                 raise
             except LibvmiError:
                 if not text:
                     raise
                 return text.decode()
-            text += data
-            end = text.find(b"\0")
+            end = data.find(0)
             if end >= 0:
-                return text[:end].decode()
+                return (text + data[:end]).decode()
+            text += data
             address = (address + count) % (1 << 64)
         raise LibvmiError(FAILURE)
 
@@ -532,7 +534,7 @@ class Libvmi(Scalars):
         if not self._os:
             raise LibvmiError(FAILURE)
         if pid == 0:
-            _signed_32(pid)
+            operator.index(pid)  # 0.0 is no pid
             return KERNEL
         return self._tables(self.pid_to_dtb(pid))
 

@@ -29,7 +29,7 @@ class Target(Protocol):
     ``reader`` for everything else. Empty for a backend that reads ahead of nobody. The dict object never changes."""
 
     def hold(self) -> None:
-        """Everything read until ``release`` is as of one hold (LibVMI's ``vmi_pause_vm``). The caller counts nested ones."""
+        """Everything read until ``release`` is as of one hold (LibVMI's ``vmi_pause_vm``). Nested: the caller counts."""
         ...
 
     def release(self) -> None:

@@ -427,10 +427,10 @@ def cases() -> list[Case]:
 
     # caches
     add("v2pcache_flush", {"dtb": (P.dtb,), "text": ("x",), "negative": (-1,)})
-    add("v2pcache_add", {"text": ("x", 0, 0), "negative": (-1, 0, 0)})
-    add("symcache_add", {"text": ("x", 0, "name", 0), "no text": (0, 0, 5, 0)})
+    add("v2pcache_add", {"good": (0x1000, 0x123000, 0x4000), "text": ("x", 0, 0), "negative": (-1, 0, 0)})
+    add("symcache_add", {"good": (0, 0, "not_yet_there", 1), "text": ("x", 0, "name", 0), "no text": (0, 0, 5, 0)})
     add("rvacache_add", {"good": (P.vdso, P.pid, 3, "name"), "text": ("x", 0, 0, "name")})
-    add("pidcache_add", {"text": ("x", 0), "too big": (1 << 31, 0)})
+    add("pidcache_add", {"good": (P.nobody + 1, 0x123000), "text": ("x", 0), "too big": (1 << 31, 0)})
 
     # writes of bytes
     add(

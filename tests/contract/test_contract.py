@@ -191,7 +191,7 @@ def test_eight_threads_share_one(vmi: Libvmi, scene: Scene) -> None:
     places = scene.places
 
     def reads(_: int) -> list[Any]:
-        found = []
+        found: list[Any] = []
         for _ in range(25):
             vmi.pause_vm()
             found.append(vmi.read_str_va(places.comm, 0))

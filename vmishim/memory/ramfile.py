@@ -303,7 +303,7 @@ class RamFile:
         """Reads itself."""
         return self
 
-    def read(self, address: int, count: int, space: int = KERNEL) -> bytes:
+    def read(self, address: int, count: int, space: int = KERNEL, *, text: bool = False) -> bytes:
         """See ``MemoryReader.read``."""
         if space == PHYSICAL:
             return self._ram.read(address, count)
