@@ -199,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> str | None:
     """What an error says to a person, on one line; None for those that are bugs."""
     from vmishim.commands import CommandError
+    from vmishim.commands.tables import printable
     from vmishim.errors import LibvmiError
 
     if isinstance(error, CommandError):
@@ -212,7 +213,8 @@ def _explain(error: Exception) -> str | None:
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     else:
         return None
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+    # What an agent says may be in there.
+    return "; ".join(printable(line.strip()) for line in text.splitlines() if line.strip())
 
 
 if __name__ == "__main__":

@@ -82,18 +82,17 @@ def _say(finding: Finding) -> None:
     mark = marks[finding.verdict]
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         mark = f"\x1b[{colours[finding.verdict]}m{mark}\x1b[0m"
-    # Only words are wrapped, for a person to read; elsewhere a line stays a line.
-    width = shutil.get_terminal_size().columns - 20 if sys.stdout.isatty() else 10_000
-    lines = textwrap.wrap(printable(finding.text), max(width, 20), break_long_words=False, break_on_hyphens=False)
-    remedy = textwrap.wrap(
-        printable(finding.remedy), max(width - 3, 20), break_long_words=False, break_on_hyphens=False
-    )
-    print(f"{mark}  {finding.about:<13} {lines[0]}")
-    for line in lines[1:]:
-        print(f"{'':20}{line}")
-    for number, line in enumerate(remedy):
+    # Wrapped for a person to read; elsewhere a line stays a line.
+    room = shutil.get_terminal_size().columns - 20 if sys.stdout.isatty() else 10_000
+    for number, line in enumerate(_wrapped(finding.text, room)):
+        print(f"{'' if number else mark + '  ' + finding.about:<{20 if number else 20 + len(mark) - 4}}{line}")
+    for number, line in enumerate(_wrapped(finding.remedy, room - 3)):
         print(f"{'':20}{'   ' if number else '-> '}{line}")
     sys.stdout.flush()
+
+
+def _wrapped(text: str, room: int) -> list[str]:
+    return textwrap.wrap(printable(text), max(room, 20), break_long_words=False, break_on_hyphens=False)
 
 
 # Our own side.
