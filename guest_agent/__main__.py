@@ -12,6 +12,7 @@ from pathlib import Path
 
 import vmishim
 from guest_agent.agent import Agent
+from guest_agent.injections import Injections
 from guest_agent.kernel import Kernel, LoadError
 from vmishim.errors import LibvmiError
 from vmishim.wire.keys import PermittedKeys, generate, load_private, save_private
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--key", type=Path, default=Path("/etc/vmishim/agent.key"), help="this agent's private key (%(default)s)")  # fmt: skip
     serve.add_argument("--permitted", type=Path, default=Path("/etc/vmishim/permitted"), help="public keys of the IDSs that may ask, one a line (%(default)s)")  # fmt: skip
     serve.add_argument("--until-eof", action="store_true", help="say 'ready' on standard output, and stop when standard input ends")  # fmt: skip
+    serve.add_argument("--allow-injection", action="store_true", help="take eBPF programs from IDSs and run them; CAP_BPF and CAP_PERFMON are kept for that")  # fmt: skip
     serve.add_argument("--verbose", "-v", action="store_true", help="log every request")
     keygen = commands.add_parser("keygen", help="make a private key, print the public one")
     keygen.add_argument("path", type=Path, help="file to make, mode 0600; an existing one is kept")
@@ -104,7 +106,8 @@ def _serve(options: argparse.Namespace) -> int:
     key = load_private(options.key)
     permitted = PermittedKeys(options.permitted)
     kernel = Kernel()
-    agent = Agent(kernel)
+    injections = Injections(options.allow_injection, os.cpu_count() or 1)
+    agent = Agent(kernel, injections)
     sessions = Sessions(key, permitted, on_end=agent.end)
     stop = threading.Event()
     if options.until_eof:
@@ -122,6 +125,7 @@ def _serve(options: argparse.Namespace) -> int:
         log.info("stopped")
     finally:
         _notify("STOPPING=1")
+        injections.close()
         kernel.close()
     return 0
 

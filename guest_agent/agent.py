@@ -8,14 +8,19 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import vmishim
+from guest_agent.injections import InjectionError, Injections, cut, explain
 from guest_agent.kernel import Gathered, Kernel
+from guest_agent.programs import LoadError
 from vmishim.errors import LinkError
 from vmishim.wire.messages import (
     BULK_MAX,
     Answer,
     Chunk,
+    Eject,
     Failure,
     Hello,
+    Inject,
+    Injected,
     Lookup,
     Members,
     Memory,
@@ -24,6 +29,8 @@ from vmishim.wire.messages import (
     Names,
     Pointees,
     Read,
+    Rejected,
+    Run,
     Symbols,
     Walk,
     Welcome,
@@ -50,10 +57,14 @@ class _Unfinished:
 
 
 class Agent:
-    """Answers requests about this machine's kernel."""
+    """Answers requests about this machine's kernel.
 
-    def __init__(self, kernel: Kernel) -> None:
+    :param injections: what becomes of programs that IDSs send; without it they are refused
+    """
+
+    def __init__(self, kernel: Kernel, injections: Injections | None = None) -> None:
         self._kernel = kernel
+        self._injections = injections or Injections(allowed=False)
         self._walks: OrderedDict[int, _Unfinished] = OrderedDict()
         self._numbers = itertools.count(1)
 
@@ -66,6 +77,10 @@ class Agent:
             return encode(self._answer(session, decode(request)))
         except PlanError as error:
             return encode(Failure("plan", str(error)))
+        except InjectionError as error:
+            return encode(Failure(error.code, str(error)))
+        except LoadError as error:
+            return encode(Rejected(explain(error), cut(error.log)))
         except LinkError as error:
             return encode(Failure("malformed", str(error)))
 
@@ -100,6 +115,15 @@ class Agent:
                 if not kernel.page_offset:
                     return Failure("physical", _NO_DIRECT_MAP)
                 return Answer(list(kernel.lookup(dtb, address)))
+            case Inject(name, data):
+                return Answer([self._injections.add(session, name, data)])
+            case Run(number, data):
+                return Memory(self._injections.run(session, number, data))
+            case Injected():
+                return Answer(self._injections.listing(session))
+            case Eject(number):
+                self._injections.eject(session, number)
+                return Answer([])
             case Hello(version, symbols, members):
                 log.info("an IDS of version %s is here", version)
                 facts = kernel.facts()
@@ -148,7 +172,8 @@ class Agent:
                 walk.ahead = self._kernel.walk(walk.plan, walk.heads, walk.state)
 
     def end(self, session: bytes) -> None:
-        """Forget a session's unfinished walks."""
+        """Forget a session's unfinished walks, unload its programs."""
+        self._injections.end(session)
         for number in [number for number, walk in self._walks.items() if walk.session == session]:
             del self._walks[number]
 

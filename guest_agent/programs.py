@@ -10,7 +10,9 @@ import ctypes
 import errno
 import mmap
 import os
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint32, c_void_p
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -18,6 +20,8 @@ from vmishim.errors import LibvmiError
 from vmishim.kernel.btf import Btf
 
 PAGE = mmap.PAGESIZE
+INSTRUCTION = 8
+"""Bytes of an eBPF instruction."""
 
 
 class LoadError(LibvmiError):
@@ -50,6 +54,44 @@ class _TestRun(Structure):
     ]
 
 
+@dataclass(frozen=True)
+class MapDefinition:
+    """A map as an object declares it; names and numbers as in ``union bpf_attr`` and ``enum bpf_map_type``."""
+
+    name: str
+    kind: int
+    key_size: int
+    value_size: int
+    entries: int
+    flags: int
+    pinned: bool = False
+
+    @property
+    def mappable(self) -> bool:
+        """Whether it is an array made with BPF_F_MMAPABLE."""
+        return self.kind == 2 and bool(self.flags & 1 << 10)
+
+    def sane(self) -> bool:
+        """Whether its members are what their names say, wherever they came from."""
+        sizes = (self.kind, self.key_size, self.value_size, self.entries, self.flags)
+        return isinstance(self.name, str) and all(type(size) is int and 0 <= size < 1 << 32 for size in sizes)
+
+    def bytes(self, cpus: int = 1) -> int:
+        """What it takes of the kernel's memory, with some 64 bytes for the node of a hash's element.
+
+        :param cpus: how many values each element has
+        """
+        return (self.key_size + self.value_size * cpus + (0 if self.mappable else 64)) * self.entries
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in an object: (name, section) of each program, and the maps."""
+
+    programs: list[tuple[str, str]]
+    maps: list[MapDefinition]
+
+
 _PRINT: Any = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
 
@@ -72,6 +114,17 @@ def _libbpf() -> ctypes.CDLL:
         ("bpf_map__max_entries", c_uint32, [c_void_p]),
         ("bpf_prog_test_run_opts", c_int, [c_int, POINTER(_TestRun)]),
         ("libbpf_set_print", c_void_p, [_PRINT]),
+        ("bpf_object__next_program", c_void_p, [c_void_p, c_void_p]),
+        ("bpf_object__next_map", c_void_p, [c_void_p, c_void_p]),
+        ("bpf_program__name", c_char_p, [c_void_p]),
+        ("bpf_program__section_name", c_char_p, [c_void_p]),
+        ("bpf_program__insns", c_void_p, [c_void_p]),
+        ("bpf_program__insn_cnt", c_size_t, [c_void_p]),
+        ("bpf_map__name", c_char_p, [c_void_p]),
+        ("bpf_map__type", c_uint32, [c_void_p]),
+        ("bpf_map__key_size", c_uint32, [c_void_p]),
+        ("bpf_map__map_flags", c_uint32, [c_void_p]),
+        ("bpf_map__pin_path", c_char_p, [c_void_p]),
     ):
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
@@ -96,10 +149,11 @@ class Programs:
     """One loaded object: programs to run, and maps to fill and read through shared memory.
 
     :param data: an ELF object, compiled by clang
+    :param accept: looks at what the object holds before the kernel does; what it raises goes through
     :raises LoadError: the kernel refused it; says what is missing where that can be told
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, accept: Callable[[Contents], None] | None = None) -> None:
         self._lib = _libbpf()
         log: list[str] = []
 
@@ -108,8 +162,11 @@ class Programs:
 
         def keep(level: int, form: bytes, arguments: int) -> int:
             if level <= 1:
-                text = ctypes.create_string_buffer(1 << 16)
-                libc.vsnprintf(text, c_size_t(len(text)), form, c_void_p(arguments))
+                # A va_list (System V ABI, 3.5.7: 24 bytes) is used up by a call, and the length takes one to find out.
+                again = ctypes.create_string_buffer(ctypes.string_at(arguments, 24), 24)
+                size = int(libc.vsnprintf(None, c_size_t(0), form, c_void_p(arguments))) + 1
+                text = ctypes.create_string_buffer(max(size, 1))
+                libc.vsnprintf(text, c_size_t(len(text)), form, again)
                 log.append(text.value.decode(errors="replace"))
             return 0
 
@@ -119,6 +176,12 @@ class Programs:
             self._object = self._lib.bpf_object__open_mem(data, len(data), None)
             if not self._object:
                 raise LoadError("this is no eBPF object", "".join(log))
+            if accept is not None:
+                try:
+                    accept(self._contents())
+                except BaseException:
+                    self._lib.bpf_object__close(self._object)
+                    raise
             result = self._lib.bpf_object__load(self._object)
             if result:
                 self._lib.bpf_object__close(self._object)
@@ -126,7 +189,11 @@ class Programs:
         finally:
             self._lib.libbpf_set_print(_SILENT)
         size = c_uint32()
-        raw = self._lib.btf__raw_data(self._lib.bpf_object__btf(self._object), byref(size))
+        btf = self._lib.bpf_object__btf(self._object)
+        if not btf:
+            self._lib.bpf_object__close(self._object)
+            raise LoadError("the object has no BTF: compile it with clang -g")
+        raw = self._lib.btf__raw_data(btf, byref(size))
         self.btf = Btf(ctypes.string_at(raw, size.value))
         self._maps: dict[str, mmap.mmap] = {}
         self._programs: dict[str, int] = {}
@@ -158,6 +225,38 @@ class Programs:
         if result:
             raise OSError(-result, f"BPF_PROG_TEST_RUN of {name}: {os.strerror(-result)}")
         return int(self._options.retval)
+
+    def instructions(self, name: str) -> bytes:
+        """A program's instructions as they were loaded, those of the functions it calls included.
+
+        :raises KeyError: no such program
+        """
+        program = self._lib.bpf_object__find_program_by_name(self._object, name.encode())
+        if not program:
+            raise KeyError(name)
+        return ctypes.string_at(
+            self._lib.bpf_program__insns(program), self._lib.bpf_program__insn_cnt(program) * INSTRUCTION
+        )
+
+    def _contents(self) -> Contents:
+        lib, whole = self._lib, self._object
+        programs, maps = [], []
+        at = None
+        while at := lib.bpf_object__next_program(whole, at):
+            programs.append((lib.bpf_program__name(at).decode(), lib.bpf_program__section_name(at).decode()))
+        while at := lib.bpf_object__next_map(whole, at):
+            maps.append(
+                MapDefinition(
+                    lib.bpf_map__name(at).decode(errors="replace"),
+                    lib.bpf_map__type(at),
+                    lib.bpf_map__key_size(at),
+                    lib.bpf_map__value_size(at),
+                    lib.bpf_map__max_entries(at),
+                    lib.bpf_map__map_flags(at),
+                    lib.bpf_map__pin_path(at) is not None,
+                )
+            )
+        return Contents(programs, maps)
 
     def close(self) -> None:
         """Unload the programs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 KERNEL = 0
 """Space: kernel virtual addresses."""
@@ -15,6 +15,14 @@ PAGE_SIZE = 4096
 KERNEL_FLOOR = 0xFF00000000000000
 """Below this no x86-64 kernel maps anything for itself, five-level paging included (Documentation/arch/x86/x86_64/mm.rst):
 a kernel address down there is known to be unreadable without asking."""
+
+
+class Extent(NamedTuple):
+    """What kernel memory held at an address at one instant."""
+
+    address: int
+    """Kernel virtual address of the first byte."""
+    data: bytes
 
 
 class MemoryReader(Protocol):

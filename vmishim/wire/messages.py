@@ -116,6 +116,44 @@ class Pointees(Message):
     questions: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Inject(Message):
+    """Load a program for this session: an object of clang's, or a bundle of bytecode (docs/injection.md). Answered by
+    `Answer`: ``[number]``, or by `Rejected`.
+
+    :ivar name: what `Injected` will call it
+    """
+
+    KIND = 10
+    name: str
+    bulk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Message):
+    """Run an injected program; ``bulk`` is its input. Answered by `Memory`: its output map up to what was used."""
+
+    KIND = 11
+    program: int
+    bulk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Injected(Message):
+    """The programs there are. Answered by `Answer`: for each ``[number, name, road, bytes, bytes of maps, runs, whether
+    this session's own]``."""
+
+    KIND = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Eject(Message):
+    """Unload an injected program. Answered by `Answer`: an empty list."""
+
+    KIND = 13
+    program: int
+
+
 # ---- replies ---------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +212,15 @@ class Chunk(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Rejected(Message):
+    """A program was not loaded. ``text`` is why, in a line; ``bulk`` the log of libbpf and verifier, or its end."""
+
+    KIND = 68
+    text: str
+    bulk: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Failure(Message):
     """The request cannot be answered; nothing was done. ``code`` is one word, ``text`` says what and why."""
 
@@ -184,7 +231,10 @@ class Failure(Message):
 
 _KINDS: dict[int, type[Message]] = {
     kind.KIND: kind
-    for kind in (Hello, Symbols, Names, Members, Read, Lookup, Walk, More, Pointees, Welcome, Answer, Memory, Chunk, Failure)
+    for kind in (
+        *(Hello, Symbols, Names, Members, Read, Lookup, Walk, More, Pointees, Inject, Run, Injected, Eject),
+        *(Welcome, Answer, Memory, Chunk, Rejected, Failure),
+    )
 }
 # What each kind's fields must be, once: annotations are strings here, and decoding is on the road of every read.
 _CHECKS: dict[str, Any] = {

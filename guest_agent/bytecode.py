@@ -1,0 +1,193 @@
+"""A program as bare instructions, made by bcc against one kernel's headers: the road for kernels without BTF.
+
+libbpf loads ELF objects and no such thing, so this makes the maps, puts their descriptors into the instructions and
+loads them by bpf(2) itself. Layouts: ``union bpf_attr`` in include/uapi/linux/bpf.h. The bundle that carries the
+instructions is made by ``vmishim.inject_bcc``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+
+from guest_agent.programs import INSTRUCTION, LoadError, MapDefinition
+
+MAGIC = b"vmishim bytecode 1\n"
+"""A bundle: this, one line of JSON, the instructions."""
+LOG_SIZE = 16 << 20
+"""Bytes of log the verifier may write: ``BPF_MAX_LOG_SIZE`` of older kernels (5.1 to 6.3: kernel/bpf/verifier.c)."""
+
+_SYSCALL = 321  # x86-64, arch/x86/entry/syscalls/syscall_64.tbl
+_MAP_CREATE, _PROG_LOAD, _TEST_RUN = 0, 5, 10  # enum bpf_cmd
+_TYPE_SYSCALL = 31  # enum bpf_prog_type
+_SLEEPABLE = 1 << 4  # BPF_F_SLEEPABLE: without it the kernel refuses the type (9e4e01dfd325 and verifier.c)
+_MAP = struct.Struct("<7I16s")
+_LOAD = struct.Struct("<IIQQIIQII16s")
+_RUN = struct.Struct("<IIIIQQIIIIQQIII4x")
+_LD_IMM64 = 0x18
+_PSEUDO_MAP_FD = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What ``vmishim.inject_bcc`` made, checked.
+
+    :ivar release: ``uname -r`` of the kernel whose headers it was compiled against
+    :ivar patches: (instruction, map): which ``ld_imm64`` holds which map's descriptor
+    """
+
+    release: str
+    license: str
+    maps: list[MapDefinition]
+    patches: list[tuple[int, int]]
+    instructions: bytes
+
+    @classmethod
+    def parse(cls, data: bytes) -> Bundle:
+        """The bundle of these bytes. :raises LoadError: they are none"""
+        try:
+            line, _, instructions = data[len(MAGIC) :].partition(b"\n")
+            if not data.startswith(MAGIC) or not instructions or len(instructions) % INSTRUCTION:
+                raise ValueError("its parts are not where they should be")
+            head = json.loads(line)
+            maps = [MapDefinition(*entry) for entry in head["maps"]]
+            patches = [(int(at), int(number)) for at, number in head["patches"]]
+            for definition in maps:
+                if not definition.sane():
+                    raise ValueError(f"map {definition.name!r} has no sizes")
+            for at, number in patches:
+                if not 0 <= at < len(instructions) // INSTRUCTION - 1 or not 0 <= number < len(maps):
+                    raise ValueError(f"there is no instruction {at} or no map {number}")
+                if instructions[at * INSTRUCTION] != _LD_IMM64:
+                    raise ValueError(f"instruction {at} loads no address of a map")
+            return cls(str(head["release"]), str(head["license"]), maps, patches, instructions)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise LoadError(f"this is no bundle of bytecode: {error}") from None
+
+
+class Bytecode:
+    """A loaded bundle: its maps and the one program.
+
+    :raises LoadError: it was compiled for another kernel, or the kernel refused it (``log`` is the verifier's word)
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        running = os.uname().release
+        if bundle.release != running:
+            raise LoadError(
+                f"it was compiled against the headers of Linux {bundle.release}, but this is {running}: structures may "
+                "differ; compile it against this kernel's headers"
+            )
+        self._descriptors: list[int] = []
+        self._maps: dict[str, mmap.mmap] = {}
+        try:
+            instructions = bytearray(bundle.instructions)
+            descriptors = [self._create(definition) for definition in bundle.maps]
+            for at, number in bundle.patches:
+                base = at * INSTRUCTION
+                instructions[base + 1] = instructions[base + 1] & 15 | _PSEUDO_MAP_FD << 4
+                struct.pack_into("<i", instructions, base + 4, descriptors[number])
+                struct.pack_into("<i", instructions, base + 12, 0)
+            self._program = self._load(bytes(instructions), bundle.license.encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def map(self, name: str) -> mmap.mmap:
+        """The memory of a map, shared with the program. :raises KeyError: no such map"""
+        return self._maps[name]
+
+    def run(self) -> int:
+        """Run the program and return what it returned. :raises OSError: the kernel would not run it"""
+        attributes = ctypes.create_string_buffer(_RUN.pack(self._program, *[0] * 14), _RUN.size)
+        _bpf(_TEST_RUN, attributes)
+        return int(_RUN.unpack(attributes.raw)[1])
+
+    def close(self) -> None:
+        """Unload the program."""
+        for shared in self._maps.values():
+            shared.close()
+        self._maps.clear()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def _create(self, definition: MapDefinition) -> int:
+        attributes = _MAP.pack(
+            definition.kind,
+            definition.key_size,
+            definition.value_size,
+            definition.entries,
+            definition.flags,
+            0,
+            0,
+            definition.name.encode()[:15],
+        )
+        try:
+            descriptor = _bpf(_MAP_CREATE, ctypes.create_string_buffer(attributes, len(attributes)))
+        except OSError as error:
+            raise LoadError(f"map {definition.name!r} could not be made: {error.strerror}{_privilege(error)}") from None
+        self._descriptors.append(descriptor)
+        if definition.mappable:
+            size = -(-definition.value_size // 8) * 8 * definition.entries
+            self._maps[definition.name] = mmap.mmap(descriptor, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+        return descriptor
+
+    def _load(self, instructions: bytes, license_text: bytes) -> int:
+        program = ctypes.create_string_buffer(instructions, len(instructions))
+        words = ctypes.create_string_buffer(license_text)
+        count = len(instructions) // INSTRUCTION
+
+        def load(level: int, log: ctypes.Array[ctypes.c_char] | None) -> int:
+            attributes = _LOAD.pack(
+                _TYPE_SYSCALL,
+                count,
+                ctypes.addressof(program),
+                ctypes.addressof(words),
+                level,
+                len(log) if log else 0,
+                ctypes.addressof(log) if log else 0,
+                0,
+                _SLEEPABLE,
+                b"run",
+            )
+            return _bpf(_PROG_LOAD, ctypes.create_string_buffer(attributes, len(attributes)))
+
+        try:
+            descriptor = load(0, None)
+        except OSError as error:
+            first = error
+            log = ctypes.create_string_buffer(LOG_SIZE)
+            try:
+                descriptor = load(1, log)  # EAGAIN and the like pass
+            except OSError:
+                text = log.value.decode(errors="replace")
+                why = errno.errorcode.get(first.errno or 0, str(first.errno))
+                raise LoadError(
+                    f"the kernel refused the program ({why}){'' if text else _privilege(first)}", text
+                ) from None
+        self._descriptors.append(descriptor)
+        return descriptor
+
+
+def _privilege(error: OSError) -> str:
+    return ": loading needs root, or CAP_BPF and CAP_PERFMON" if error.errno == errno.EPERM else ""
+
+
+def _bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
+    """bpf(2). :raises OSError: as it failed"""
+    result = int(
+        _libc.syscall(ctypes.c_long(_SYSCALL), ctypes.c_int(command), attributes, ctypes.c_uint(len(attributes)))
+    )
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
