@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def blob() -> bytes:
 
 
 @pytest.mark.parametrize(
-    "member, expected",
+    ("member", "expected"),
     [
         ("pid", Member(0, 4)),
         ("comm", Member(8, 16)),
@@ -84,12 +85,15 @@ def test_layout_sees_through_anonymous_members() -> None:
 
 def test_typedefs_and_tags_are_found_by_name() -> None:
     btf = Btf(blob())
-    assert btf.size("pair_t") == 16 and btf.size("struct node") == 72 and btf.size("empty") == 0
-    assert "node" in btf and "nodes" not in btf and list(btf.structs()) == ["node", "empty"]
+    assert [btf.size(name) for name in ("pair_t", "struct node", "empty")] == [16, 72, 0]
+    assert list(btf.structs()) == ["node", "empty"]
+    assert "node" in btf
+    assert "nodes" not in btf
 
 
 @pytest.mark.parametrize(
-    "name, member", [("node", "no"), ("no", "pid"), ("node", "next.pid"), ("node", "pid[0]"), ("node", "pair[x]"), ("node", "")]
+    ("name", "member"),
+    [("node", "no"), ("no", "pid"), ("node", "next.pid"), ("node", "pid[0]"), ("node", "pair[x]"), ("node", "")],
 )
 def test_unknown_names_are_key_errors(name: str, member: str) -> None:
     with pytest.raises(KeyError, match="no"):
@@ -111,13 +115,11 @@ def test_a_cut_blob_is_refused(cut: int) -> None:
 def test_a_damaged_blob_never_hangs_or_breaks(at: int, byte: int) -> None:
     damaged = bytearray(blob())
     damaged[at] = byte
-    try:
+    with suppress(ValueError):
         btf = Btf(bytes(damaged))
         for name in btf.structs():
             btf.layout(name)
             btf.size(name)
-    except ValueError as error:
-        assert "BTF" in str(error)
 
 
 def _sizes(types: dict[int, dict[str, Any]]) -> dict[int, int]:
@@ -138,7 +140,9 @@ def _sizes(types: dict[int, dict[str, Any]]) -> dict[int, int]:
 
 @pytest.mark.skipif(not RUNNING.exists() or not shutil.which("bpftool"), reason="needs a kernel with BTF, and bpftool")
 def test_every_structure_of_this_kernel_agrees_with_bpftool() -> None:
-    dump = subprocess.run(["bpftool", "-j", "btf", "dump", "file", str(RUNNING)], capture_output=True, check=True).stdout
+    dump = subprocess.run(
+        ["bpftool", "-j", "btf", "dump", "file", str(RUNNING)], capture_output=True, check=True
+    ).stdout
     types = {entry["id"]: entry for entry in json.loads(dump)["types"]}
     sizes = _sizes(types)
     btf = Btf(RUNNING.read_bytes())

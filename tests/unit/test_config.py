@@ -1,0 +1,296 @@
+"""LibVMI's configuration: its grammar, its places, and who wins."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmishim.constants import VMIConfig
+from vmishim.errors import LibvmiError
+from vmishim.kernel.config import Config, ConfiguredProfile, JsonProfile, export_entry, parse, read, search_path
+from vmishim.kernel.profile import Member
+
+ENTRY = """
+# the web server
+web-1 {
+    ostype = "Linux";
+    sysmap = "/boot/System.map-6.1";  # a copy
+    linux_tasks = 0x890; linux_pid = 2416;
+    linux_mm = 0x8e0;;
+}
+db.2{ostype="Linux";linux_name=02460;}
+"""
+
+
+class Guest:
+    """What a guest says of itself."""
+
+    release = "6.1.0"
+    page_offset = 0xFFFF_8880_0000_0000
+    kaslr_offset = 0x200_0000
+    memory_size = 1 << 30
+    vcpus = 1
+    levels = 4
+    symbols = {"init_task": 0xFFFF_FFFF_8480_0000, "linux_banner": 0xFFFF_FFFF_8410_0000}
+    offsets = {"tasks": 0x890, "mm": 0x8E0, "pid": 0x970, "comm": 0xBA0, "pgd": 0x48}
+
+    def symbol(self, name: str) -> int:
+        return self.symbols[name]
+
+    def symbol_at(self, address: int) -> str:
+        return {value: name for name, value in self.symbols.items()}[address]
+
+    def member(self, struct: str, member: str) -> Member:
+        return Member(self.offsets[member], 8)
+
+    def size(self, struct: str) -> int:
+        return {"task_struct": 9728}[struct]
+
+
+@pytest.fixture(autouse=True)
+def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No libvmi.conf but those that a test writes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SUDO_USER", raising=False)
+
+
+def test_grammar() -> None:
+    found = parse(ENTRY, "libvmi.conf")
+    assert found["web-1"].numbers == {"linux_tasks": 0x890, "linux_pid": 2416, "linux_mm": 0x8E0}
+    assert found["web-1"].strings == {"ostype": "Linux", "sysmap": "/boot/System.map-6.1"}
+    assert found["db.2"].numbers == {"linux_name": 0o2460}
+
+
+def test_the_last_entry_of_a_domain_counts() -> None:
+    assert parse("vm {linux_pid = 1;} vm {linux_mm = 2;}", "x")["vm"].numbers == {"linux_mm": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("vm {\n linux_tasks = 0x890\n}", r"x:3: expected ;, found }"),
+        ("vm {\n linux_taks = 1;\n}", r"x:2: unknown setting 'linux_taks'"),
+        ('vm {ostype = "Linux";', r"x:1: expected a name, found end of file"),
+        ("vm {sysmap = System.map;}", r'expected "'),
+        ('vm {linux_tasks = "0x890";}', r"needs a number"),
+        ("vm {linux_tasks = many;}", r"needs a number such as 0x450, found many"),
+        ("12 {}", r"no name of a domain"),
+        ("v {}", r"no name of a domain"),
+        ("vm [", r"unexpected character '\['"),
+        ("vm", r"expected {"),
+    ],
+)
+def test_errors_name_line_and_cause(text: str, complaint: str) -> None:
+    with pytest.raises(LibvmiError, match="^NO_CONFIG: .*" + complaint):
+        parse(text, "x")
+
+
+@given(st.text(alphabet='ab12{}"=;# \n.', max_size=60))
+def test_anything_else_is_an_error_of_ours(text: str) -> None:
+    try:
+        parse(text, "x")
+    except LibvmiError as error:
+        assert str(error).startswith("NO_CONFIG: x:")  # noqa: PT017
+
+
+def test_nothing_is_needed() -> None:
+    assert read(VMIConfig.GLOBAL_FILE_ENTRY, None, "web-1") is None
+
+
+def test_search_path_is_that_of_libvmi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SUDO_USER", "root")
+    here, sudo, home, system = search_path()
+    assert here == tmp_path / "libvmi.conf"
+    assert sudo.parts[-2:] == home.parts[-2:] == ("etc", "libvmi.conf")
+    assert home.is_relative_to(tmp_path / "home")
+    assert system == Path("/etc/libvmi.conf")
+
+
+def test_the_first_file_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "home" / "etc").mkdir(parents=True)
+    (tmp_path / "home" / "etc" / "libvmi.conf").write_text(ENTRY)
+    found = read(VMIConfig.GLOBAL_FILE_ENTRY, None, "web-1")
+    assert found is not None
+    assert found.numbers["linux_tasks"] == 0x890
+    assert read(VMIConfig.GLOBAL_FILE_ENTRY, None, "/some/where/web-1") == found
+    assert read(VMIConfig.GLOBAL_FILE_ENTRY, None, "other") is None
+    (tmp_path / "libvmi.conf").write_text("")
+    assert read(VMIConfig.GLOBAL_FILE_ENTRY, None, "web-1") is None
+
+
+def test_other_forms(tmp_path: Path) -> None:
+    file = tmp_path / "given.conf"
+    file.write_text(ENTRY)
+    for mode, config in (
+        (VMIConfig.FILE_PATH, str(file)),
+        (VMIConfig.STRING, "{linux_tasks = 0x890; linux_pid = 2416; linux_mm = 0x8e0;}"),
+        (VMIConfig.DICT, {"linux_tasks": 0x890, "linux_pid": 2416, "linux_mm": 0x8E0, "os_type": "Linux"}),
+    ):
+        found = read(mode, config, "web-1")
+        assert found is not None
+        assert found.numbers == {"linux_tasks": 0x890, "linux_pid": 2416, "linux_mm": 0x8E0}
+    found = read(VMIConfig.JSON_PATH, "profile.json", "web-1")
+    assert found is not None
+    assert found.strings == {"volatility_ist": "profile.json"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "config", "error", "complaint"),
+    [
+        (VMIConfig.FILE_PATH, "missing", LibvmiError, "NO_CONFIG: missing cannot be read"),
+        (VMIConfig.FILE_PATH, None, LibvmiError, r"NO_CONFIG: .* string, not NoneType"),
+        (VMIConfig.STRING, "", LibvmiError, r"NO_CONFIG: .* expected {"),
+        (VMIConfig.DICT, "text", LibvmiError, r"NO_CONFIG: .* dictionary, not str"),
+        (VMIConfig.DICT, {"linux_tasks": 1.5}, RuntimeError, "Invalid value 1.5"),
+    ],
+)
+def test_wrong_forms(mode: VMIConfig, config: Any, error: type[Exception], complaint: str) -> None:
+    with pytest.raises(error, match=complaint):
+        read(mode, config, "web-1")
+
+
+def test_a_named_file_must_know_the_domain(tmp_path: Path) -> None:
+    (tmp_path / "given.conf").write_text(ENTRY)
+    with pytest.raises(LibvmiError, match=r"NO_CONFIG_ENTRY: .* no entry for 'other'"):
+        read(VMIConfig.FILE_PATH, "given.conf", "other")
+
+
+def test_unknown_keys_of_a_dictionary_are_warned_about() -> None:
+    with pytest.warns(UserWarning, match="linux_taks"):
+        read(VMIConfig.DICT, {"linux_taks": 1}, "web-1")
+
+
+def test_what_agrees_is_silent() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        profile = ConfiguredProfile(Config("x", {"linux_tasks": 0x890}), Guest())
+        assert profile.member("task_struct", "tasks") == Member(0x890, 8)
+        assert profile.member("task_struct", "pid").offset == 0x970
+
+
+def test_what_disagrees_wins_and_is_warned_about_once() -> None:
+    profile = ConfiguredProfile(Config("libvmi.conf, entry web-1", {"linux_tasks": 0x111, "linux_pid": 0x222}), Guest())
+    with pytest.warns(UserWarning, match="linux_tasks is 0x111, but the running guest says 0x890"):
+        assert profile.member("task_struct", "tasks").offset == 0x111
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert profile.member("task_struct", "pid").offset == 0x222
+        assert profile.member("task_struct", "tasks").offset == 0x111
+
+
+def test_another_system_is_refused() -> None:
+    with pytest.raises(LibvmiError, match=r"^OS: x says ostype 'Windows', but the guest runs Linux 6.1.0"):
+        ConfiguredProfile(Config("x", strings={"ostype": "Windows"}), Guest())
+
+
+def test_a_symbol_map_without_kaslr_is_moved(tmp_path: Path) -> None:
+    sysmap = tmp_path / "System.map"
+    sysmap.write_text(
+        "ffffffff82800000 D init_task\nffffffff82100000 D linux_banner\n0000000001000000 A phys_startup_64\n"
+    )
+    profile = ConfiguredProfile(Config("x", strings={"sysmap": str(sysmap)}), Guest())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert profile.kaslr_offset == 0x200_0000
+        assert profile.symbol("linux_banner") == 0xFFFF_FFFF_8410_0000
+        assert profile.symbol_at(0xFFFF_FFFF_8410_0000) == "linux_banner"
+        assert profile.symbol("phys_startup_64") == 0x300_0000
+    with pytest.raises(KeyError):
+        profile.symbol("no_such_symbol")
+    with pytest.raises(LibvmiError, match=r"^OS: symbol map .*missing cannot be read"):
+        ConfiguredProfile(Config("x", strings={"sysmap": "missing"}), Guest())
+
+
+ISF = {
+    "user_types": {
+        "task_struct": {
+            "size": 9000,
+            "fields": {
+                "tasks": {"offset": 100, "type": {"kind": "struct", "name": "list_head"}},
+                "comm": {
+                    "offset": 200,
+                    "type": {"kind": "array", "count": 16, "subtype": {"kind": "base", "name": "char"}},
+                },
+                "unnamed_1": {"offset": 300, "anonymous": True, "type": {"kind": "union", "name": "unnamed_u"}},
+                "flag": {"offset": 8, "type": {"kind": "bitfield", "type": {"kind": "base", "name": "int"}}},
+            },
+        },
+        "list_head": {"size": 16, "fields": {"next": {"offset": 0, "type": {"kind": "pointer"}}}},
+        "unnamed_u": {"size": 4, "fields": {"inner": {"offset": 0, "type": {"kind": "enum", "name": "state"}}}},
+    },
+    "base_types": {"char": {"size": 1}, "int": {"size": 4}},
+    "enums": {"state": {"size": 4}},
+    "symbols": {"init_task": {"address": 0xFFFF_FFFF_8280_0000}},
+}
+
+
+def test_volatility_profile(tmp_path: Path) -> None:
+    file = tmp_path / "isf.json"
+    file.write_text(json.dumps(ISF))
+    profile = JsonProfile(str(file))
+    assert profile.member("task_struct", "tasks.next") == Member(100, 8)
+    assert profile.member("task_struct", "comm") == Member(200, 16)
+    assert profile.member("task_struct", "inner") == Member(300, 4)
+    assert profile.member("task_struct", "flag") == Member(8, 4)
+    assert profile.size("task_struct") == 9000
+    assert profile.symbol("init_task") == 0xFFFF_FFFF_8280_0000
+    assert profile.symbol_at(0xFFFF_FFFF_8280_0000) == "init_task"
+    for name in ("nonsense", "tasks.nonsense"):
+        with pytest.raises(KeyError):
+            profile.member("task_struct", name)
+
+
+def test_a_profile_wins_where_it_says_something(tmp_path: Path) -> None:
+    file = tmp_path / "isf.json"
+    file.write_text(json.dumps(ISF))
+    profile = ConfiguredProfile(Config("x", strings={"volatility_ist": str(file)}), Guest())
+    with pytest.warns(UserWarning, match="linux_tasks"):
+        assert profile.member("task_struct", "tasks").offset == 100
+    assert profile.member("task_struct", "pid").offset == 0x970
+    assert profile.size("task_struct") == 9000
+    assert profile.kaslr_offset == 0x200_0000
+    assert profile.profile_path == str(file)
+
+
+def test_rekall_profile(tmp_path: Path) -> None:
+    file = tmp_path / "rekall.json"
+    file.write_text(
+        json.dumps({"$STRUCTS": {"task_struct": [9000, {"pid": [50, ["int"]]}]}, "$CONSTANTS": {"a": -4096}})
+    )
+    profile = JsonProfile(str(file))
+    assert profile.member("task_struct", "pid").offset == 50
+    assert profile.size("task_struct") == 9000
+    assert profile.symbol("a") == 0xFFFF_FFFF_FFFF_F000
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "no json"])
+def test_other_json_is_no_profile(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    with pytest.raises(LibvmiError, match=r"^OS: "):
+        JsonProfile(str(file))
+
+
+def test_an_exported_entry_reads_back() -> None:
+    found = parse(export_entry(Guest(), "web-1"), "x")["web-1"]
+    assert found.numbers == {
+        "linux_tasks": 0x890,
+        "linux_mm": 0x8E0,
+        "linux_pid": 0x970,
+        "linux_name": 0xBA0,
+        "linux_pgd": 0x48,
+    }
+    assert found.strings == {"ostype": "Linux", "sysmap": "/boot/System.map-6.1.0"}
+
+
+@pytest.mark.parametrize("name", ["x", "12", "web 1", "web/1", "sysmap", ""])
+def test_a_name_that_libvmi_cannot_read_is_not_exported(name: str) -> None:
+    with pytest.raises(ValueError, match=r"libvmi\.conf cannot hold"):
+        export_entry(Guest(), name)
