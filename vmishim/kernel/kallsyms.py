@@ -57,8 +57,9 @@ def decode(memory: bytes, digits: int) -> Symbols:
     :raises ValueError: this is no token table, or the tables around it are not understood
     """
     table, index_at, tokens = _tokens(memory, digits)
-    markers_at, markers = _markers(memory, table)
-    count, names_at = _names(memory, markers_at, markers)
+    count, names_at = next(_names(memory, table), (0, 0))
+    if not count:
+        raise ValueError("no names in front of the tokens")
     addresses = _addresses(memory, names_at, index_at + 2 * TOKENS, count)
     return Symbols(zip(addresses, _expand(memory, names_at, count, tokens), strict=True))
 
@@ -85,8 +86,8 @@ def _tokens(memory: bytes, digits: int) -> tuple[int, int, list[bytes]]:
     raise ValueError("no index of tokens behind the digits")
 
 
-def _markers(memory: bytes, table: int) -> tuple[int, list[int]]:
-    """(where the markers are, their values): the 32-bit place in the names of every 256th symbol, the first being 0.
+def _markers(memory: bytes, table: int) -> Iterator[tuple[int, list[int]]]:
+    """(where the markers may be, their values): the 32-bit place in the names of every 256th symbol, the first being 0.
 
     They end at the token table; or, from 6.2 to 6.5 (60443c88f3a8), at the sequence numbers in front of it, which take
     three
@@ -109,29 +110,34 @@ def _markers(memory: bytes, table: int) -> tuple[int, list[int]]:
             and count > 1
             and (end == len(words) or (count - 1) * MARKED <= symbols <= count * MARKED + 2)
         ):
-            return start + 4 * first, list(words[first : last + 1])
-    raise ValueError("no markers in front of the tokens")
+            yield start + 4 * first, list(words[first : last + 1])
 
 
-def _names(memory: bytes, markers_at: int, markers: list[int]) -> tuple[int, int]:
+def _names(memory: bytes, table: int) -> Iterator[tuple[int, int]]:
     """(how many symbols, where their names are)."""
+    for markers_at, markers in _markers(memory, table):
+        yield from _names_before(memory, markers_at, markers)
+
+
+def _names_before(memory: bytes, markers_at: int, markers: list[int]) -> Iterator[tuple[int, int]]:
     last = markers[-1]
-    most = (len(markers) - 1) * MARKED + MARKED
+    most = len(markers) * MARKED
     # After the last marker there are at most 256 names of at most 512 bytes.
     for names_at in range((markers_at - last) & -8, max(markers_at - last - MARKED * _LONGEST, 8), -8):
         count: int = unpack_from("<I", memory, names_at - 8)[0]
         if not most - MARKED < count <= most:
             continue
-        at = names_at
-        for _ in range(MARKED):
-            at = _entry(memory, at)[1]
-        if at - names_at == markers[1] and _aligned(_end(memory, names_at + last, count - most + MARKED)) == markers_at:
-            return count, names_at
-    raise ValueError("no names in front of the markers")
+        first = _end(memory, names_at, MARKED, markers_at) - names_at
+        end = _end(memory, names_at + last, count - most + MARKED, markers_at)
+        if first == markers[1] and _aligned(end) == markers_at:
+            yield count, names_at
 
 
-def _end(memory: bytes, at: int, entries: int) -> int:
+def _end(memory: bytes, at: int, entries: int, limit: int) -> int:
+    """Where the next ``entries`` names end, or some place past ``limit``."""
     for _ in range(entries):
+        if at >= limit:
+            break
         at = _entry(memory, at)[1]
     return at
 
