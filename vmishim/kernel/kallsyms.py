@@ -51,8 +51,8 @@ class Symbols:
 def decode(memory: bytes, digits: int) -> Symbols:
     """Decode the tables around a token table.
 
-    :param memory: the kernel's read-only data, or ``BEFORE`` bytes of it in front of the token table and ``AFTER``
-        behind
+    :param memory: the kernel's read-only data, from a multiple of 8 on; only ``BEFORE`` bytes of it in front of the
+        token table and ``AFTER`` behind are looked at
     :param digits: where in ``memory`` ``DIGITS`` was found
     :raises ValueError: this is no token table, or the tables around it are not understood
     """

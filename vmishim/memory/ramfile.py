@@ -262,7 +262,7 @@ def _tables(ram: Ram) -> Iterator[kallsyms.Symbols]:
     """Every symbol table that can be decoded."""
     assert ram.map is not None
     for at in ram.find(kallsyms.DIGITS):
-        start = max(at - kallsyms.BEFORE, 0)
+        start = max(at - kallsyms.BEFORE, 0) & -PAGE_SIZE
         try:
             yield kallsyms.decode(ram.map[start : at + kallsyms.AFTER], at - start)
         except (ValueError, IndexError):
