@@ -18,6 +18,10 @@ class CustomBuildHook(BuildHookInterface[Any]):
         bpf = Path(self.root, "bpf")
         made = subprocess.run(["make", "-C", str(bpf)], capture_output=True, text=True, check=False)
         if made.returncode:
-            self.app.display_warning(f"the eBPF programs were not built, so this wheel has no agent: {made.stderr.strip()}")
+            self.app.display_warning(
+                f"the eBPF programs were not built, so this wheel has no agent: {made.stderr.strip()}"
+            )
+        # What injected programs include.
+        build_data["force_include"][str(bpf / "inject.h")] = "vmishim/include/inject.h"
         for built in sorted(bpf.glob(".output/*.bpf.o")):
             build_data["force_include"][str(built)] = f"guest_agent/objects/{built.name}"

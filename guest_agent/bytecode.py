@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import mmap
 import os
 import struct
-from dataclasses import dataclass
 
-from guest_agent.programs import INSTRUCTION, LoadError, MapDefinition
+from guest_agent.programs import LoadError
+from vmishim.wire.injection import INSTRUCTION, Bundle, MapDefinition
 
-MAGIC = b"vmishim bytecode 1\n"
-"""A bundle: this, one line of JSON, the instructions."""
 LOG_SIZE = 16 << 20
 """Bytes of log the verifier may write: ``BPF_MAX_LOG_SIZE`` of older kernels (5.1 to 6.3: kernel/bpf/verifier.c)."""
 
@@ -29,45 +26,7 @@ _SLEEPABLE = 1 << 4  # BPF_F_SLEEPABLE: without it the kernel refuses the type (
 _MAP = struct.Struct("<7I16s")
 _LOAD = struct.Struct("<IIQQIIQII16s")
 _RUN = struct.Struct("<IIIIQQIIIIQQIII4x")
-_LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """What ``vmishim.inject_bcc`` made, checked.
-
-    :ivar release: ``uname -r`` of the kernel whose headers it was compiled against
-    :ivar patches: (instruction, map): which ``ld_imm64`` holds which map's descriptor
-    """
-
-    release: str
-    license: str
-    maps: list[MapDefinition]
-    patches: list[tuple[int, int]]
-    instructions: bytes
-
-    @classmethod
-    def parse(cls, data: bytes) -> Bundle:
-        """The bundle of these bytes. :raises LoadError: they are none"""
-        try:
-            line, _, instructions = data[len(MAGIC) :].partition(b"\n")
-            if not data.startswith(MAGIC) or not instructions or len(instructions) % INSTRUCTION:
-                raise ValueError("its parts are not where they should be")
-            head = json.loads(line)
-            maps = [MapDefinition(*entry) for entry in head["maps"]]
-            patches = [(int(at), int(number)) for at, number in head["patches"]]
-            for definition in maps:
-                if not definition.sane():
-                    raise ValueError(f"map {definition.name!r} has no sizes")
-            for at, number in patches:
-                if not 0 <= at < len(instructions) // INSTRUCTION - 1 or not 0 <= number < len(maps):
-                    raise ValueError(f"there is no instruction {at} or no map {number}")
-                if instructions[at * INSTRUCTION] != _LD_IMM64:
-                    raise ValueError(f"instruction {at} loads no address of a map")
-            return cls(str(head["release"]), str(head["license"]), maps, patches, instructions)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise LoadError(f"this is no bundle of bytecode: {error}") from None
 
 
 class Bytecode:
@@ -80,8 +39,8 @@ class Bytecode:
         running = os.uname().release
         if bundle.release != running:
             raise LoadError(
-                f"it was compiled against the headers of Linux {bundle.release}, but this is {running}: structures may "
-                "differ; compile it against this kernel's headers"
+                f"the program was compiled against the headers of Linux {bundle.release}, but this is {running}, where "
+                "structures may differ: compile it against this kernel's headers"
             )
         self._descriptors: list[int] = []
         self._maps: dict[str, mmap.mmap] = {}

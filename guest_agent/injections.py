@@ -9,15 +9,15 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from guest_agent.bytecode import MAGIC, Bundle, Bytecode
+from guest_agent.bytecode import Bytecode
 from guest_agent.programs import Contents, LoadError, Programs
 from vmishim.errors import LibvmiError
+from vmishim.wire.injection import INPUT_HEAD, INSTRUCTION, MAGIC, OUTPUT_HEAD, Bundle, BundleError
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,6 @@ programs (bpf_sys_bpf) or write to user memory."""
 
 _ARRAYS_AND_HASHES = {1: 1, 2: 1, 5: 0, 6: 0, 9: 1, 10: 0}
 """enum bpf_map_type: what is accepted; 0 for those that hold a value for each CPU."""
-_HEADER = struct.Struct("<4Q")  # inject_output before `bytes`: used, faults, fault_at, truncated
-_SIZE = struct.Struct("<Q")  # inject_input before `bytes`
 _CALL = 0x85
 
 
@@ -145,7 +143,7 @@ class Injections:
         def accept(contents: Contents) -> None:
             nonlocal taken, most
             taken = self._check(contents)
-            most = next(found.value_size for found in contents.maps if found.name == "input") - _SIZE.size
+            most = next(found.value_size for found in contents.maps if found.name == "input") - INPUT_HEAD.size
 
         loaded: Loaded
         if data.startswith(b"\x7fELF"):
@@ -157,7 +155,10 @@ class Injections:
 
             instructions = programs.instructions(PROGRAM)
         elif data.startswith(MAGIC):
-            bundle = Bundle.parse(data)
+            try:
+                bundle = Bundle.parse(data)
+            except BundleError as error:
+                raise InjectionError("injection", str(error)) from None
             instructions = bundle.instructions
             accept(Contents([(PROGRAM, SECTION)], bundle.maps))
             check_helpers(instructions)
@@ -188,19 +189,19 @@ class Injections:
         given, output = program.loaded.map("input"), program.loaded.map("output")
         if len(data) > program.input_max:
             raise InjectionError("oversize", f"{len(data)} bytes of input, one run takes at most {program.input_max}")
-        _SIZE.pack_into(given, 0, len(data))
-        given[_SIZE.size : _SIZE.size + len(data)] = data
-        output[: _HEADER.size] = bytes(_HEADER.size)
+        INPUT_HEAD.pack_into(given, 0, len(data))
+        given[INPUT_HEAD.size : INPUT_HEAD.size + len(data)] = data
+        output[: OUTPUT_HEAD.size] = bytes(OUTPUT_HEAD.size)
         status = program.start()
         program.runs += 1
         if status:
             raise InjectionError(
                 "program-gave-up", f"{program.name} returned {status}, which is its own word for a failure"
             )
-        used = int(_HEADER.unpack_from(output)[0])
-        if used > len(output) - _HEADER.size:
+        used = int(OUTPUT_HEAD.unpack_from(output)[0])
+        if used > len(output) - OUTPUT_HEAD.size:
             raise InjectionError("injection", f"{program.name} says it put out {used} bytes, more than its map holds")
-        return bytes(output[: _HEADER.size + used])
+        return bytes(output[: OUTPUT_HEAD.size + used])
 
     def listing(self, session: bytes) -> list[list[Any]]:
         """All programs: number, name, road, bytes, bytes of maps, runs so far, whether the asking session owns it."""
@@ -257,7 +258,7 @@ class Injections:
         maps = {definition.name: definition for definition in contents.maps}
         for name in ("input", "output"):
             found = maps.get(name)
-            if found is None or not found.mappable or found.entries != 1 or found.value_size <= _HEADER.size:
+            if found is None or not found.mappable or found.entries != 1 or found.value_size <= OUTPUT_HEAD.size:
                 raise InjectionError("injection", f"the object has no map {name!r} as bpf/inject.h declares it")
         taken = 0
         for definition in contents.maps:
@@ -275,7 +276,7 @@ class Injections:
 
 def check_helpers(instructions: bytes) -> None:
     """:raises InjectionError: the program calls what it may not"""
-    for at in range(0, len(instructions), 8):
+    for at in range(0, len(instructions), INSTRUCTION):
         if instructions[at] == _CALL:
             source = instructions[at + 1] >> 4
             number = int.from_bytes(instructions[at + 4 : at + 8], "little")

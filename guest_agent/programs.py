@@ -18,10 +18,9 @@ from typing import Any
 
 from vmishim.errors import LibvmiError
 from vmishim.kernel.btf import Btf
+from vmishim.wire.injection import INSTRUCTION, MapDefinition
 
 PAGE = mmap.PAGESIZE
-INSTRUCTION = 8
-"""Bytes of an eBPF instruction."""
 
 
 class LoadError(LibvmiError):
@@ -52,36 +51,6 @@ class _TestRun(Structure):
         ("cpu", c_uint32),
         ("batch_size", c_uint32),
     ]
-
-
-@dataclass(frozen=True)
-class MapDefinition:
-    """A map as an object declares it; names and numbers as in ``union bpf_attr`` and ``enum bpf_map_type``."""
-
-    name: str
-    kind: int
-    key_size: int
-    value_size: int
-    entries: int
-    flags: int
-    pinned: bool = False
-
-    @property
-    def mappable(self) -> bool:
-        """Whether it is an array made with BPF_F_MMAPABLE."""
-        return self.kind == 2 and bool(self.flags & 1 << 10)
-
-    def sane(self) -> bool:
-        """Whether its members are what their names say, wherever they came from."""
-        sizes = (self.kind, self.key_size, self.value_size, self.entries, self.flags)
-        return isinstance(self.name, str) and all(type(size) is int and 0 <= size < 1 << 32 for size in sizes)
-
-    def bytes(self, cpus: int = 1) -> int:
-        """What it takes of the kernel's memory, with some 64 bytes for the node of a hash's element.
-
-        :param cpus: how many values each element has
-        """
-        return (self.key_size + self.value_size * cpus + (0 if self.mappable else 64)) * self.entries
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from struct import Struct
 from types import SimpleNamespace, TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from vmishim import domains
 from vmishim.constants import (
@@ -47,6 +48,9 @@ from vmishim.memory.pagetable import Translation
 from vmishim.memory.reader import KERNEL, PAGE_SIZE, PHYSICAL
 from vmishim.scalars import Scalars
 from vmishim.target import Target
+
+if TYPE_CHECKING:
+    from vmishim.inject import InjectedProgram
 
 __all__ = [
     "INIT_DOMAINID",
@@ -318,6 +322,7 @@ class Libvmi(Scalars):
     __slots__ = (
         "__weakref__",
         "_cells",
+        "_words",
         "_dtbs",
         "_encrypted",
         "_holds",
@@ -400,6 +405,7 @@ class Libvmi(Scalars):
         self._lower = self._upper = 0
         self._paging = self._os = False
         self._cells: dict[int, bytes] = {}
+        self._words: dict[int, int] = {}
         self.vmi: Any = target
         self.opaque_vmi: Any = target
         self._configure(given)
@@ -414,7 +420,7 @@ class Libvmi(Scalars):
 
     def _initialise(self) -> None:
         self._paging = self._os = True
-        self._cells = self._target.cells
+        self._cells, self._words = self._target.cells, self._target.words
         # Between these an address is not canonical. LibVMI ignores the bits above those that page tables translate.
         self._lower = 1 << (12 + 9 * self._profile.levels - 1)
         self._upper = (1 << 64) - self._lower
@@ -472,7 +478,7 @@ class Libvmi(Scalars):
         if self.vmi is None:
             return
         self.vmi = self.opaque_vmi = None
-        self._cells = {}
+        self._cells, self._words = {}, {}
         with self._lock:
             held, self._holds = self._holds, 0
         try:
@@ -480,6 +486,22 @@ class Libvmi(Scalars):
                 self._target.release()
         finally:
             self._target.close()
+
+    def inject(
+        self,
+        program: str | bytes | Path,
+        *,
+        name: str = "",
+        headers: Path | None = None,
+        vmlinux: Path | None = None,
+    ) -> InjectedProgram:
+        """Load an eBPF program of your own into the guest's agent; ``run()`` on the result gives what it read.
+
+        Not part of LibVMI: see ``docs/injection.md``, and `vmishim.inject.inject` for parameters and errors.
+        """
+        from vmishim.inject import inject  # with what compiles, which scripts that only read can do without
+
+        return inject(self._target, program, name=name, headers=headers, vmlinux=vmlinux)
 
     # Reading. Everything that is not in a cell goes through _read, where a fault gets LibVMI's name.
 

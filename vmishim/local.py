@@ -18,11 +18,12 @@ from vmishim.wire.keys import generate, save_private
 
 
 @contextmanager
-def agent() -> Iterator[tuple[str, Path, str]]:
+def agent(*options: str) -> Iterator[tuple[str, Path, str]]:
     """A running agent of this machine, with fresh keys: (endpoint, file of the key it permits, its public key).
 
     It ends with the block, or with this process however that ends: it reads a pipe of ours.
 
+    :param options: more options of ``agent.pyz serve``
     :raises LinkError: it can't run here; the text says what is missing (root, BTF, libbpf, lockdown) and what to do
     """
     if platform.system() != "Linux" or platform.machine() != "x86_64":
@@ -34,7 +35,7 @@ def agent() -> Iterator[tuple[str, Path, str]]:
         Path(folder, "permitted").write_text(ours.public.text + "\n")
         endpoint = f"ipc://{folder}/socket"
         command = [sys.executable, "-m", "guest_agent", "serve", "--until-eof", "--listen", endpoint]
-        command += ["--key", f"{folder}/agent.key", "--permitted", f"{folder}/permitted"]
+        command += ["--key", f"{folder}/agent.key", "--permitted", f"{folder}/permitted", *options]
         # The child finds the same package, wherever this one was imported from.
         paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

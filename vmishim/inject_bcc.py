@@ -1,0 +1,174 @@
+"""Compile a program by bcc against the headers of one kernel, for guests whose kernel shows no BTF.
+
+bcc is asked for instructions only, which needs no privilege: maps are made, and their descriptors put in, where the
+program is loaded (``guest_agent/bytecode.py``). bcc's own loader cannot load a syscall program, since it has no way to
+set BPF_F_SLEEPABLE. It runs in a process of its own: Debian's package is for Debian's interpreter, and LLVM ends the
+process on what it cannot compile.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from vmishim.inject import CompileError, complaint, header, source_file
+from vmishim.wire.injection import INSTRUCTION, LD_IMM64, Bundle, MapDefinition
+
+MAP_NUMBERS = {0x7601: "input", 0x7602: "output"}
+"""What ``inject.h`` has where the descriptors of its maps belong: ``inject_input_number``, ``inject_output_number``."""
+_MOV_IMM, _EXIT = 0xB7, 0x95
+
+# What runs under the interpreter that has bcc: functions' instructions in hexadecimal.
+_COMPILER = """
+import json, os, sys
+from bcc import BPF
+request = json.load(sys.stdin)
+os.environ["BCC_KERNEL_SOURCE"] = request["source"]
+program = BPF(text=request["text"].encode(), cflags=request["flags"])
+json.dump({name: program.dump_func(name.encode()).hex() for name in request["functions"]}, sys.stdout)
+"""
+
+
+@dataclass(frozen=True)
+class Headers:
+    """The headers of one kernel.
+
+    :ivar build: what was generated for it (its ``include/generated``)
+    :ivar source: what it shares with kernels of the same version; may be the same folder
+    :ivar release: its ``uname -r``
+    """
+
+    build: Path
+    source: Path
+    release: str
+
+    @classmethod
+    def find(cls, folder: Path) -> Self:
+        """The headers in a folder: ``/usr/src/linux-headers-RELEASE``, ``/lib/modules/RELEASE/build``, or the same
+        below another root, where packages were unpacked.
+
+        :raises CompileError: there are none
+        """
+        build = folder.resolve()
+        said = build / "include" / "generated" / "utsrelease.h"
+        found = re.search(r'UTS_RELEASE "(.+)"', said.read_text()) if said.is_file() else None
+        if found is None:
+            raise CompileError(
+                f"{folder} holds no kernel headers (no include/generated/utsrelease.h): name the folder of "
+                "linux-headers-RELEASE, for the release that `uname -r` says in the guest"
+            )
+        source = build
+        if not (build / "include" / "linux" / "kconfig.h").is_file():
+            # Debian's split packages: the Makefile's one line includes that of the common part, by its installed path.
+            makefile = build / "Makefile"
+            line = re.search(
+                r"^include (.+)/Makefile$", makefile.read_text() if makefile.is_file() else "", re.MULTILINE
+            )
+            places = [Path(line[1]), build.parent / Path(line[1]).name] if line else []
+            # Where packages were unpacked, what is installed here may be of another version.
+            usable = [place for place in reversed(places) if (place / "include" / "linux" / "kconfig.h").is_file()]
+            if not usable:
+                wanted = places[-1].name if places else "the source they were made from"
+                raise CompileError(f"{folder} is one half of the headers; unpack {wanted} beside it")
+            source = usable[0]
+        return cls(build, source, found[1])
+
+    @property
+    def flags(self) -> list[str]:
+        """Where clang is to look, beside ``source``, for which bcc does by itself."""
+        generated = (
+            "arch/x86/include/generated",
+            "include",
+            "arch/x86/include/generated/uapi",
+            "include/generated/uapi",
+        )
+        return [f"-I{self.build / part}" for part in generated]
+
+
+def compile_by_headers(source: str | Path, headers: Path, *, license: str = "GPL") -> bytes:
+    """Compile a program against kernel headers, to a bundle for the kernel they belong to.
+
+    :param source: C text, or a file of it
+    :param headers: see `Headers.find`
+    :param license: what the kernel is told; it lets programs under the GPL only read its memory
+    :raises CompileError: it does not compile, or bcc or headers are missing; ``log`` has all messages
+    """
+    found = Headers.find(headers)
+    with tempfile.TemporaryDirectory(prefix="vmishim-") as folder:
+        file = source_file(source, Path(folder))
+        text = file.read_text(errors="replace")
+        flags = ["-DBY_HEADERS", f"-I{header().parent}", f"-I{file.parent}", *found.flags]
+        names = list(MAP_NUMBERS.values())
+        sizes = [f"int inject_{name}_size(void *unused) {{ return sizeof(struct inject_{name}); }}" for name in names]
+        functions = run_bcc(
+            found, "\n".join((text, *sizes)), flags, ["run", *(f"inject_{name}_size" for name in names)], file.name
+        )
+    maps = [MapDefinition.array(name, constant(functions[f"inject_{name}_size"])) for name in names]
+    instructions = functions["run"]
+    return Bundle(found.release, license, maps, _patches(instructions), instructions).pack()
+
+
+def run_bcc(headers: Headers, text: str, flags: list[str], functions: list[str], name: str) -> dict[str, bytes]:
+    """Compile a text and return the instructions of its functions.
+
+    :raises CompileError: see `compile_by_headers`
+    """
+    request = {"source": str(headers.source), "text": text, "flags": flags, "functions": functions}
+    done = subprocess.run(
+        [_interpreter(), "-I", "-c", _COMPILER], input=json.dumps(request), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        if "Unknown program" in done.stderr:
+            raise CompileError(f'{name} holds no SEC("syscall") int run(void *)', done.stderr)
+        raise CompileError(complaint(name, _without_traceback(done.stderr)), done.stderr)
+    return {function: bytes.fromhex(code) for function, code in json.loads(done.stdout).items()}
+
+
+def constant(instructions: bytes) -> int:
+    """What a function returns that does nothing else. :raises CompileError: it does something else"""
+    if len(instructions) != 2 * INSTRUCTION or instructions[0] != _MOV_IMM or instructions[INSTRUCTION] != _EXIT:
+        raise CompileError("bcc made of a constant something else than a constant")
+    return int.from_bytes(instructions[4:INSTRUCTION], "little", signed=True)
+
+
+def _patches(instructions: bytes) -> list[tuple[int, int]]:
+    names = list(MAP_NUMBERS)
+    patches = []
+    at = 0
+    while at < len(instructions):
+        wide = instructions[at] == LD_IMM64
+        if wide and instructions[at + 1] >> 4:
+            number = int.from_bytes(instructions[at + 4 : at + 8], "little")
+            if number not in MAP_NUMBERS:
+                raise CompileError(
+                    "the program has a map of its own, which bcc makes on this machine: use input and output"
+                )
+            patches.append((at // INSTRUCTION, names.index(number)))
+        at += 2 * INSTRUCTION if wide else INSTRUCTION
+    return patches
+
+
+def _without_traceback(messages: str) -> str:
+    return messages.partition("Traceback (most recent call last)")[0] or messages
+
+
+@cache
+def _interpreter() -> str:
+    """A Python that has bcc. :raises CompileError: there is none"""
+    for python in dict.fromkeys((sys.executable, "/usr/bin/python3")):
+        try:
+            tried: subprocess.CompletedProcess[Any] = subprocess.run(
+                [python, "-I", "-c", "import bcc; bcc.BPF"], capture_output=True, check=False
+            )
+        except OSError:
+            continue
+        if tried.returncode == 0:
+            return python
+    raise CompileError("bcc is not installed, which compiles against kernel headers: apt install python3-bpfcc")
