@@ -1,0 +1,222 @@
+"""The whole road on a booted kernel: what the shim lists is what ``/proc`` says and what was planted."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from ci.vm.agent import InstalledAgent
+from ci.vm.lab import LabVM
+from tests.guest.ids import Ids
+from vmishim.errors import LibvmiError, LinkError
+from vmishim.guest import WAYS, Guest, Way, connect
+from vmishim.libvmi import Libvmi, pause
+from vmishim.wire.keys import generate
+
+
+@pytest.fixture
+def guest(agent: InstalledAgent) -> Iterator[Guest]:
+    """The VM, read ahead of."""
+    target = agent.connect()
+    yield target
+    target.close()
+
+
+@pytest.fixture
+def ids(guest: Guest) -> Ids:
+    return Ids(Libvmi.over(guest))
+
+
+def over(agent: InstalledAgent, way: Way) -> Ids:
+    return Ids(Libvmi.over(agent.connect(way=way)))
+
+
+def stable(lab: LabVM, ids: Ids) -> tuple[dict[int, str], dict[int, str]]:
+    """A listing and ``/proc``'s word, of an instant at which nothing came or went; kernel threads' names are /proc's."""
+    for _ in range(20):
+        before = lab.processes()
+        listed = ids.processes()
+        if before.keys() == lab.processes().keys():
+            return listed, before
+    raise AssertionError("processes come and go too fast to compare")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_list_is_exactly_proc(lab: LabVM, agent: InstalledAgent, way: Way) -> None:
+    listed, proc = stable(lab, over(agent, way))
+    assert listed.keys() == proc.keys()
+    # Of kernel threads /proc tells more than task_struct.comm's 15 bytes: whole names, and what a worker works on.
+    assert {pid: comm for pid, comm in listed.items() if not proc[pid][:15].startswith(comm)} == {}
+
+
+def test_planted_processes_are_listed(lab: LabVM, ids: Ids) -> None:
+    before = ids.processes().keys()
+    planted = lab.spawn("sleep", "infinity", count=7, comm="planted")
+    try:
+        listed = ids.processes()
+        assert {pid for pid, comm in listed.items() if comm == "planted"} == planted
+        assert not planted & before
+    finally:
+        lab.kill(planted)
+    assert not planted & ids.processes().keys()
+
+
+def test_scalar_and_batch_return_the_same_bytes(lab: LabVM, agent: InstalledAgent, guest: Guest) -> None:
+    """Every word and cell a listing brought is what a scalar read gives, on planted processes that stand still."""
+    planted = lab.spawn("sleep", "infinity", count=20)
+    try:
+        ids = Ids(Libvmi.over(guest))
+        guest.hold()
+        ids.executables()
+        ids.executables()
+        scalar = agent.connect(way="scalar").reader
+        addresses = {}
+        for task in ids.tasks():
+            if ids.pid(task) in planted:
+                addresses |= {at: 8 for at in guest.words if task <= at < task + guest.profile.size("task_struct")}
+                addresses |= {at: len(c) for at, c in guest.cells.items() if task <= at < task + 9000}
+        assert len(addresses) >= 20 * 6
+        fields = ids.at("task_struct tasks"), ids.at("task_struct pid"), ids.at("task_struct comm")
+        assert all(any((at - offset) in {t for t in ids.tasks()} for at in addresses) for offset in fields)
+        for address, count in addresses.items():
+            assert guest.reader.read(address, count) == scalar.read(address, count), hex(address)
+    finally:
+        guest.release()
+        lab.kill(planted)
+
+
+def test_a_listing_is_one_request(lab: LabVM, agent: InstalledAgent) -> None:
+    guest = agent.connect()
+    ids = Ids(Libvmi.over(guest))
+    ids.processes()
+    ids.modules()
+    for listing in (ids.processes, ids.modules):
+        before = guest.link.requests
+        assert listing()
+        assert guest.link.requests == before + 1
+
+
+def test_modules_are_those_of_proc(lab: LabVM, ids: Ids) -> None:
+    assert ids.modules() == {line.split()[0] for line in lab.read("/proc/modules").decode().splitlines()}
+
+
+def test_symbols_are_those_of_kallsyms(lab: LabVM, ids: Ids) -> None:
+    named = {}
+    for line in lab.kallsyms().decode().splitlines():
+        address, _, name = line.split()[:3]
+        named.setdefault(name, int(address, 16))
+    for name in ("init_task", "linux_banner", "_text", "sys_call_table", "tcp_hashinfo"):
+        assert ids.vmi.translate_ksym2v(name) == named[name]
+    version = lab.run("uname", "-r").stdout.decode().strip()
+    assert ids.vmi.read_ksym("linux_banner", 200)[0].startswith(f"Linux version {version} ".encode())
+
+
+def test_an_unknown_symbol_is_libvmis_error(ids: Ids) -> None:
+    with pytest.raises(LibvmiError, match="VMI_FAILURE"):
+        ids.vmi.translate_ksym2v("no_such_symbol")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("address", [0, 8, 0x7FFF_FFFF_F000, 0xDEAD_0000_0000_0000, 0xFFFF_FFFF_FFFF_FFF8])
+def test_an_unmapped_address_is_libvmis_error(agent: InstalledAgent, way: Way, address: int) -> None:
+    ids = over(agent, way)
+    assert ids.unreadable(address)
+    assert ids.processes()  # and nothing is the worse for it
+
+
+def test_a_read_stops_at_the_hole(guest: Guest) -> None:
+    """The page after the last one of a vmalloc'ed area is a guard page: what is before it can be had with partial reads."""
+    ids = Ids(Libvmi.over(guest))
+    stack = ids.pointer(next(ids.tasks()) + ids.at("task_struct stack"))
+    for size in (1 << 12, 1 << 14):
+        assert guest.reader.read(stack, size)
+
+
+def test_a_wrong_key_is_refused(agent: InstalledAgent) -> None:
+    with pytest.raises(LinkError, match="not permitted"):
+        connect("lab", agent.endpoint, generate(), agent.public)
+    with pytest.raises(LinkError):
+        connect("lab", agent.endpoint, agent.private, generate().public, timeout=2)
+
+
+def test_an_agent_killed_in_the_middle_comes_back(lab: LabVM, agent: InstalledAgent, guest: Guest) -> None:
+    """Killed while eight threads ask: each listing is whole or one LinkError; the next agent is found by itself."""
+    ids = Ids(Libvmi.over(guest))
+    truth = ids.processes().keys()
+    stop = threading.Event()
+    wrong: list[object] = []
+
+    def list_on() -> None:
+        while not stop.is_set():
+            try:
+                guest.flush()
+                listed = ids.processes().keys()
+                if not {1, 2} <= listed:
+                    wrong.append(listed)
+            except LinkError:
+                pass
+            except LibvmiError as error:  # another thread's flush came between: a task may be gone by then, memory not
+                wrong.append(error)
+
+    threads = [threading.Thread(target=list_on) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    lab.run("systemctl", "kill", "--signal=KILL", "vmishim-agent")
+    lab.wait_until(
+        lambda: lab.run("systemctl", "is-active", "vmishim-agent", check=False).returncode == 0, "the agent is back", 60
+    )
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a read hangs"
+    assert wrong == []
+    handshakes = guest.link.handshakes
+    assert ids.processes().keys() & truth == truth & lab.processes().keys()
+    assert handshakes >= 1
+
+
+def test_no_agent_is_one_clear_error(lab: LabVM, agent: InstalledAgent) -> None:
+    guest = agent.connect(timeout=3)
+    lab.run("systemctl", "stop", "vmishim-agent")
+    try:
+        with pytest.raises(LinkError, match=r"tcp://127\.0\.0\.1"):
+            Ids(Libvmi.over(guest)).processes()
+    finally:
+        lab.run("systemctl", "start", "vmishim-agent")
+    assert Ids(Libvmi.over(guest)).processes()
+
+
+def test_the_agent_exits_cleanly_and_logs_to_the_journal(lab: LabVM, agent: InstalledAgent) -> None:
+    lab.run("systemctl", "stop", "vmishim-agent")
+    shown = lab.run("systemctl", "show", "vmishim-agent", "-p", "Result,ExecMainStatus").stdout.decode()
+    lab.run("systemctl", "start", "vmishim-agent")
+    assert "Result=success" in shown
+    assert "ExecMainStatus=0" in shown
+    journal = lab.run("journalctl", "-u", "vmishim-agent", "--no-pager", "-o", "cat").stdout.decode()
+    assert "stopped" in journal
+    assert "listening at tcp://" in journal
+    assert agent.public.fingerprint in journal
+
+
+def test_the_container_is_outside_the_agents_cgroup(lab: LabVM, agent: InstalledAgent) -> None:
+    pid = lab.run("systemctl", "show", "vmishim-agent", "-p", "MainPID", "--value").stdout.decode().strip()
+    assert b"monitored" not in lab.read(f"/proc/{pid}/cgroup")
+    inside = lab.container("ps", "-o", "pid,args").stdout.decode()
+    assert "agent.pyz" not in inside
+
+
+def test_pause_holds_still(lab: LabVM, ids: Ids) -> None:
+    with pause(ids.vmi):
+        before = ids.processes()
+        planted = lab.spawn("sleep", "infinity", count=3)
+        assert ids.processes() == before
+    listed = ids.processes()
+    lab.kill(planted)
+    assert planted <= listed.keys()
+
+
+def test_ci_may_not_skip_these() -> None:
+    assert os.geteuid() == 0, "guest tests need root: the image is built by mmdebstrap"

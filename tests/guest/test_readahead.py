@@ -1,0 +1,306 @@
+"""Reading ahead: whatever an IDS follows is learned, is exact, and is never older than promised (docs/freshness.md)."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ci.vm.agent import InstalledAgent
+from ci.vm.lab import LabVM
+from tests.guest.ids import Ids
+from vmishim.guest import Guest
+from vmishim.libvmi import Libvmi
+from vmishim.memory.readahead import STALE
+
+LISTEN = """
+import socket, sys, time
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=200)
+kept = []
+for _ in range(int(sys.argv[2])):
+    kept += [socket.create_connection(server.getsockname()), server.accept()[0]]
+print("there", flush=True)
+time.sleep(10**6)
+"""
+
+
+@pytest.fixture
+def guest(agent: InstalledAgent) -> Iterator[Guest]:
+    target = agent.connect()
+    yield target
+    target.close()
+
+
+@pytest.fixture
+def ids(guest: Guest) -> Ids:
+    return Ids(Libvmi.over(guest))
+
+
+@pytest.fixture
+def scalar(agent: InstalledAgent) -> Iterator[Ids]:
+    target = agent.connect(way="scalar")
+    yield Ids(Libvmi.over(target))
+    target.close()
+
+
+def requests(guest: Guest, listing: Callable[[], Any]) -> int:
+    before = guest.link.requests
+    listing()
+    return guest.link.requests - before
+
+
+def learned(guest: Guest, listing: Callable[[], Any], most: int) -> None:
+    """After a few passes a listing costs at most ``most`` requests."""
+    costs = []
+    for _ in range(6):
+        costs.append(requests(guest, listing))
+        if costs[-1] <= most:
+            return
+    raise AssertionError(f"{listing.__name__} cost {costs} requests, {most} were due")
+
+
+def same(listing: Callable[[], Any], truth: Callable[[], Any]) -> Any:
+    """What ``listing`` says at an instant at which ``truth`` stands still."""
+    for _ in range(20):
+        before = truth()
+        listed = listing()
+        if truth() == before:
+            assert listed == before
+            return listed
+    raise AssertionError("the guest does not stand still")
+
+
+def test_executables_and_parents_are_learned(lab: LabVM, guest: Guest, ids: Ids, scalar: Ids) -> None:
+    planted = lab.spawn("sleep", "infinity", count=5)
+    learned(guest, ids.executables, 1)
+    listed = ids.executables()
+    for pid in planted:
+        status = lab.read(f"/proc/{pid}/status").decode()
+        words = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if len(line.split()) > 1}
+        path = lab.run("readlink", f"/proc/{pid}/exe").stdout.decode().strip()
+        assert listed[pid] == (int(words["Uid"]), int(words["PPid"]), path.rpartition("/")[2])
+    lab.kill(planted)
+
+
+def test_threads_are_those_of_proc(lab: LabVM, guest: Guest, ids: Ids) -> None:
+    program = "import threading, time\nfor _ in range(9): threading.Thread(target=time.sleep, args=(10**6,)).start()"
+    planted = lab.spawn("python3", "-c", program)
+    (pid,) = planted
+    tasks = f"/proc/{pid}/task"
+    lab.wait_until(lambda: len(lab.run("ls", tasks).stdout.split()) == 10, "ten threads")
+
+    def truth() -> dict[int, int]:
+        listed = lab.run("sh", "-c", "ls -d /proc/[0-9]*/task/*").stdout.decode().split()
+        own = {int(path.split("/")[2]) for path in listed} - lab.processes().keys()  # the listing's own shell
+        pairs = {int(path.split("/")[4]): int(path.split("/")[2]) for path in listed}
+        return {tid: process for tid, process in pairs.items() if process not in own}
+
+    learned(guest, ids.threads, 2)
+    listed = same(lambda: {tid: pid for tid, pid in ids.threads().items() if tid}, truth)
+    assert sorted(tid for tid, process in listed.items() if process == pid) == sorted(
+        int(tid) for tid in lab.run("ls", tasks).stdout.split()
+    )
+    lab.kill(planted)
+
+
+def test_open_files_are_those_of_proc(lab: LabVM, guest: Guest, ids: Ids) -> None:
+    program = "import time\nkept = [open('/etc/hostname') for _ in range(100)]\ntime.sleep(10**6)"
+    planted = lab.spawn("python3", "-c", program)
+    (pid,) = planted
+    lab.wait_until(lambda: len(lab.run("ls", f"/proc/{pid}/fd").stdout.split()) >= 103, "a hundred open files")
+    learned(guest, ids.files, 5)
+    listed = {number: name for (owner, number), name in ids.files().items() if owner == pid}
+    shown = lab.run("ls", "-l", f"/proc/{pid}/fd").stdout.decode().splitlines()[1:]
+    named = {int(line.split()[-3]): line.split()[-1] for line in shown}
+    assert listed.keys() == named.keys()
+    hosts = {number for number, target in named.items() if target.endswith("/hostname")}
+    assert len(hosts) == 100
+    assert {listed[number] for number in hosts} == {"hostname"}
+    lab.kill(planted)
+
+
+def test_mappings_are_those_of_proc(lab: LabVM, guest: Guest, ids: Ids) -> None:
+    planted = lab.spawn("python3", "-c", "import json, ssl, time\ntime.sleep(10**6)")
+    (pid,) = planted
+    lab.wait_until(
+        lambda: b"S (sleeping)" in lab.read(f"/proc/{pid}/status") and b"ssl" in lab.read(f"/proc/{pid}/maps"),
+        "it sleeps",
+    )
+
+    def maps() -> set[tuple[int, ...]]:
+        lines = lab.read(f"/proc/{pid}/maps").decode().splitlines()
+        return {tuple(int(end, 16) for end in line.split()[0].split("-")) for line in lines if "[vsyscall]" not in line}
+
+    truth = same(lambda: ids.mappings(pid), maps)
+    assert len(truth) > 30
+    assert [ids.mappings(pid) == truth for _ in range(5)] == [True] * 5
+    assert requests(guest, lambda: ids.mappings(pid)) < len(truth)
+    lab.kill(planted)
+
+
+def proc_sockets(lab: LabVM) -> list[tuple[int, int, int]]:
+    """(local port, remote port, state) by /proc/net/tcp and tcp6, of the guest's own and the container's namespace."""
+    found = []
+    for run in (lab.run, lab.container):
+        text = run("sh", "-c", "cat /proc/net/tcp /proc/net/tcp6").stdout.decode()
+        for line in text.splitlines():
+            fields = line.split()
+            if fields and fields[0].endswith(":"):
+                local, remote = (int(field.rpartition(":")[2], 16) for field in fields[1:3])
+                found.append((local, remote, int(fields[3], 16)))
+    return sorted(found)
+
+
+def test_sockets_are_those_of_proc_in_every_namespace(lab: LabVM, guest: Guest, ids: Ids, scalar: Ids) -> None:
+    planted = lab.spawn("python3", "-c", LISTEN, "4711", "20")
+    lab.wait_until(lambda: sum(local == 4711 for local, _, _ in proc_sockets(lab)) == 21, "forty connected sockets")
+    # Our own connection to the agent, and whatever else comes and goes, must stand still for a moment.
+    ours = same(ids.sockets, lambda: proc_sockets(lab))
+    assert sum(local == 4711 and state == 10 for local, _, state in ours) == 1
+    assert sum(4711 in (local, remote) and state == 1 for local, remote, state in ours) == 40
+    learned(guest, ids.sockets, 4)
+    assert same(ids.sockets, scalar.sockets) == ours
+    lab.kill(planted)
+
+
+def test_time_wait_sockets_are_there(lab: LabVM, ids: Ids) -> None:
+    program = (
+        "import socket, time\n"
+        "server = socket.create_server(('127.0.0.1', 4712))\n"
+        "for _ in range(5):\n"
+        "    ours = socket.create_connection(server.getsockname()); theirs = server.accept()[0]\n"
+        "    ours.close(); theirs.recv(1); theirs.close()\n"
+        "time.sleep(10**6)\n"
+    )
+    planted = lab.spawn("python3", "-c", program)
+    waiting = lambda listed: sum(4712 in (a, b) and state == 6 for a, b, state in listed)  # noqa: E731
+    lab.wait_until(lambda: waiting(proc_sockets(lab)) == 5, "five sockets in TIME_WAIT")
+    assert waiting(ids.sockets()) == 5
+    lab.kill(planted)
+
+
+def test_an_array_is_read_in_few_requests(guest: Guest, ids: Ids, scalar: Ids) -> None:
+    """The system call table, entry by entry, as a detector of hooks reads it."""
+    table = ids.vmi.translate_ksym2v("sys_call_table")
+    entries = 0
+    before = guest.link.requests
+    ours = [ids.pointer(table + 8 * number) for number in range(440)]
+    assert guest.link.requests - before <= 8
+    truth = struct.unpack("<440Q", scalar.vmi.read_va(table, 0, 440 * 8)[0])
+    assert tuple(ours) == truth
+    for entry in ours[:20]:
+        entries += ids.vmi.translate_v2ksym is not None and entry > 0
+    assert entries == 20
+
+
+def test_an_undeclared_list_is_learned(lab: LabVM, guest: Guest, ids: Ids) -> None:
+    """Mounted file systems: a chain of reads from ``super_blocks`` that nobody declared."""
+    head = ids.vmi.translate_ksym2v("super_blocks")
+    types = lambda: [  # noqa: E731
+        ids.vmi.read_str_va(
+            ids.pointer(
+                ids.pointer(link - ids.at("super_block s_list") + ids.at("super_block s_type"))
+                + ids.at("file_system_type name")
+            ),
+            0,
+        )
+        for link in ids.ring(head)
+    ]
+    first = types()
+    assert {"proc", "sysfs", "ext4", "tmpfs"} <= set(first)
+    assert requests(guest, types) < 4 * len(first)
+    assert types() == first
+
+
+# ---- freshness -------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_started_between_two_listings_is_in_the_second(lab: LabVM, ids: Ids) -> None:
+    for _ in range(3):
+        before = ids.processes().keys()
+        planted = lab.spawn("sleep", "infinity", count=1)
+        after = ids.processes().keys()
+        lab.kill(planted)
+        gone = ids.processes().keys()
+        assert not planted & before
+        assert planted <= after
+        assert not planted & gone
+
+
+def test_looking_twice_at_the_head_is_one_listing(guest: Guest, ids: Ids) -> None:
+    head = ids.vmi.translate_ksym2v("init_task") + ids.at("task_struct tasks")
+
+    def listing() -> None:
+        ids.pointer(head)
+        assert ids.processes()
+
+    listing()
+    assert requests(guest, listing) == 1
+
+
+def test_within_a_pause_all_is_of_one_hold(lab: LabVM, guest: Guest, ids: Ids) -> None:
+    vmi = ids.vmi
+    jiffies = vmi.translate_ksym2v("jiffies")
+    vmi.pause_vm()
+    try:
+        first, time_first = ids.processes(), vmi.read_64_va(jiffies, 0)
+        planted = lab.spawn("sleep", "infinity", count=2)
+        vmi.pause_vm()  # holds nest
+        assert ids.processes() == first
+        vmi.resume_vm()
+        assert ids.processes() == first
+        assert vmi.read_64_va(jiffies, 0) == time_first
+    finally:
+        vmi.resume_vm()
+    assert planted <= ids.processes().keys()
+    assert vmi.read_64_va(jiffies, 0) > time_first
+    lab.kill(planted)
+
+
+def test_nothing_is_older_than_promised(lab: LabVM, agent: InstalledAgent, guest: Guest, ids: Ids) -> None:
+    """A field read again and again, and no head between: it changes at most ``STALE`` seconds late."""
+    program = (
+        "import time\nwhile True:\n    open('/proc/self/comm', 'w').write(f'{time.monotonic():.3f}'); time.sleep(0.02)"
+    )
+    planted = lab.spawn("python3", "-c", program)
+    (pid,) = planted
+    task = next(task for task in ids.tasks() if ids.pid(task) == pid)
+    lab.wait_until(lambda: lab.read(f"/proc/{pid}/comm")[:1].isdigit(), "it names itself by the time")
+    ids.processes()
+    shown: dict[str, float] = {}
+    deadline = time.monotonic() + 5
+    while len(shown) < 4:
+        assert time.monotonic() < deadline, f"only {shown} were seen within 5 s"
+        shown.setdefault(ids.comm(task), time.monotonic())
+    seen = list(shown.values())[1:]
+    assert max(later - earlier for earlier, later in zip(seen, seen[1:], strict=False)) < STALE + 0.5
+    lab.kill(planted)
+
+
+def test_a_listing_slower_than_the_promise_goes_on(lab: LabVM, guest: Guest, ids: Ids) -> None:
+    """An IDS that thinks for a second in the middle: the rest of its listing is not read one by one."""
+    ids.processes()
+    tasks = ids.tasks()
+    for _ in range(3):
+        ids.pid(next(tasks))
+    before = guest.link.requests
+    deadline = time.monotonic() + 10
+    while guest.words:
+        assert time.monotonic() < deadline, "the snapshot is not forgotten"
+    rest = [ids.pid(task) for task in tasks]
+    assert len(rest) > 20
+    assert guest.link.requests - before <= 4
+
+
+def test_two_ids_processes_share_one_agent(agent: InstalledAgent) -> None:
+    others = [Ids(Libvmi.over(agent.connect())) for _ in range(5)]
+    assert len({frozenset(other.processes().keys() & set(range(1, 10))) for other in others}) == 1
+
+
+def test_the_endpoint_is_this_machines_only(agent: InstalledAgent) -> None:
+    host = agent.endpoint.removeprefix("tcp://").rpartition(":")[0]
+    assert socket.gethostbyname(host).startswith("127.")
