@@ -63,6 +63,7 @@ class Guest:
 
     def __init__(self, memory: bytes = bytes(range(1, 128)) * 128 + bytes(64)) -> None:
         self.memory = memory
+        self.words: dict[int, int] = {}
         self.cells: dict[int, bytes] = {}
         self.asked: list[tuple[int, int, int]] = []
         self.told: list[str] = []
@@ -107,6 +108,7 @@ def vmi(target: Guest) -> Iterator[Libvmi]:
 
 
 def test_a_known_cell_is_read_without_asking(vmi: Libvmi, target: Guest) -> None:
+    target.words[BASE + 5000] = 0x0807060504030201
     target.cells[BASE + 5000] = b"\x01\x02\x03\x04\x05\x06\x07\x08name\0rest"
     assert vmi.read_addr_va(BASE + 5000, 0) == vmi.read_64_va(BASE + 5000, 0) == 0x0807060504030201
     assert vmi.read_32_va(BASE + 5000, 0) == 0x04030201
@@ -128,6 +130,7 @@ def test_a_cell_that_is_too_short_is_not_enough(vmi: Libvmi, target: Guest) -> N
 
 
 def test_a_cell_of_the_kernel_is_no_process_memory(vmi: Libvmi, target: Guest) -> None:
+    target.words[0x1000] = 2**64 - 1
     target.cells[0x1000] = b"\xff" * 8
     vmi.pidcache_add(7, TABLES)
     with pytest.raises(LibvmiError):

@@ -139,7 +139,9 @@ class Ring:
         fields = (Field((), link.offset, WORD), Field((), link.offset + WORD, WORD), *_fields(self, profile))
         step = Step.RING_NODE if self.in_node else Step.RING
         inner = tuple(_inner(self, ring, profile) for ring in self.inner)
-        return Place(self.name, start, step, link.offset, 0, profile.size(self.struct), fields, self.struct, inner=inner)
+        return Place(
+            self.name, start, step, link.offset, 0, profile.size(self.struct), fields, self.struct, inner=inner
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """x86-64 page tables, four and five levels: addresses in, physical addresses out.
 
-Pure: physical memory comes from a callable ``read(address, count)``, which raises ``FaultError`` where there is none.
+Pure: physical memory comes from a callable, which raises ``FaultError`` where there is none.
 
 Source: Intel SDM volume 3, 4.5 "4-level paging and 5-level paging".
 """

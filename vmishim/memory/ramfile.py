@@ -294,6 +294,7 @@ class RamFile:
         except BaseException:
             self._ram.close()
             raise
+        self.words: dict[int, int] = {}
         self.cells: dict[int, bytes] = {}
         self._held = False
         self._pages: dict[tuple[int, int], int] = {}

@@ -57,6 +57,8 @@ CHAINS = 16
 """Lists learned from chains of reads that are kept; the one learned first makes room."""
 CHAIN_LENGTH = 3
 """Links of a chain of dependent reads after which it is taken for a list."""
+CHAIN_WORTH = 8
+"""Nodes from which on such a list is worth a walk of its own."""
 RUN = 4
 """Reads one behind the other after which they are taken for an array that is read through."""
 RUN_BYTES, RUN_BYTES_MAX = 4096, 1 << 18
@@ -112,6 +114,7 @@ class ReadAhead:
         self._seen: set[tuple[int, Path, int]] = set()
         self._recent: deque[tuple[int, int]] = deque(maxlen=8)
         self._chains: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()
+        self._fruitless: set[int] = set()
         self._run = _Run()
         self._types = _Types(remote)
         self._clock = _Clock(self)
@@ -364,6 +367,8 @@ class ReadAhead:
             self._types.ask(listing)
             for column in listing.snapshot.candidates:
                 path, offset, span = column
+                if span != WORD and Field(path, offset, span) not in listing.fields.whole:
+                    continue  # an array that has since become part of a larger one
                 reach = self._types.reach(listing, column) if len(path) < DEPTH else 0
                 for tags in TAGS if reach else ():
                     base = listing.snapshot.pointer_near(column, tags, address, reach)
@@ -422,6 +427,8 @@ class ReadAhead:
             self._recent.append((address, value))
 
     def _learn_chain(self, start: int, bias: int) -> None:
+        if start in self._fruitless:
+            return
         reach = ARRAY // 4
         name = f"chain at {start:#x}"
         place = Place(name, start, Step.CHAIN, 0, reach, reach, (Field((), 0, WORD),), bias=bias, max_nodes=1 << 16)
@@ -432,9 +439,13 @@ class ReadAhead:
                 self._doors.pop(door, None)
             self._drop(gone)
         listing = Listing(place)
-        self._install(listing)
         self._walk(listing)
         self._move_on(listing)
+        if listing.snapshot is not None and len(listing.snapshot.nodes[()]) >= CHAIN_WORTH:
+            self._install(listing)
+        else:  # a few pointers that happen to lie alike; what was brought is forgotten with the rest
+            self._run.brought(listing.snapshot.words if listing.snapshot else {}, {})
+            self._fruitless.add(start)
 
     def _read_on(self, address: int, count: int, ahead: int) -> bytes:
         """An array is read through: bring what comes next with what was asked for."""
@@ -523,25 +534,28 @@ class _Types:
     def reach(self, listing: Listing, column: Column) -> int:
         """Bytes above where a column points to that belong to what is there; 0 when its words are no pointers."""
         path, offset, _ = column
-        if not listing.place.struct:
-            return UNTYPED
         question = self._question(listing.place, path, offset)
-        pointee = self._pointees.get(question) if question else None
+        if not question:
+            return UNTYPED
+        pointee = self._pointees.get(question)
         if pointee is None:
             return 0
         size = pointee[1]
         return size if size > WORD else ARRAY if size == WORD else UNTYPED
 
     def _question(self, place: Place, path: Path, offset: int) -> str:
-        """How to ask for the word at ``offset`` of what ``path`` leads to; empty when its type is not known."""
+        """How to ask for the word at ``offset`` of what ``path`` leads to; empty when its type is not known, as behind a
+        ``void *``."""
         of_type = place.struct
+        if not of_type:
+            return ""
         for at, hop in enumerate(path):
             ring = next((struct for _, fields, struct, _ in place.inner if fields[0].path == path[: at + 1]), None)
             if ring is not None:
                 of_type = ring
                 continue
             pointee = self._pointees.get(f"{of_type} {hop.offset}")
-            if pointee is None:
+            if pointee is None or pointee[1] <= 1:
                 return ""
             of_type = f"#{pointee[0]}"
         return f"{of_type} {offset}"

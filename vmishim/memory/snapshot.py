@@ -21,6 +21,8 @@ ROW = 4
 """Words in a row after which they are taken for an array."""
 TAGS = (0, 7, 255)
 """Bits that kernel structures keep in pointers: none; the lowest (rbtree, xarray); a maple tree's node type."""
+_TAGS_BY_LOW_BITS = (0, 7, 7, 7, 255, 7, 255, 7)
+"""A maple tree's pointers have MAPLE_ENODE_NULL (4) set, its root also MAPLE_ROOT_NODE (2) (lib/maple_tree.c)."""
 
 
 RING = 0
@@ -79,12 +81,18 @@ class Fields:
 
     def __init__(self, fields: Iterable[Field]) -> None:
         self._fields: list[Field] = []
+        self._whole: frozenset[Field] = frozenset()
         self.stages: tuple[Stage, ...] = (Stage((), (), ()),)
         for field in fields:
             self.add(field)
 
     def __iter__(self) -> Iterator[Field]:
         return iter(self._fields)
+
+    @property
+    def whole(self) -> frozenset[Field]:
+        """The fields as they are brought, without what they cover."""
+        return self._whole
 
     def __contains__(self, field: Field) -> bool:
         return any(field == known or known.covers(field) for known in self._fields)
@@ -102,7 +110,7 @@ class Fields:
             stages.append(stage)
         if not stages or stages[0].root:
             stages.insert(0, Stage((), (), ()))
-        self._fields, self.stages = fields, tuple(stages)
+        self._fields, self._whole, self.stages = fields, frozenset(fields), tuple(stages)
         return True
 
     @staticmethod
@@ -235,15 +243,14 @@ class Snapshot:
         return [*self.columns, *self._blocks]
 
     def pointers(self, column: Column, tags: int) -> list[int]:
-        """What a column points to, sorted, each once. With ``tags``, only values that have such bits, without them."""
+        """What those of a column's words point to that have just such tags; sorted, each once."""
         key = (column, tags)
         if key not in self._sorted:
             values: Iterable[int] = self.columns.get(column, ())
             if column in self._blocks:
                 unpack = Struct(f"<{column[2] // WORD}Q").unpack
                 values = (word for block in self._blocks[column] for word in unpack(block))
-            low = TAGS[1]
-            found = {value & ~tags for value in values if is_kernel(value) and bool(value & low) == bool(tags)}
+            found = {value & ~tags for value in values if is_kernel(value) and _TAGS_BY_LOW_BITS[value & 7] == tags}
             self._sorted[key] = sorted(found)
         return self._sorted[key]
 
