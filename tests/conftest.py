@@ -51,7 +51,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
-                folder = report.nodeid.rpartition("::")[0].rpartition("/")[0]
+                folder = report.nodeid.partition("::")[0].rpartition("/")[0]
                 seconds[folder] = seconds.get(folder, 0.0) + report.duration
     for folder, taken in seconds.items():
         terminalreporter.write_line(f"{folder}: {taken:.1f} s")
