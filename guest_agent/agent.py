@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import vmishim
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 WALKS_MAX = 16
 """Unfinished walks kept, of all sessions; the one longest unasked for makes room."""
+READS_MAX, READ_MAX = 64, 4096
+"""Single reads that a walk brings along, and bytes of one."""
 PHYSICAL = 1
 """`vmishim.memory.reader.PHYSICAL`, which the agent does not carry."""
 
@@ -91,12 +94,17 @@ class Agent:
                 if not 0 <= count <= BULK_MAX:
                     return Failure("oversize", f"{count} bytes asked for, one read carries at most {BULK_MAX}")
                 return self._read(space, address, count)
-            case Walk(plan, heads):
+            case Walk(plan, reads, heads):
+                if len(reads) > READS_MAX or not all(_is_read(read) for read in reads):
+                    return Failure(
+                        "plan", f"a walk brings at most {READS_MAX} reads along, each [address, count <= {READ_MAX}]"
+                    )
                 if len(heads) != (0 if plan.stride else plan.heads * 8):
                     return Failure(
                         "plan", f"{len(heads)} bytes of heads do not match the plan (at most {HEADS_MAX} heads)"
                     )
-                return self._chunk(_Unfinished(session, plan, heads, b""), kernel.walk(plan, heads))
+                also = [kernel.read(address, count) for address, count in reads]
+                return self._chunk(_Unfinished(session, plan, heads, b""), kernel.walk(plan, heads), also)
             case More(number):
                 walk = self._walks.get(number)
                 if walk is None or walk.session != session:
@@ -144,7 +152,7 @@ class Agent:
             return Memory(kernel.read(kernel.page_offset + address, count))
         return Memory(kernel.read(address, count, space))
 
-    def _chunk(self, walk: _Unfinished, gathered: Gathered) -> Chunk:
+    def _chunk(self, walk: _Unfinished, gathered: Gathered, also: Sequence[bytes] = ()) -> Chunk:
         number = 0
         if gathered.more is not None:
             number = next(self._numbers)
@@ -160,8 +168,9 @@ class Agent:
             gathered.cycles,
             gathered.cycle_at,
             gathered.torn,
+            [len(data) for data in also],
             list(gathered.head),
-            gathered.records,
+            b"".join((*also, gathered.records)),
         )
 
     def walk_ahead(self) -> None:
@@ -176,6 +185,16 @@ class Agent:
         self._injections.end(session)
         for number in [number for number, walk in self._walks.items() if walk.session == session]:
             del self._walks[number]
+
+
+def _is_read(value: object) -> bool:
+    return (
+        type(value) is list
+        and len(value) == 2
+        and all(type(number) is int for number in value)
+        and 0 <= value[0] < 1 << 64
+        and 0 < value[1] <= READ_MAX
+    )
 
 
 _NO_DIRECT_MAP = (

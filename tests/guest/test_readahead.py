@@ -60,7 +60,7 @@ def learned(guest: Guest, listing: Callable[[], Any], most: int) -> None:
         costs.append(requests(guest, listing))
         if costs[-1] <= most:
             return
-    raise AssertionError(f"{listing.__name__} cost {costs} requests, {most} were due")
+    raise AssertionError(f"it cost {costs} requests, {most} were due")
 
 
 def same(listing: Callable[[], Any], truth: Callable[[], Any]) -> Any:
@@ -138,7 +138,7 @@ def test_mappings_are_those_of_proc(lab: LabVM, guest: Guest, ids: Ids) -> None:
     truth = same(lambda: ids.mappings(pid), maps)
     assert len(truth) > 30
     assert [ids.mappings(pid) == truth for _ in range(5)] == [True] * 5
-    assert requests(guest, lambda: ids.mappings(pid)) < len(truth)
+    learned(guest, lambda: ids.mappings(pid), 10)
     lab.kill(planted)
 
 
@@ -162,7 +162,7 @@ def test_sockets_are_those_of_proc_in_every_namespace(lab: LabVM, guest: Guest, 
     ours = same(ids.sockets, lambda: proc_sockets(lab))
     assert sum(local == 4711 and state == 10 for local, _, state in ours) == 1
     assert sum(4711 in (local, remote) and state == 1 for local, remote, state in ours) == 40
-    learned(guest, ids.sockets, 4)
+    learned(guest, ids.sockets, 2)
     assert same(ids.sockets, scalar.sockets) == ours
     lab.kill(planted)
 

@@ -59,6 +59,8 @@ CHAIN_LENGTH = 3
 """Links of a chain of dependent reads after which it is taken for a list."""
 CHAIN_WORTH = 8
 """Nodes from which on such a list is worth a walk of its own."""
+COMPANIONS = 32
+"""Single reads of a listing that are remembered, to be brought along once they come again."""
 RUN = 4
 """Reads one behind the other after which they are taken for an array that is read through."""
 RUN_BYTES, RUN_BYTES_MAX = 4096, 1 << 18
@@ -82,6 +84,8 @@ class Listing:
         """Times each door was read in this listing."""
         self.empty: dict[int, int] = {}
         """For a table, what its heads hold when they are empty."""
+        self.companions: OrderedDict[tuple[int, int], bool] = OrderedDict()
+        """Single reads, address and count, that go with this listing; true for those met more than once, which come along."""
         self.expires = 0.0
         self.walks = 0
 
@@ -115,6 +119,8 @@ class ReadAhead:
         self._recent: deque[tuple[int, int]] = deque(maxlen=8)
         self._chains: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()
         self._fruitless: set[int] = set()
+        self._current: Listing | None = None
+        """The listing that was begun last."""
         self._run = _Run()
         self._types = _Types(remote)
         self._clock = _Clock(self)
@@ -184,6 +190,7 @@ class ReadAhead:
             fresh = bool(listing.beyond) and listing.looks[address] < 2 and time.monotonic() < listing.expires
         if not fresh:
             self._walk(listing)
+        self._current = listing
         listing.looks[address] += 1
         data = b""
         while len(data) < count and (word := listing.entrance.get(address + len(data))) is not None:
@@ -227,7 +234,9 @@ class ReadAhead:
         place = listing.place
         plan = place.plan(stage.ops)
         before = -1
-        for chunk in self._remote.walk(plan):
+        found: dict[int, bytes] = {}
+        reads = [read for read, again in listing.companions.items() if again and read[0] not in self._doors]
+        for chunk in self._remote.walk(plan, reads=reads, found=found):
             for value, head, kind in snapshot.add(plan, stage, chunk.bulk):
                 if place.table is not None and head != before:
                     address = place.start + head * place.stride
@@ -238,6 +247,11 @@ class ReadAhead:
                         snapshot.words[address] = value if kind == Kind.HEAD else value + place.link - place.bias
                 before = head
         _report(place.name, chunk)
+        for address, data in found.items():
+            if len(data) == WORD:
+                snapshot.words[address] = int.from_bytes(data, "little")
+            else:
+                snapshot.cells[address] = data
         nodes, words = snapshot.nodes[()], snapshot.words
         beyond: list[int] = []
         if place.step in (Step.RING, Step.RING_NODE):
@@ -329,7 +343,9 @@ class ReadAhead:
             if not self._holding and time.monotonic() >= listing.expires:
                 # A listing that takes longer than STALE goes on, on fresh memory.
                 self._walk(listing)
-                self._move_on(listing)
+                first = listing.place.start - listing.place.link
+                if not (listing.place.step == Step.RING_NODE and first <= address < first + listing.place.after):
+                    self._move_on(listing)
                 learned = True
             else:
                 learned = self._learn(listing, field)
@@ -342,6 +358,7 @@ class ReadAhead:
         if ahead:
             return self._read_on(address, count, ahead)
         data = self._single(address, count, KERNEL)
+        self._accompany(address, count)
         if count == WORD:
             self._follow(address, int.from_bytes(data, "little"))
         return data
@@ -408,6 +425,17 @@ class ReadAhead:
         self._walk_rings(snapshot, next(stage for stage in listing.fields.stages if stage.root == root))
         self._publish(listing)
         return True
+
+    def _accompany(self, address: int, count: int) -> None:
+        """A single read that comes up in one listing after the other comes along with the walk."""
+        listing = self._current
+        if listing is None or count > LEARN_MAX or time.monotonic() >= listing.expires:
+            return
+        read = address, count
+        listing.companions[read] = read in listing.companions
+        listing.companions.move_to_end(read)
+        if len(listing.companions) > COMPANIONS:
+            listing.companions.popitem(last=False)
 
     def _follow(self, address: int, value: int) -> None:
         """Watch single pointer reads: ``p = read(p + k)``, again and again, is a list."""

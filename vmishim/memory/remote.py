@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from struct import Struct
 from typing import Any
 
@@ -69,13 +70,31 @@ class Remote:
                 raise FaultError(address + done, b"".join(parts))
         return b"".join(parts)
 
-    def walk(self, plan: Plan, heads: Sequence[int] = ()) -> Iterator[Chunk]:
+    def walk(
+        self,
+        plan: Plan,
+        heads: Sequence[int] = (),
+        reads: Sequence[tuple[int, int]] = (),
+        found: dict[int, bytes] | None = None,
+    ) -> Iterator[Chunk]:
         """Walk, chunk by chunk; the agent walks on while a chunk is used.
 
         :param heads: addresses, for a plan that lists its heads
+        :param reads: (address, count) of kernel memory to bring along
+        :param found: where to put what came of ``reads``, by address; what can't be read whole is left out
         :raises LinkError: the agent's records do not fit the plan
         """
-        chunk = expect(self._exchange(encode(Walk(plan, Struct(f"<{len(heads)}Q").pack(*heads)))), Chunk)
+        request = Walk(plan, [list(read) for read in reads], Struct(f"<{len(heads)}Q").pack(*heads))
+        chunk = expect(self._exchange(encode(request)), Chunk)
+        counts = [count for _, count in reads]
+        if len(chunk.reads) != len(counts) or any(came > count for came, count in zip(chunk.reads, counts, strict=True)):
+            raise LinkError("the agent's reads are not those asked for")
+        at = 0
+        for came, (address, count) in zip(chunk.reads, reads, strict=True):
+            if found is not None and came == count:
+                found[address] = chunk.bulk[at : at + came]
+            at += came
+        chunk = replace(chunk, bulk=chunk.bulk[at:])
         # A head that holds no node may have a record of its own, so that a caller knows.
         most, records = plan.max_nodes + plan.heads, 0
         while True:

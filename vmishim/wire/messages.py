@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from vmishim.errors import LinkError
@@ -91,10 +91,15 @@ class Lookup(Message):
 
 @dataclass(frozen=True, slots=True)
 class Walk(Message):
-    """Begin a walk. Answered by `Chunk`. ``bulk``: the heads as u64 when the plan lists them, else empty."""
+    """Begin a walk. Answered by `Chunk`.
+
+    :ivar reads: pairs of address and count: kernel memory to bring along, whatever the walk finds
+    :ivar bulk: the heads as u64 when the plan lists them, else empty
+    """
 
     KIND = 7
     plan: Plan
+    reads: list[Any] = field(default_factory=list)
     bulk: bytes = b""
 
 
@@ -195,8 +200,9 @@ class Chunk(Message):
     :ivar faulted: chains that ended in unreadable memory, ``fault_at`` the first such address
     :ivar cycles: chains that loop without meeting their head, ``cycle_at`` the first such link
     :ivar torn: links that changed under the walk
+    :ivar reads: bytes that came of each of the `Walk`'s reads, up to the first that can't be read
     :ivar head: what the last head visited held (two pointers), for a ring
-    :ivar bulk: whole records, see `Plan.records`
+    :ivar bulk: the bytes of the reads, then whole records, see `Plan.records`
     """
 
     KIND = 67
@@ -207,6 +213,7 @@ class Chunk(Message):
     cycles: int
     cycle_at: int
     torn: int
+    reads: list[int]
     head: list[int]
     bulk: bytes
 
@@ -248,10 +255,10 @@ _CHECKS: dict[str, Any] = {
     "Plan": lambda v: type(v) is list,
 }
 _FIELDS = {
-    kind: [(field.name, _CHECKS[str(field.type)]) for field in fields(kind) if field.name != "bulk"]
+    kind: [(part.name, _CHECKS[str(part.type)]) for part in fields(kind) if part.name != "bulk"]
     for kind in _KINDS.values()
 }
-_HAS_BULK = {kind: any(field.name == "bulk" for field in fields(kind)) for kind in _KINDS.values()}
+_HAS_BULK = {kind: any(part.name == "bulk" for part in fields(kind)) for kind in _KINDS.values()}
 
 
 def encode(message: Message) -> bytes:
