@@ -131,7 +131,7 @@ def test_a_plan_out_of_bounds_is_said_to_be_one() -> None:
     values = Plan(0, Step.SELF, (Take(0, 0, 8),)).to_json()
     values[3] = 0
     with pytest.raises(PlanError, match="heads is 0x0"):
-        decode(raw(Walk.KIND, [values]))
+        decode(raw(Walk.KIND, [values, []]))
 
 
 @given(ANY)

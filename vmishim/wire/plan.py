@@ -186,6 +186,8 @@ class Plan:
             start, step, ops, *rest = value
             if len(rest) != 7 or not all(type(number) is int for number in (start, step, *rest)):
                 raise PlanError("a plan has ten parts")
+            if type(ops) is not list:
+                raise PlanError("the operations of a plan are a list")
             decoded = []
             for kind, *numbers in ops:
                 if not all(type(number) is int for number in (kind, *numbers)) or kind < 0:
