@@ -630,6 +630,17 @@ class Walks:
         walked = ground.walk(Plan(table, Step.CHAIN, NUMBER, heads=100, link=LINK, max_nodes=3))
         assert (walked.nodes, walked.trouble) == (nodes, {})
 
+    def test_reads_come_along_with_the_first_chunk(self, ground: Ground) -> None:
+        plan, nodes = _long(ground)
+        content = random.Random(3).randbytes(4096)
+        end = ground.planter.size - 4096
+        ground.planter.write(end, content)
+        here, there = ground.planter.address + end, ground.nowhere
+        found: dict[int, bytes] = {}
+        chunks = list(ground.guest.remote.walk(plan, (), [(here, 4096), (there - 8, 16), (here + 1, 3)], found))
+        assert found == {here: content, here + 1: content[1:4]}
+        assert [row[0] for chunk in chunks for row in plan.records(chunk.bulk)] == nodes
+
     # ---- walks under way -----------------------------------------------------------------------------------------
 
     def test_unfinished_walks_are_bounded_and_the_oldest_makes_room(self, ground: Ground) -> None:
@@ -708,7 +719,7 @@ class Walks:
         names = ("start", "step", "ops", "heads", "stride", "link", "next", "bias", "nulls", "max_nodes")
         good = Plan(ground.planter.address, Step.SELF, NUMBER).to_json()
         bad = [value if name == part else known for name, known in zip(names, good, strict=True)]
-        text = json.dumps([bad]).encode()
+        text = json.dumps([bad, []]).encode()
         refused = ground.ask(Walk.KIND.to_bytes(1) + len(text).to_bytes(4, "little") + text)
         assert isinstance(refused, Failure)
         assert refused.code == "plan"
@@ -717,7 +728,7 @@ class Walks:
     def test_heads_that_do_not_match_the_plan_are_refused(self, ground: Ground) -> None:
         listed, table = (Plan(0, Step.SELF, NUMBER, heads=2, stride=stride) for stride in (0, 8))
         for plan, heads in ((listed, b""), (listed, bytes(8)), (listed, bytes(17)), (table, bytes(16))):
-            refused = ground.ask(encode(Walk(plan, heads)))
+            refused = ground.ask(encode(Walk(plan, bulk=heads)))
             assert isinstance(refused, Failure)
             assert refused.code == "plan"
 
