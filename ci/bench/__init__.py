@@ -1,0 +1,1 @@
+"""Measurements: what vmishim costs, and how that grows."""
