@@ -41,10 +41,26 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"vmishim-agent {vmishim.__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="answer requests until told to stop")
-    serve.add_argument("--listen", default="tcp://0.0.0.0:5555", metavar="ENDPOINT", help="tcp://ADDRESS:PORT or ipc://PATH (%(default)s)")  # fmt: skip
-    serve.add_argument("--key", type=Path, default=Path("/etc/vmishim/agent.key"), help="this agent's private key (%(default)s)")  # fmt: skip
-    serve.add_argument("--permitted", type=Path, default=Path("/etc/vmishim/permitted"), help="public keys of the IDSs that may ask, one a line (%(default)s)")  # fmt: skip
-    serve.add_argument("--until-eof", action="store_true", help="say 'ready' on standard output, and stop when standard input ends")  # fmt: skip
+    serve.add_argument(
+        "--listen",
+        default="tcp://0.0.0.0:5555",
+        metavar="ENDPOINT",
+        help="tcp://ADDRESS:PORT or ipc://PATH (%(default)s)",
+    )
+    serve.add_argument(
+        "--key", type=Path, default=Path("/etc/vmishim/agent.key"), help="this agent's private key (%(default)s)"
+    )
+    serve.add_argument(
+        "--permitted",
+        type=Path,
+        default=Path("/etc/vmishim/permitted"),
+        help="public keys of the IDSs that may ask, one a line (%(default)s)",
+    )
+    serve.add_argument(
+        "--until-eof",
+        action="store_true",
+        help="say 'ready' on standard output, and stop when standard input ends",
+    )
     serve.add_argument("--allow-injection", action="store_true", help="take eBPF programs from IDSs and run them; CAP_BPF and CAP_PERFMON are kept for that")  # fmt: skip
     serve.add_argument("--verbose", "-v", action="store_true", help="log every request")
     keygen = commands.add_parser("keygen", help="make a private key, print the public one")

@@ -87,7 +87,9 @@ class Remote:
         request = Walk(plan, [list(read) for read in reads], Struct(f"<{len(heads)}Q").pack(*heads))
         chunk = expect(self._exchange(encode(request)), Chunk)
         counts = [count for _, count in reads]
-        if len(chunk.reads) != len(counts) or any(came > count for came, count in zip(chunk.reads, counts, strict=True)):
+        if len(chunk.reads) != len(counts) or any(
+            came > count for came, count in zip(chunk.reads, counts, strict=True)
+        ):
             raise LinkError("the agent's reads are not those asked for")
         at = 0
         for came, (address, count) in zip(chunk.reads, reads, strict=True):
