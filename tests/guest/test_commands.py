@@ -110,3 +110,22 @@ def test_a_libvmi_conf_entry_is_the_guests_own(lab: LabVM, vmishim: Command) -> 
     assert status == 0
     assert lab.image.release in out
     assert re.search(r"linux_tasks = 0x[0-9a-f]+;", out)
+
+
+def test_the_same_commands_read_a_ram_file(lab: LabVM, vmishim: Command, tmp_path: Path) -> None:
+    with (tmp_path / "domains.toml").open("a") as file:
+        file.write(f'\n[file]\nramfile = "{lab.ram}"\n')
+    assert vmishim("doctor", "file")[0] == 0
+    lists = {}
+    for name in ("lab", "file"):
+        status, out, _ = vmishim("lsmod", name, "--json")
+        assert status == 0
+        lists[name] = json.loads(out)
+    assert lists["file"] == lists["lab"]
+    lab.pause()
+    try:
+        status, out, _ = vmishim("ps", "file", "--json")
+    finally:
+        lab.resume()
+    assert status == 0
+    assert {task["comm"] for task in json.loads(out)} > {"systemd", "swapper/0"}
