@@ -61,7 +61,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="say 'ready' on standard output, and stop when standard input ends",
     )
-    serve.add_argument("--allow-injection", action="store_true", help="take eBPF programs from IDSs and run them; CAP_BPF and CAP_PERFMON are kept for that")  # fmt: skip
+    serve.add_argument(
+        "--allow-injection",
+        action="store_true",
+        help="take eBPF programs from IDSs and run them; CAP_BPF and CAP_PERFMON are kept for that",
+    )
     serve.add_argument("--verbose", "-v", action="store_true", help="log every request")
     keygen = commands.add_parser("keygen", help="make a private key, print the public one")
     keygen.add_argument("path", type=Path, help="file to make, mode 0600; an existing one is kept")

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from guest_agent.programs import object_bytes
 
-PARTS = ("vmishim/__init__.py", "vmishim/errors.py", "vmishim/wire", "vmishim/kernel/__init__.py", "vmishim/kernel/btf.py", "vmishim/kernel/profile.py", "guest_agent")  # fmt: skip
+PARTS = (
+    "vmishim/__init__.py",
+    "vmishim/errors.py",
+    "vmishim/wire",
+    "vmishim/kernel/__init__.py",
+    "vmishim/kernel/btf.py",
+    "vmishim/kernel/profile.py",
+    "guest_agent",
+)
 """What the agent imports; ``tests/unit/test_imports.py`` holds it to that."""
 OBJECTS = ("memory", "locate")
 

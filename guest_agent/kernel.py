@@ -1,5 +1,7 @@
-"""This machine's kernel as the agent sees it: symbols, members, memory, walks. Everything that touches the kernel is here
-and in ``programs``; ``agent`` turns requests into calls of this."""
+"""This machine's kernel as the agent sees it: symbols, members, memory, walks.
+
+Everything that touches the kernel is here and in ``programs``; ``agent`` turns requests into calls of this.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from vmishim.wire.plan import Load, Plan, Take
 
 _U64 = struct.Struct("<Q")
 _LINKED_TEXT = 0xFFFFFFFF81000000
-"""Where x86-64 kernels are linked to run: CONFIG_PHYSICAL_START above __START_KERNEL_map (arch/x86/include/asm/page_64_types.h)."""
+"""Where x86-64 kernels are linked to run: CONFIG_PHYSICAL_START above __START_KERNEL_map
+(arch/x86/include/asm/page_64_types.h)."""
 PAGE_OFFSETS = {4: 0xFFFF888000000000, 5: 0xFF11000000000000}
 """The direct map without KASLR, by page-table levels (Documentation/arch/x86/x86_64/mm.rst)."""
 
@@ -121,7 +124,7 @@ class Kernel:
             return None
 
     def pointee(self, question: str) -> list[int] | None:
-        """``"task_struct 2272"`` or ``"#77 16"`` -> [type number, bytes] of what that word points to, None for nothing."""
+        """``"task_struct 2272"`` or ``"#77 16"`` -> [type number, bytes] of what that word points to, or None."""
         if self.btf is None:
             return None
         name, _, offset = question.partition(" ")
@@ -249,7 +252,8 @@ def _read_kallsyms() -> bytes:
         raise LoadError(f"cannot read /proc/kallsyms: {error.strerror}") from None
     if not re.search(rb"\n(?!0000000000000000)[0-9a-f]{16} ", text[:4096]):
         raise LoadError(
-            "/proc/kallsyms shows only zeros: run as root or with CAP_SYSLOG, and see that kernel.kptr_restrict is not 2"
+            "/proc/kallsyms shows only zeros: run as root or with CAP_SYSLOG, "
+            "and see that kernel.kptr_restrict is not 2"
         )
     return text
 

@@ -169,7 +169,10 @@ class Programs:
         self._options = _TestRun(sz=ctypes.sizeof(_TestRun))
 
     def map(self, name: str) -> mmap.mmap:
-        """The memory of an array map made with ``BPF_F_MMAPABLE``, shared with the programs. :raises KeyError: no such map"""
+        """The memory of an array map made with ``BPF_F_MMAPABLE``, shared with the programs.
+
+        :raises KeyError: there is no such map
+        """
         if name not in self._maps:
             found = self._lib.bpf_object__find_map_by_name(self._object, name.encode())
             if not found:
@@ -248,7 +251,7 @@ def _why(error: int) -> str:
     try:
         with open("/sys/kernel/security/lockdown") as file:
             if "[confidentiality]" in file.read():
-                return f"{text}: lockdown=confidentiality forbids reading kernel memory; start the agent before it is raised"
+                return f"{text}: lockdown=confidentiality forbids it; start the agent before that is raised"
     except OSError:
         pass
     release = os.uname().release

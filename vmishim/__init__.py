@@ -16,7 +16,7 @@ _LAZY = {
     "LinkError": "vmishim.errors",
     "FaultError": "vmishim.errors",
 }
-__all__ = ["AccessContext", "FaultError", "Libvmi", "LibvmiError", "LinkError", "__version__"]  # noqa: F822 - lazy
+__all__ = ["AccessContext", "FaultError", "Libvmi", "LibvmiError", "LinkError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,8 +14,8 @@ from vmishim.memory.remote import Remote
 from vmishim.wire.keys import PrivateKey, PublicKey
 
 Way = Literal["batch", "page", "scalar"]
-"""How memory is asked for: ``batch`` reads ahead; ``page`` fetches and keeps whole pages; ``scalar`` asks for each read,
-as SEVmonitor does. The last two are there to be compared with."""
+"""How memory is asked for: ``batch`` reads ahead; ``page`` fetches and keeps whole pages; ``scalar`` asks for each
+read, as SEVmonitor does. The last two are there to be compared with."""
 WAYS: tuple[Way, ...] = ("batch", "page", "scalar")
 
 # What LibVMI's get_offset and its examples ask for, so that it comes with the first reply.

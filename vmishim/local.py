@@ -43,7 +43,8 @@ def agent(*options: str) -> Iterator[tuple[str, Path, str]]:
             child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
             )
-            assert child.stdin is not None and child.stdout is not None
+            assert child.stdin is not None
+            assert child.stdout is not None
             try:
                 if child.stdout.readline() != b"ready\n":
                     child.wait()

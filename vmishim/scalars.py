@@ -4,8 +4,8 @@ They are made here from one table, ``WIDTHS`` by ``FORMS``. ``scalars.pyi``, whi
 same table by ``compat/coverage.py`` (a test compares).
 
 The road of a cached read is as short as Python allows, because an unchanged listing is thousands of them: for eight
-bytes one look-up in ``words`` by exact address, for fewer one in ``cells`` and an ``unpack_from``. Everything else goes to
-``Libvmi``.
+bytes one look-up in ``words`` by exact address, for fewer one in ``cells`` and an ``unpack_from``. Everything else
+goes to ``Libvmi``.
 """
 
 from __future__ import annotations

@@ -25,13 +25,15 @@ class Target(Protocol):
         ...
 
     words: dict[int, int]
-    """Kernel memory known right now, eight bytes by exact start address: the hit path of pointer reads looks here first,
-    and asks ``reader`` for everything else. Empty for a backend that reads ahead of nobody. The object never changes."""
+    """Kernel memory known right now, eight bytes by exact start address: the hit path of pointer reads looks here
+    first, and asks ``reader`` for everything else. Empty for a backend that reads ahead of nobody. The object never
+    changes."""
     cells: dict[int, bytes]
     """The same for what is not eight bytes long: the hit path of all other reads."""
 
     def hold(self) -> None:
-        """Everything read until ``release`` is as of one hold (LibVMI's ``vmi_pause_vm``). Nested: the caller counts."""
+        """Everything read until ``release`` is as of one hold (LibVMI's ``vmi_pause_vm``). Nested: the caller
+        counts."""
         ...
 
     def release(self) -> None:

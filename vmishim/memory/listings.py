@@ -1,7 +1,7 @@
 """The lists worth reading ahead: where each begins, how it steps, which fields come along before anything was learned.
 
-Plain data. A new one is a new entry of ``KNOWN``; what it names is asked of the guest's own symbols and BTF, so a kernel
-without it just goes without.
+Plain data. A new one is a new entry of ``KNOWN``; what it names is asked of the guest's own symbols and BTF, so a
+kernel without it just goes without.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ KNOWN: tuple[Ring | Table, ...] = (
         "sock",
         _SOCK_LINK,
         _SOCK,
-    ),  # fmt: skip
+    ),
     # Listeners: since 5.19 (cae3873c5b3a) in this table only, on the same link.
     Table(
         "tcp listeners",
@@ -261,7 +261,7 @@ KNOWN: tuple[Ring | Table, ...] = (
         _SOCK_LINK,
         _SOCK,
         LISTENING_NULLS_BASE,
-    ),  # fmt: skip
+    ),
 )
 
 

@@ -1,8 +1,8 @@
 """Reads ahead of an IDS: a read of a list's head walks the list in the guest, and the rest is answered from that walk.
 
-Nothing is declared by the IDS. What it reads beside a known node, or behind a pointer of one, is learned the second time
-(`_learn`), fetched at once for all nodes, and comes along with every later walk. A chain of dependent reads that nobody
-declared is learned as a list of its own (`_follow`).
+Nothing is declared by the IDS. What it reads beside a known node, or behind a pointer of one, is learned the second
+time (`_learn`), fetched at once for all nodes, and comes along with every later walk. A chain of dependent reads that
+nobody declared is learned as a list of its own (`_follow`).
 
 Freshness (docs/freshness.md): reading a head begins a new snapshot, unless it is the second look of the same listing;
 no byte is served that is older than `STALE` seconds; between `hold` and `release` everything is as of one hold.
@@ -49,8 +49,8 @@ LEARN_MAX = 256
 TEXT = 64
 """Bytes that are brought of a string at first; `LEARN_MAX` of one that turned out longer."""
 ARRAY, UNTYPED = 4096, 256
-"""Bytes above a pointer within which a read is taken for one of what it points to: for a pointer to pointers, and for one
-to void or characters. What any other points to is as large as its type says."""
+"""Bytes above a pointer within which a read is taken for one of what it points to: for a pointer to pointers, and for
+one to void or characters. What any other points to is as large as its type says."""
 DEPTH = 8
 """Pointers from a node that are followed."""
 CHAINS = 16
@@ -66,7 +66,7 @@ RUN = 4
 RUN_BYTES, RUN_BYTES_MAX = 4096, 1 << 18
 """Bytes brought of such an array at first and at most; each time twice as many, as the kernel's own read-ahead does."""
 HELD_MAX = 64 << 20
-"""Bytes of single reads a hold remembers; what is past that is refused, since two answers of one hold may not differ."""
+"""Bytes of single reads a hold remembers; more is refused, since two answers of one hold may not differ."""
 
 
 class Listing:
@@ -85,7 +85,8 @@ class Listing:
         self.empty: dict[int, int] = {}
         """For a table, what its heads hold when they are empty."""
         self.companions: OrderedDict[tuple[int, int], bool] = OrderedDict()
-        """Single reads, address and count, that go with this listing; true for those met more than once, which come along."""
+        """Single reads, address and count, that go with this listing; true for those met more than once, which come
+        along."""
         self.expires = 0.0
         self.walks = 0
 
@@ -541,7 +542,8 @@ class ReadAhead:
 
 
 class _Types:
-    """What words point to, by the guest's BTF: a read is taken for one of a structure only where such a structure is."""
+    """What words point to, by the guest's BTF: a read is taken for one of a structure only where such a structure
+    is."""
 
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
@@ -572,8 +574,8 @@ class _Types:
         return size if size > WORD else ARRAY if size == WORD else UNTYPED
 
     def _question(self, place: Place, path: Path, offset: int) -> str:
-        """How to ask for the word at ``offset`` of what ``path`` leads to; empty when its type is not known, as behind a
-        ``void *``."""
+        """How to ask for the word at ``offset`` of what ``path`` leads to; empty when its type is not known, as
+        behind a ``void *``."""
         of_type = place.struct
         if not of_type:
             return ""

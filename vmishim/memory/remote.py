@@ -123,7 +123,8 @@ class Remote:
         return self._ask(Members(list(names)), len(names))
 
     def pointees(self, questions: Sequence[str]) -> list[list[int] | None]:
-        """``"struct offset"`` -> [number, bytes] of the type that word points to, see `vmishim.wire.messages.Pointees`."""
+        """``"struct offset"`` -> [number, bytes] of the type that word points to, see
+        `vmishim.wire.messages.Pointees`."""
         return self._ask(Pointees(list(questions)), len(questions))
 
     def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:

@@ -1,7 +1,7 @@
 """What IDS and agent say to each other: requests and replies as values, and their bytes.
 
-A message is ``kind (u8), length of the JSON part (u32 little-endian), JSON array of its fields, bulk bytes``. JSON carries
-names and small numbers, where it costs nothing; addresses by the thousand and memory travel as bulk bytes.
+A message is ``kind (u8), length of the JSON part (u32 little-endian), JSON array of its fields, bulk bytes``. JSON
+carries names and small numbers, where it costs nothing; addresses by the thousand and memory travel as bulk bytes.
 """
 
 from __future__ import annotations
@@ -274,8 +274,8 @@ def encode(message: Message) -> bytes:
 def decode(data: bytes) -> Message:
     """The message of these bytes.
 
-    :raises LinkError: they are no message: an unknown kind, a wrong length, a field of another type. A `Walk` whose plan
-        is out of bounds raises `PlanError`, which says so.
+    :raises LinkError: they are no message: an unknown kind, a wrong length, a field of another type. A `Walk` whose
+    plan is out of bounds raises `PlanError`, which says so.
     """
     try:
         number, length = _HEAD.unpack_from(data)

@@ -1,8 +1,9 @@
 """Gather plans: what to walk in the guest kernel, and what to bring along, as a value.
 
-A plan says where a walk begins (`Heads`), how it steps from node to node (`Step`), and which memory of each node, and of
-what the node points to, comes along (`Load`, `Take`, `Text`). One eBPF interpreter (``bpf/memory.bpf.c``) carries out any
-plan; both sides read the records it writes with `Records`.
+A plan says where a walk begins (`Heads`), how it steps from node to node (`Step`), and which memory of each node, and
+of
+what the node points to, comes along (`Load`, `Take`, `Text`). One eBPF interpreter (``bpf/memory.bpf.c``) carries out
+any plan; both sides read the records it writes with `Records`.
 """
 
 from __future__ import annotations
