@@ -322,13 +322,12 @@ class Libvmi(Scalars):
     __slots__ = (
         "__weakref__",
         "_cells",
-        "_words",
         "_dtbs",
         "_encrypted",
         "_holds",
-        "_lower",
         "_kpgd",
         "_lock",
+        "_lower",
         "_names",
         "_os",
         "_pages",
@@ -339,6 +338,7 @@ class Libvmi(Scalars):
         "_target",
         "_upper",
         "_vmid",
+        "_words",
         "opaque_vmi",
         "vmi",
     )  # fmt: skip
@@ -376,8 +376,8 @@ class Libvmi(Scalars):
     def _find(
         domain: str, init_flags: int, init_data: Mapping[VMIInitData, str] | None, mode: VMIMode | None, partial: bool
     ) -> domains.Domain:
-        for value in (init_data or {}).values():
-            if not isinstance(value, str):
+        for kind, value in (init_data or {}).items():
+            if not isinstance(kind.value, int) or not isinstance(value, str):
                 raise RuntimeError("Passing anything else than a string as init_data value is not implemented")
         if partial and mode is not None and not isinstance(mode, VMIMode):
             raise RuntimeError("mode is not an instance of VMIMode")

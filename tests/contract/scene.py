@@ -29,11 +29,13 @@ class Scene:
     config: dict[str, int | str]
     """LibVMI's configuration of it, as a dictionary."""
     folder: Path
+    python: str
+    """Interpreter of an environment that has the genuine bindings."""
 
     def genuine(self) -> Genuine:
         """The genuine bindings on its memory."""
         arguments = {"config_mode": VMIConfig.DICT, "config": self.config}
-        return Genuine(interpreter(), self.folder / "genuine.log", str(self.vm.ram), **arguments)
+        return Genuine(self.python, self.folder / "genuine.log", str(self.vm.ram), **arguments)
 
     def ramfile(self) -> Libvmi:
         """Ours on its memory, under the name that LibVMI's file driver has for it."""
@@ -46,13 +48,14 @@ def scene(folder: Path) -> Iterator[Scene]:
 
     :param folder: for LibVMI's symbol map and its log
     """
+    python = interpreter()
     with LabVM.boot(nokaslr=True) as vm:
         sysmap = folder / "sysmap"
         sysmap.write_text(UNMOVED + vm.kallsyms().decode())
         with Libvmi.over(RamFile("lab", vm.ram)) as vmi:
             offsets = {name: vmi.get_offset(name) for name in MEMBERS}
             places = _places(vm, vmi)
-        yield Scene(vm, places, {"ostype": "Linux", "sysmap": str(sysmap), **offsets}, folder)
+        yield Scene(vm, places, {"ostype": "Linux", "sysmap": str(sysmap), **offsets}, folder, python)
 
 
 def _places(vm: LabVM, vmi: Libvmi) -> Places:

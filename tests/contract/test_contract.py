@@ -20,8 +20,12 @@ from vmishim.libvmi import AccessContext, Libvmi, pause
 
 BEHAVIOUR: dict[str, Any] = json.loads((Path(__file__).parent / "behaviour.json").read_text())
 
-RESTLESS = {"get_memsize: plain", "get_max_physical_address: plain"}
-"""Cases whose values are not the same for all: the guest does not count the memory that its firmware keeps."""
+RESTLESS = {
+    "get_memsize: plain",  # the guest does not count the memory that its firmware keeps
+    "get_max_physical_address: plain",
+    "read_str: symbol",  # LibVMI takes the address of the name, on the host, for the string's, and may cut it short
+}
+"""Cases whose values are not the same for all."""
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)

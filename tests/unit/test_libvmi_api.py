@@ -19,6 +19,7 @@ from vmishim.constants import (
     MemAccess,
     RegAccess,
     TranslateMechanism,
+    VMIInitData,
     VMIMode,
     X86Reg,
 )
@@ -324,7 +325,7 @@ def test_the_constructor_s_arguments_are_checked(known: Path) -> None:
     with pytest.raises(RuntimeError, match="VMIMode"):
         Libvmi("web-1", mode=5, partial=True)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="init_data"):
-        Libvmi("web-1", init_data={"x": 5})  # type: ignore[dict-item]
+        Libvmi("web-1", init_data={VMIInitData.KVMI_SOCKET: 5})  # type: ignore[dict-item]
 
 
 def test_access_mode(known: Path, vmi: Libvmi) -> None:
