@@ -287,8 +287,8 @@ def check_helpers(instructions: bytes) -> None:
             if source == 0 and number not in HELPERS:
                 raise InjectionError(
                     "injection",
-                    f"the program calls helper {number}, which is not among those that only read: "
-                    + ", ".join(HELPERS.values()),
+                    f"the program calls helper {number}, which is not among those that only read "
+                    "(docs/injection.md lists them)",
                 )
 
 
@@ -297,7 +297,8 @@ def explain(error: LoadError) -> str:
     words = [line.strip() for line in error.log.splitlines()]
     relocation = next((line for line in words if "failed to resolve CO-RE relocation" in line), None)
     if relocation:
-        return f"this kernel has no such member or type: {relocation.partition('relocation ')[2]}"
+        named = re.search(r"\] (.+?) \(", relocation)
+        return f"this kernel has no {named[1] if named else relocation}, by its BTF"
     if re.search(r"kernel BTF is missing|find valid kernel BTF", error.log):
         return (
             "this kernel shows no BTF, by which a CO-RE object finds its members: compile the program against the "
@@ -317,12 +318,14 @@ def verdict(text: str) -> str:
     if not said or (begin < 0 and not ends):
         return ""
     source = next((line[1:].strip() for line in reversed(lines) if line.startswith(";") and len(line) > 3), "")
-    return f"{f' at `{source}`' if source else ''}: {said[-1]}"
+    # Newer kernels say where the line is: "; walk.at = 0; @ file.c:37".
+    line, _, place = source.partition(" @ ")
+    return f"{f' at {place}' if place else ''}{f' `{line}`' if line else ''}: {said[-1]}"
 
 
 _INSTRUCTION = re.compile(
     r"\d+: \(|(from )?\d+ (to|:) |R\d+(_w)?=|\d+: R\d|\d+: <|frame\d|mark_precise|arg#|libbpf:|func#|last_idx|regs="
-    r"|parent |caller|callee|returning from|to caller at|propagating |verification time|stack depth"
+    r"|parent |caller|callee|returning from|to caller at|propagating |(cur|old) state|verification time|stack depth"
 )
 
 

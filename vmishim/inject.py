@@ -37,8 +37,9 @@ from vmishim.wire.messages import (
 
 OLDEST_CLANG, NEWEST_CLANG = 14, 22
 """Versions looked for: 14 is Debian 12's; what is called plain ``clang`` is asked for its version."""
-LOAD_TIMEOUT = 60.0
-"""Seconds the agent may take to load a program: the verifier may look at a million instructions."""
+LOAD_TIMEOUT = 120.0
+"""Seconds the agent may take to load a program: the verifier looks at up to a million instructions, which in an emulated
+guest took 50 s."""
 _ELF = b"\x7fELF"
 
 
@@ -216,6 +217,9 @@ def compile_core(source: str | Path, *, vmlinux: Path | None = None) -> bytes:
         done = subprocess.run([*command, "-c", file, "-o", made], capture_output=True, text=True, check=False)
         if done.returncode:
             raise CompileError(complaint(file.name, done.stderr), done.stderr)
+        # What debuggers want is no use to the kernel; of a vmlinux.h it is most of the object.
+        if strip := _newest("llvm-strip"):
+            subprocess.run([strip, "-g", made], capture_output=True, check=False)
         return made.read_bytes()
 
 
@@ -224,10 +228,9 @@ def find_clang() -> str:
 
     :raises CompileError: there is none
     """
-    for version in range(NEWEST_CLANG, OLDEST_CLANG - 1, -1):
-        if found := shutil.which(f"clang-{version}"):
-            return found
-    found, old = shutil.which("clang"), ""
+    found, old = _newest("clang"), ""
+    if found and found != shutil.which("clang"):
+        return found
     if found:
         said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
         version_of = re.search(r"version (\d+)", said)
@@ -235,6 +238,12 @@ def find_clang() -> str:
             return found
         old = f" ({found} is older)"
     raise CompileError(f"no clang >= {OLDEST_CLANG} on the PATH{old}: apt install clang-16 libbpf-dev linux-libc-dev")
+
+
+def _newest(tool: str) -> str | None:
+    """The newest ``TOOL-VERSION`` on the PATH, else plain ``TOOL``."""
+    names = [f"{tool}-{version}" for version in range(NEWEST_CLANG, OLDEST_CLANG - 1, -1)]
+    return next((found for name in (*names, tool) if (found := shutil.which(name))), None)
 
 
 def header() -> Path:
