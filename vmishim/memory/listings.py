@@ -56,6 +56,11 @@ class Place:
             return (self.table[0], self.start) if self.start else (self.table[0],)
         return (self.start, self.start + WORD) if self.step in (Step.RING, Step.RING_NODE) else (self.start,)
 
+    def is_head_node(self, address: int) -> bool:
+        """Whether ``address`` lies in the node that holds the head, such as ``init_task``."""
+        node = self.start - self.link
+        return self.step == Step.RING_NODE and node <= address < node + self.after
+
     def plan(self, ops: tuple[Op, ...]) -> Plan:
         """The plan that collects ``ops`` of this list."""
         return Plan(

@@ -1,23 +1,30 @@
-"""Whole pages fetched and kept: what 00SEVen and MemProcFS do, and the rival that reading ahead has to beat."""
+"""Whole pages fetched and kept: what 00SEVen and MemProcFS do.
+
+The rival that reading ahead has to beat; and what serves reads that belong to no list: a process's own memory, and
+everything else within a hold.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 
 from vmishim.errors import FaultError
 from vmishim.memory.reader import KERNEL, PAGE_SIZE, MemoryReader
 
 STALE = 1.0
 """Seconds a page is kept, as LibVMI's KVM driver keeps it."""
+PAGES_MAX = 16384
+"""Pages kept at most, 64 MiB; the one longest unread makes room."""
 
 
 class Pages:
-    """A reader that asks for 4 KiB pages and keeps them for a second, or for the length of a hold."""
+    """A reader that asks for 4 KiB pages and keeps them for a second, or for the length of a hold. Safe for threads."""
 
     def __init__(self, reader: MemoryReader) -> None:
         self._reader = reader
-        self._pages: dict[tuple[int, int], tuple[float, bytes]] = {}
+        self._pages: OrderedDict[tuple[int, int], tuple[float, bytes]] = OrderedDict()
         self._lock = threading.RLock()
         self._holding = False
 
@@ -43,6 +50,9 @@ class Pages:
             except FaultError:
                 raise FaultError(wanted, before) from None
             self._pages[start, space] = kept
+            if len(self._pages) > PAGES_MAX:
+                self._pages.popitem(last=False)
+        self._pages.move_to_end((start, space))
         return kept[1]
 
     def hold(self) -> None:

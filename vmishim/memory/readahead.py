@@ -21,6 +21,7 @@ from struct import Struct
 
 from vmishim.errors import FaultError
 from vmishim.memory.listings import NODES_MAX, Place
+from vmishim.memory.pages import Pages
 from vmishim.memory.reader import KERNEL, KERNEL_FLOOR
 from vmishim.memory.remote import Remote
 from vmishim.memory.snapshot import (
@@ -65,8 +66,6 @@ RUN = 4
 """Reads one behind the other after which they are taken for an array that is read through."""
 RUN_BYTES, RUN_BYTES_MAX = 4096, 1 << 18
 """Bytes brought of such an array at first and at most; each time twice as many, as the kernel's own read-ahead does."""
-HELD_MAX = 64 << 20
-"""Bytes of single reads a hold remembers; more is refused, since two answers of one hold may not differ."""
 
 
 class Listing:
@@ -108,14 +107,13 @@ class ReadAhead:
 
     def __init__(self, remote: Remote, places: Sequence[Place]) -> None:
         self._remote = remote
+        self._pages = Pages(remote)
         self._lock = threading.RLock()
         self._known = Known()
         self.words, self.cells = self._known.words, self._known.cells
         self.listings: OrderedDict[int, Listing] = OrderedDict()
         self._doors: dict[int, Listing] = {}
         self._holding = False
-        self._held: dict[tuple[int, int], bytes] = {}
-        self._held_bytes = 0
         self._seen: set[tuple[int, Path, int]] = set()
         self._recent: deque[tuple[int, int]] = deque(maxlen=8)
         self._chains: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()
@@ -135,7 +133,7 @@ class ReadAhead:
         """See `vmishim.memory.reader.MemoryReader.read`. With ``text``, fewer bytes may come, the last of them NUL."""
         with self._lock:
             if space != KERNEL:
-                return self._single(address, count, space)
+                return self._pages.read(address, count, space)
             if count <= 0:
                 return b""
             listing = self._doors.get(address)
@@ -152,23 +150,24 @@ class ReadAhead:
         """From now on everything is as of one hold."""
         with self._lock:
             self._forget()
+            self._pages.hold()
             self._holding = True
 
     def release(self) -> None:
         """End the hold; the next read asks the guest."""
         with self._lock:
             self._holding = False
+            self._pages.release()
             self._forget()
 
     def flush(self) -> None:
         """Forget all memory, not what was learned."""
         with self._lock:
+            self._pages.flush()
             self._forget()
 
     def _forget(self) -> None:
         self._known.clear()
-        self._held.clear()
-        self._held_bytes = 0
         self._recent.clear()
         self._chains.clear()
         self._run = _Run()
@@ -198,7 +197,7 @@ class ReadAhead:
             data += word.to_bytes(WORD, "little")
         if len(data) >= count:
             return data[:count]
-        return self._single(address, count, KERNEL)
+        return self._single(address, count)
 
     def _walk(self, listing: Listing) -> None:
         """Take a new snapshot of a list."""
@@ -322,11 +321,7 @@ class ReadAhead:
             cell = self.cells.get(address)
             if cell is not None and 0 in cell:
                 return cell
-        data = self._known.read(address, count)
-        if data is None and self._holding:
-            data = self._held.get((address, KERNEL), b"")
-            return data[:count] if len(data) >= count else None
-        return data
+        return self._known.read(address, count)
 
     def _move_on(self, listing: Listing) -> None:
         self.words.update(listing.beyond)
@@ -338,14 +333,20 @@ class ReadAhead:
 
     def _miss(self, address: int, count: int, text: bool) -> bytes:
         """Read what no snapshot has, and learn from it."""
+        for listing in self.listings.values():
+            if listing.snapshot is None and listing.place.is_head_node(address):
+                # The head's own node comes first in many a listing: this is how it begins.
+                self._walk(listing)
+                self._current = listing
+                data = self._find(address, count, text)
+                return data if data is not None else self._single(address, count)
         explained = self._explain(address, count, text)
         if explained is not None:
             listing, field = explained
             if not self._holding and time.monotonic() >= listing.expires:
                 # A listing that takes longer than STALE goes on, on fresh memory.
                 self._walk(listing)
-                first = listing.place.start - listing.place.link
-                if not (listing.place.step == Step.RING_NODE and first <= address < first + listing.place.after):
+                if not listing.place.is_head_node(address):
                     self._move_on(listing)
                 learned = True
             else:
@@ -354,11 +355,11 @@ class ReadAhead:
                 data = self._find(address, count, text)
                 if data is not None:
                     return data
-            return self._single(address, count, KERNEL)
+            return self._single(address, count)
         ahead = self._run.bytes_ahead(address, count)
         if ahead:
             return self._read_on(address, count, ahead)
-        data = self._single(address, count, KERNEL)
+        data = self._single(address, count)
         self._accompany(address, count)
         if count == WORD:
             self._follow(address, int.from_bytes(data, "little"))
@@ -483,7 +484,7 @@ class ReadAhead:
         except FaultError as fault:
             data = fault.data
         if len(data) < count:
-            return self._single(address, count, KERNEL)
+            return self._single(address, count)
         whole = len(data) // WORD
         if count == WORD and address % WORD == 0:
             found = dict(
@@ -501,18 +502,9 @@ class ReadAhead:
 
     # ---- single reads ------------------------------------------------------------------------------------------------
 
-    def _single(self, address: int, count: int, space: int) -> bytes:
-        """Ask the agent; within a hold, ask once."""
-        if not self._holding:
-            return self._remote.read(address, count, space)
-        data = self._held.get((address, space), b"")
-        if len(data) < count:
-            if self._held_bytes + count > HELD_MAX:
-                raise FaultError(address)
-            data = data + self._remote.read(address + len(data), count - len(data), space)
-            self._held[address, space] = data
-            self._held_bytes += count
-        return data[:count]
+    def _single(self, address: int, count: int) -> bytes:
+        """Ask the agent; within a hold, ask once for each page, so that no two answers differ."""
+        return (self._pages if self._holding else self._remote).read(address, count)
 
     # ---- expiry ------------------------------------------------------------------------------------------------------
 
