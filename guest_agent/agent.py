@@ -46,6 +46,8 @@ WALKS_MAX = 16
 """Unfinished walks kept, of all sessions; the one longest unasked for makes room."""
 READS_MAX, READ_MAX = 64, 4096
 """Single reads that a walk brings along, and bytes of one."""
+NAMES_MAX = 1024
+"""Names one request may ask about: each is a search through the kernel's own list."""
 PHYSICAL = 1
 """`vmishim.memory.reader.PHYSICAL`, which the agent does not carry."""
 
@@ -111,6 +113,8 @@ class Agent:
                     return Failure("walk", f"there is no unfinished walk {number}; begin it again")
                 del self._walks[number]
                 return self._chunk(walk, walk.ahead or kernel.walk(walk.plan, walk.heads, walk.state))
+            case Symbols(several) | Names(several) | Members(several) | Pointees(several) if len(several) > NAMES_MAX:
+                return Failure("oversize", f"{len(several)} names in one request, at most {NAMES_MAX}")
             case Symbols(names):
                 return Answer([kernel.symbol(name) for name in names])
             case Names(addresses):
@@ -133,6 +137,8 @@ class Agent:
                 self._injections.eject(session, number)
                 return Answer([])
             case Hello(version, symbols, members):
+                if len(symbols) + len(members) > NAMES_MAX:
+                    return Failure("oversize", f"a hello asks about at most {NAMES_MAX} names")
                 log.info("an IDS of version %s is here", version)
                 facts = kernel.facts()
                 facts["version"] = vmishim.__version__
