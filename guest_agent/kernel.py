@@ -144,10 +144,19 @@ class Kernel:
             "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
             "page_offset": self.page_offset,
             "kaslr_offset": text - _LINKED_TEXT if text else 0,
-            "memory_size": _memory_size(),
+            "memory_size": self._memory_size(),
             "vcpus": os.cpu_count() or 1,
             "levels": self.levels,
         }
+
+    def _memory_size(self) -> int:
+        """End of the highest RAM, bytes; 0 when it can't be told."""
+        most = self.symbol("max_pfn")
+        if most:
+            return int.from_bytes(self.read(most, 8), "little") << 12
+        ends = re.findall(r"^[0-9a-f]+-([0-9a-f]+) : System RAM", Path("/proc/iomem").read_text(), re.M)
+        # Without CAP_SYS_ADMIN all of them are zero there.
+        return max((int(end, 16) + 1 for end in ends if int(end, 16)), default=0)
 
     def _locate(self) -> dict[str, int]:
         programs = Programs(object_bytes("locate"))
@@ -265,10 +274,4 @@ def _read_btf() -> Btf | None:
         return None
 
 
-def _memory_size() -> int:
-    """End of the highest RAM, bytes."""
-    ends = re.findall(r"^[0-9a-f]+-([0-9a-f]+) : System RAM", Path("/proc/iomem").read_text(), re.M)
-    return max((int(end, 16) + 1 for end in ends), default=0)
-
-
-__all__ = ["Gathered", "Kernel", "LibvmiError", "LoadError"]
+__all__ = ["Gathered", "Kernel", "LoadError"]
