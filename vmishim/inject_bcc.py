@@ -101,15 +101,13 @@ def compile_by_headers(source: str | Path, headers: Path, *, license: str = "GPL
     :raises CompileError: it does not compile, or bcc or headers are missing; ``log`` has all messages
     """
     found = Headers.find(headers)
+    names = list(MAP_NUMBERS.values())
+    sizes = [f"int inject_{name}_size(void *unused) {{ return sizeof(struct inject_{name}); }}" for name in names]
     with tempfile.TemporaryDirectory(prefix="vmishim-") as folder:
         file = source_file(source, Path(folder))
-        text = file.read_text(errors="replace")
+        text = "\n".join((file.read_text(errors="replace"), *sizes))
         flags = ["-DBY_HEADERS", f"-I{header().parent}", f"-I{file.parent}", *found.flags]
-        names = list(MAP_NUMBERS.values())
-        sizes = [f"int inject_{name}_size(void *unused) {{ return sizeof(struct inject_{name}); }}" for name in names]
-        functions = run_bcc(
-            found, "\n".join((text, *sizes)), flags, ["run", *(f"inject_{name}_size" for name in names)], file.name
-        )
+        functions = run_bcc(found, text, flags, ["run", *(f"inject_{name}_size" for name in names)], file.name)
     maps = [MapDefinition.array(name, constant(functions[f"inject_{name}_size"])) for name in names]
     instructions = functions["run"]
     return Bundle(found.release, license, maps, _patches(instructions), instructions).pack()
@@ -120,15 +118,32 @@ def run_bcc(headers: Headers, text: str, flags: list[str], functions: list[str],
 
     :raises CompileError: see `compile_by_headers`
     """
-    request = {"source": str(headers.source), "text": text, "flags": flags, "functions": functions}
-    done = subprocess.run(
-        [_interpreter(), "-I", "-c", _COMPILER], input=json.dumps(request), capture_output=True, text=True, check=False
-    )
+    with tempfile.TemporaryDirectory(prefix="vmishim-") as folder:
+        # bcc puts its own copy of linux/bpf.h before everything, and the structures that a newer kernel has in it are
+        # missing where that kernel's other headers need them: 6.12 with bcc 0.26.
+        newer = Path(folder, "newer.h")
+        newer.touch()
+        request = {"source": str(headers.source), "text": text, "functions": functions}
+        request["flags"] = [*flags, "-include", str(newer)]
+        done = _compile(request)
+        missing = set(re.findall(r"incomplete type 'struct (bpf_\w+)'", done.stderr)) if done.returncode else set()
+        if missing:
+            kernels = (headers.source / "include" / "uapi" / "linux" / "bpf.h").read_text()
+            found = [
+                re.search(rf"^struct {each} \{{.*?^\}}.*?;", kernels, re.MULTILINE | re.DOTALL) for each in missing
+            ]
+            newer.write_text("\n".join(definition[0] for definition in found if definition) + "\n")
+            done = _compile(request)
     if done.returncode:
         if "Unknown program" in done.stderr:
             raise CompileError(f'{name} holds no SEC("syscall") int run(void *)', done.stderr)
         raise CompileError(complaint(name, _without_traceback(done.stderr)), done.stderr)
     return {function: bytes.fromhex(code) for function, code in json.loads(done.stdout).items()}
+
+
+def _compile(request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    command = [_interpreter(), "-I", "-c", _COMPILER]
+    return subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
 
 
 def constant(instructions: bytes) -> int:
