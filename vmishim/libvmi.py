@@ -47,7 +47,7 @@ from vmishim.memory import pagetable
 from vmishim.memory.pagetable import Translation
 from vmishim.memory.reader import KERNEL, PAGE_SIZE, PHYSICAL
 from vmishim.scalars import Scalars
-from vmishim.target import Target
+from vmishim.target import Target, Walking
 
 if TYPE_CHECKING:
     from vmishim.inject import InjectedProgram
@@ -731,9 +731,15 @@ class Libvmi(Scalars):
         return self._encrypted
 
     def _translate(self, dtb: int, vaddr: int) -> Translation:
-        root = self._tables(dtb)
+        root, vaddr, levels = self._tables(dtb), _unsigned(vaddr), self._profile.levels
+        if isinstance(self._target, Walking):
+            physical, size, values = self._target.lookup(root, pagetable.canonical(vaddr, levels))
+            if not size:
+                raise LibvmiError(FAILURE)
+            entries = pagetable.entries(root, vaddr, values, size, levels, self._encryption())
+            return Translation(vaddr, physical, size, entries)
         try:
-            return pagetable.walk(self._physical, root, _unsigned(vaddr), self._profile.levels, self._encryption())
+            return pagetable.walk(self._physical, root, vaddr, levels, self._encryption())
         except FaultError:
             raise LibvmiError(FAILURE) from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vmishim.kernel.profile import Profile
 from vmishim.memory.reader import MemoryReader
@@ -46,4 +46,17 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Let go of the guest. Further reads raise ``LinkError``."""
+        ...
+
+
+@runtime_checkable
+class Walking(Protocol):
+    """A target that walks page tables by itself. Of others, the API class reads the tables and walks them."""
+
+    def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
+        """Translate ``address`` by the page tables at ``dtb``.
+
+        :returns: (physical address, page size, values of the entries from the root down); size 0: it is not mapped
+        :raises LinkError: the guest could not be asked
+        """
         ...

@@ -233,6 +233,28 @@ def test_destroy_ends_everything_once(target: Guest) -> None:
     assert vmi.vmi is None
 
 
+class WalkingGuest(Guest):
+    """A guest that walks its page tables by itself: it maps one page."""
+
+    def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
+        self.told.append(f"lookup {dtb:#x} {address:#x}")
+        return (0x5008, 4096, [0x8001, 0x9001, 0xA001, 0x5001]) if address == BASE + 8 else (0, 0, [])
+
+
+def test_a_target_that_walks_is_asked_once() -> None:
+    target = WalkingGuest()
+    vmi = Libvmi.over(target)
+    found = vmi.pagetable_lookup_extended(TABLES, BASE + 8)
+    assert (found.paddr, found.size) == (0x5008, 4096)
+    assert found.x86_ia32e.pte_location == 0xA000
+    assert found.x86_ia32e.pml4e_value == 0x8001
+    assert vmi.pagetable_lookup(TABLES + 5, BASE + 8 - (1 << 60)) == 0x5008
+    with pytest.raises(LibvmiError, match=r"^VMI_FAILURE$"):
+        vmi.pagetable_lookup(TABLES, BASE)
+    assert target.told == [f"lookup 0x7000 {BASE + 8:#x}"] * 2 + [f"lookup 0x7000 {BASE:#x}"]
+    assert target.asked == []
+
+
 def test_flushes_reach_the_target(vmi: Libvmi, target: Guest) -> None:
     vmi.pagecache_flush()
     vmi.v2pcache_flush()

@@ -7,7 +7,7 @@ Source: Intel SDM volume 3, 4.5 "4-level paging and 5-level paging".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from struct import Struct
 from typing import NamedTuple
 
@@ -80,6 +80,23 @@ def walk(read: ReadPhysical, root: int, address: int, levels: int = 4, encrypted
             # In a large page's entry the bits below its alignment are flags (PAT) or reserved.
             return Translation(address, table & ~within | address & within, within + 1, tuple(entries))
     raise ValueError(f"page tables have 4 or 5 levels, not {levels}")
+
+
+def entries(
+    root: int, address: int, values: Iterable[int], size: int, levels: int = 4, encrypted: int = 0
+) -> tuple[Entry, ...]:
+    """Where the entries stand that lead to ``address``.
+
+    :param values: their bits, from the root down; what follows the entry of the page is ignored
+    :param size: bytes of the page; other parameters as of ``walk``
+    """
+    frame = FRAME & ~encrypted
+    table, found = root & frame, []
+    last = (size.bit_length() - 13) // 9 + 1
+    for level, value in zip(range(levels, last - 1, -1), values, strict=False):
+        found.append(Entry(table + (address >> (12 + 9 * (level - 1))) % ENTRIES * ENTRY_SIZE, value))
+        table = value & frame
+    return tuple(found)
 
 
 def pages(read: ReadPhysical, root: int, levels: int = 4, encrypted: int = 0) -> Iterator[Translation]:
