@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from guest_agent.programs import LoadError, Programs, object_bytes
-from vmishim.errors import LibvmiError
 from vmishim.kernel.btf import Btf
 from vmishim.wire.plan import Load, Plan, Take
 
