@@ -53,7 +53,7 @@ def stub() -> str:
         "# Written by compat/coverage.py from the table in scalars.py: change that.",
         "from typing import NoReturn",
         "",
-        "from vmishim.libvmi import AccessContext",
+        "from vmishim.values import AccessContext",
         "",
         "WIDTHS: dict[str, int]",
         "FORMS: dict[str, str]",

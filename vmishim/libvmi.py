@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from struct import Struct
 from types import SimpleNamespace, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vmishim import domains
 from vmishim.constants import (
@@ -48,6 +48,15 @@ from vmishim.memory.pagetable import Translation
 from vmishim.memory.reader import KERNEL, PAGE_SIZE, PHYSICAL
 from vmishim.scalars import Scalars
 from vmishim.target import Target, Walking
+from vmishim.values import (
+    AccessContext,
+    PageEntries,
+    PageInfo,
+    PageLookup,
+    Registers,
+    signed_32,
+    unsigned,
+)
 
 if TYPE_CHECKING:
     from vmishim.inject import InjectedProgram
@@ -120,183 +129,6 @@ def pause(vmi: Libvmi) -> Iterator[None]:
         yield
     finally:
         vmi.resume_vm()
-
-
-class AccessContext:
-    """An address and what it is relative to.
-
-    :param tr_mechanism: how to translate; decides which of the other parameters count
-    :param addr: physical address (``NONE``), or virtual address (``PROCESS_DTB``, ``PROCESS_PID``)
-    :param ksym: name of a kernel symbol (``KERNEL_SYMBOL``)
-    :param dtb: physical address of the page tables (``PROCESS_DTB``)
-    :param pid: process whose page tables are used (``PROCESS_PID``); 0 is the kernel
-    :raises RuntimeError: ``tr_mechanism`` is no ``TranslateMechanism``, or ``ksym`` is needed and no string
-
-    Source: ``access_context_t``.
-    """
-
-    def __init__(
-        self,
-        tr_mechanism: TranslateMechanism = TranslateMechanism.NONE,
-        addr: int = 0,
-        ksym: str | None = None,
-        dtb: int = 0,
-        pid: int = 0,
-    ) -> None:
-        if not isinstance(tr_mechanism, TranslateMechanism):
-            raise RuntimeError("must specify a valid TranslateMechanism")
-        self.tr_mechanism = tr_mechanism
-        if tr_mechanism is TranslateMechanism.KERNEL_SYMBOL:
-            if not isinstance(ksym, str):
-                raise RuntimeError("ksym must be a string")
-            self.ksym = ksym
-        self.addr = addr
-        self.dtb = dtb
-        self.pid = pid
-
-    def to_ffi(self) -> SimpleNamespace:
-        """The fields under their names in C. There is no C library here, so this is a plain object."""
-        if self.tr_mechanism is TranslateMechanism.KERNEL_SYMBOL:
-            return SimpleNamespace(translate_mechanism=self.tr_mechanism.value, ksym=self.ksym.encode())
-        return SimpleNamespace(
-            translate_mechanism=self.tr_mechanism.value,
-            addr=_unsigned(self.addr),
-            dtb=_unsigned(self.dtb),
-            pid=_signed_32(self.pid),
-        )
-
-
-class PageInfo:
-    """One mapped page, as ``Libvmi.get_va_pages`` lists it.
-
-    :ivar vaddr: virtual address of its start
-    :ivar dtb: the page tables that map it
-    :ivar paddr: physical address of its start
-    :ivar size: its bytes: 4 KiB, 2 MiB or 1 GiB
-    """
-
-    def __init__(self, cffi_pageinfo: Any) -> None:
-        self.vaddr: int = cffi_pageinfo.vaddr
-        self.dtb: int = cffi_pageinfo.dtb
-        self.paddr: int = cffi_pageinfo.paddr
-        self.size: int = cffi_pageinfo.size
-
-
-class PageEntries(NamedTuple):
-    """The page-table entries that lead to a page: where each is, and its bits. 0 where a large page needs none.
-
-    Source: ``page_info_t.x86_ia32e``; ``pml5e`` is ours.
-    """
-
-    pte_location: int = 0
-    pte_value: int = 0
-    pgd_location: int = 0
-    pgd_value: int = 0
-    pdpte_location: int = 0
-    pdpte_value: int = 0
-    pml4e_location: int = 0
-    pml4e_value: int = 0
-    pml5e_location: int = 0
-    pml5e_value: int = 0
-
-
-class PageLookup(NamedTuple):
-    """The result of ``Libvmi.pagetable_lookup_extended``. Source: ``page_info_t``."""
-
-    vaddr: int
-    """The virtual address asked for."""
-    paddr: int
-    """Its physical address."""
-    size: int
-    """Bytes of the page."""
-    pt: int
-    """The page tables that were used."""
-    x86_ia32e: PageEntries
-    """The entries on the way."""
-    pm: int = PageMode.IA32E.value
-    """Page mode of the translation."""
-    naddr: int = 0
-    nsize: int = 0
-    npt: int = 0
-    npm: int = 0
-    """Nested translation, which is not used: all 0."""
-
-
-class X86Registers:
-    """The registers of one x86 virtual CPU, one attribute each, all 0 at first. Source: ``x86_registers_t``."""
-
-    __slots__ = (
-        "cr0",
-        "cr2",
-        "cr3",
-        "cr4",
-        "cs_arbytes",
-        "dr7",
-        "fs_base",
-        "gs_base",
-        "msr_efer",
-        "msr_lstar",
-        "msr_star",
-        "r8",
-        "r9",
-        "r10",
-        "r11",
-        "r12",
-        "r13",
-        "r14",
-        "r15",
-        "rax",
-        "rbp",
-        "rbx",
-        "rcx",
-        "rdi",
-        "rdx",
-        "rflags",
-        "rip",
-        "rsi",
-        "rsp",
-        "sysenter_cs",
-        "sysenter_eip",
-        "sysenter_esp",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        for name in self.__slots__:
-            setattr(self, name, 0)
-
-
-class Registers:
-    """Registers of a virtual CPU, read and set like a dictionary by ``X86Reg``.
-
-    ``Libvmi`` hands out none, since no agent knows another CPU's registers; scripts may still build one.
-
-    :param regs: an object with the registers under ``.x86``; default: all 0
-    """
-
-    def __init__(self, regs: Any = None) -> None:
-        self.cffi_regs = regs or SimpleNamespace(x86=X86Registers())
-
-    def __getitem__(self, index: X86Reg) -> int:
-        """:raises RuntimeError: ``index`` is no ``X86Reg``, or no register that is kept"""
-        return int(getattr(self.cffi_regs.x86, self._name(index)))
-
-    def __setitem__(self, index: X86Reg, value: int) -> None:
-        """:raises RuntimeError: ``index`` is no ``X86Reg``, or no register that is kept"""
-        name = self._name(index)
-        setattr(self.cffi_regs.x86, name, _unsigned(value))
-
-    def _name(self, index: X86Reg) -> str:
-        if not isinstance(index, X86Reg):
-            raise RuntimeError("Must be an X86Reg enum value")
-        name = index.name.lower()
-        if not hasattr(self.cffi_regs.x86, name):
-            raise RuntimeError(f"Unknown field {name} in regs.x86")
-        return name
-
-    def __str__(self) -> str:
-        """One ``name = 0x...`` a line."""
-        regs = self.cffi_regs.x86
-        return "\n".join(f"{name} = {getattr(regs, name):#x}" for name in dir(regs) if not name.startswith("_"))
 
 
 class Libvmi(Scalars):
@@ -444,7 +276,7 @@ class Libvmi(Scalars):
 
         Source: ``vmi_init_paging``.
         """
-        _unsigned(flags)
+        unsigned(flags)
         self._paging = True
         return PageMode.IA32E
 
@@ -507,7 +339,7 @@ class Libvmi(Scalars):
 
     def _read(self, address: int, count: int, space: int, text: bool = False) -> bytes:
         if type(address) is not int or address >> 64:
-            address = _unsigned(address)
+            address = unsigned(address)
         try:
             if space == PHYSICAL:
                 return self._physical(address, count)
@@ -530,7 +362,7 @@ class Libvmi(Scalars):
 
     def _string(self, address: int, space: int) -> str:
         """Bytes up to the first NUL, page by page like LibVMI: a hole ends the string, unless it starts with one."""
-        address = _unsigned(address)
+        address = unsigned(address)
         text = bytearray()
         chunk = STRING_CHUNK
         while len(text) < STRING_LIMIT:
@@ -562,7 +394,7 @@ class Libvmi(Scalars):
 
     def _tables(self, dtb: int) -> int:
         """``dtb`` without PCID and flags, if there can be page tables."""
-        root = _unsigned(dtb) & pagetable.FRAME
+        root = unsigned(dtb) & pagetable.FRAME
         if not root or not self._paging:
             raise LibvmiError(FAILURE)
         return root
@@ -697,7 +529,7 @@ class Libvmi(Scalars):
 
         Source: ``vmi_read_unicode_str_va``.
         """
-        _unsigned(vaddr), _signed_32(pid)
+        unsigned(vaddr), signed_32(pid)
         raise LibvmiError(FAILURE)
 
     def free_unicode_str(self, unicode_str: Any) -> NoReturn:
@@ -731,7 +563,7 @@ class Libvmi(Scalars):
         return self._encrypted
 
     def _translate(self, dtb: int, vaddr: int) -> Translation:
-        root, vaddr, levels = self._tables(dtb), _unsigned(vaddr), self._profile.levels
+        root, vaddr, levels = self._tables(dtb), unsigned(vaddr), self._profile.levels
         if isinstance(self._target, Walking):
             physical, size, values = self._target.lookup(root, pagetable.canonical(vaddr, levels))
             if not size:
@@ -831,7 +663,7 @@ class Libvmi(Scalars):
 
         Source: ``vmi_translate_v2sym``.
         """
-        _unsigned(addr)
+        unsigned(addr)
         dtb, image = self._image(ctx)
         known = self._names.get((ctx.addr, dtb, addr))
         if known is not None:
@@ -860,7 +692,7 @@ class Libvmi(Scalars):
         if ctx.tr_mechanism is TranslateMechanism.PROCESS_PID:
             return self.pid_to_dtb(ctx.pid)
         if ctx.tr_mechanism is TranslateMechanism.PROCESS_DTB:
-            return _unsigned(ctx.dtb)
+            return unsigned(ctx.dtb)
         raise LibvmiError(FAILURE)
 
     def translate_v2ksym(self, ctx: AccessContext, addr: int) -> str:
@@ -879,7 +711,7 @@ class Libvmi(Scalars):
         if dtb != self._kernel_tables():
             raise LibvmiError(FAILURE)
         try:
-            return self._profile.symbol_at(_unsigned(addr))
+            return self._profile.symbol_at(unsigned(addr))
         except KeyError:
             raise LibvmiError(FAILURE) from None
 
@@ -890,7 +722,7 @@ class Libvmi(Scalars):
 
         Source: ``vmi_pid_to_dtb``. Found by walking the guest's task list, and remembered for a second or a pause.
         """
-        pid = _signed_32(pid)
+        pid = signed_32(pid)
         if pid == 0:
             return self._kernel_tables()
         known = self._dtbs.get(pid)
@@ -913,7 +745,7 @@ class Libvmi(Scalars):
 
         Source: ``vmi_dtb_to_pid``. The bits for PCID and page-table isolation are ignored.
         """
-        dtb = _unsigned(dtb)
+        dtb = unsigned(dtb)
         if not dtb & ~_SWITCHED:
             return 0  # LibVMI takes the idle task's missing memory for page tables at 0
         mm, pgd, number = (self._offset(name) for name in ("linux_mm", "linux_pgd", "linux_pid"))
@@ -968,7 +800,7 @@ class Libvmi(Scalars):
         entries = {}
         for level, entry in zip(levels, found.entries, strict=False):  # a large page ends early
             entries[f"{level}_location"], entries[f"{level}_value"] = entry
-        return PageLookup(vaddr, found.physical, found.size, _unsigned(dtb), PageEntries(**entries))
+        return PageLookup(vaddr, found.physical, found.size, unsigned(dtb), PageEntries(**entries))
 
     def get_va_pages(self, dtb: int) -> list[PageInfo]:
         """Every page that the page tables at ``dtb`` map, kernel half included, from the highest address down.
@@ -977,7 +809,7 @@ class Libvmi(Scalars):
 
         Source: ``vmi_get_va_pages``. The genuine binding raises ``AttributeError``.
         """
-        found = pagetable.pages(self._physical, _unsigned(dtb), self._profile.levels, self._encryption())
+        found = pagetable.pages(self._physical, unsigned(dtb), self._profile.levels, self._encryption())
         return [
             PageInfo(SimpleNamespace(vaddr=page.address, dtb=dtb, paddr=page.physical, size=page.size))
             for page in reversed(list(found))
@@ -1010,7 +842,7 @@ class Libvmi(Scalars):
             self._place(ctx)
         if symbol is not None:
             self.translate_ksym2v(symbol)
-        _unsigned(address), _signed_32(pid)
+        unsigned(address), signed_32(pid)
         if length:
             raise LibvmiError(FAILURE)
         return 0
@@ -1075,7 +907,7 @@ class Libvmi(Scalars):
 
     def get_page_mode(self, vcpu: int) -> PageMode:
         """How page tables are built: ``IA32E``; ``UNKNOWN`` after a partial init. Source: ``vmi_get_page_mode``."""
-        _unsigned(vcpu)
+        unsigned(vcpu)
         return PageMode.IA32E if self._paging else PageMode.UNKNOWN
 
     def get_address_width(self) -> int:
@@ -1096,7 +928,7 @@ class Libvmi(Scalars):
 
     def get_winver_manual(self, kdvb_pa: int) -> VMIWinVer:
         """``OS_WINDOWS_NONE``, whatever the address. Source: ``vmi_get_winver_manual``."""
-        _unsigned(kdvb_pa)
+        unsigned(kdvb_pa)
         return VMIWinVer.OS_WINDOWS_NONE
 
     def _offset(self, name: str) -> int:
@@ -1161,7 +993,7 @@ class Libvmi(Scalars):
 
         Source: ``vmi_request_page_fault``.
         """
-        _unsigned(vcpu), _unsigned(vaddr), _unsigned(error_code)
+        unsigned(vcpu), unsigned(vaddr), unsigned(error_code)
         raise LibvmiError(FAILURE)
 
     def get_vcpureg(self, reg: int, vcpu: int) -> int:
@@ -1172,10 +1004,10 @@ class Libvmi(Scalars):
 
         Source: ``vmi_get_vcpureg``.
         """
-        if _unsigned(reg) == X86Reg.CR3.value:
-            _unsigned(vcpu)
+        if unsigned(reg) == X86Reg.CR3.value:
+            unsigned(vcpu)
             return self._kernel_tables()
-        _unsigned(vcpu)
+        unsigned(vcpu)
         raise LibvmiError(FAILURE)
 
     def get_vcpuregs(self, vcpu: int) -> Registers:
@@ -1185,7 +1017,7 @@ class Libvmi(Scalars):
 
         Source: ``vmi_get_vcpuregs``.
         """
-        _unsigned(vcpu)
+        unsigned(vcpu)
         raise LibvmiError(FAILURE)
 
     def set_vcpureg(self, value: int, reg: int, vcpu: int) -> NoReturn:
@@ -1195,7 +1027,7 @@ class Libvmi(Scalars):
 
         Source: ``vmi_set_vcpureg``.
         """
-        _unsigned(value), _unsigned(reg), _unsigned(vcpu)
+        unsigned(value), unsigned(reg), unsigned(vcpu)
         raise LibvmiError(FAILURE)
 
     def set_vcpuregs(self, regs: Registers, vcpu: int) -> NoReturn:
@@ -1205,7 +1037,7 @@ class Libvmi(Scalars):
 
         Source: ``vmi_set_vcpuregs``.
         """
-        operator.attrgetter("cffi_regs")(regs), _unsigned(vcpu)
+        operator.attrgetter("cffi_regs")(regs), unsigned(vcpu)
         raise LibvmiError(FAILURE)
 
     def pause_vm(self) -> None:
@@ -1243,13 +1075,13 @@ class Libvmi(Scalars):
 
         Source: ``vmi_v2pcache_flush``.
         """
-        dtb = 0 if _unsigned(dtb) == (1 << 64) - 1 else dtb
+        dtb = 0 if unsigned(dtb) == (1 << 64) - 1 else dtb
         self._pages = {key: page for key, page in self._pages.items() if dtb and key[0] != dtb}
         self._target.flush()
 
     def v2pcache_add(self, va: int, dtb: int, pa: int) -> None:
         """Believe that page tables ``dtb`` map the page of ``va`` to that of ``pa``. Source: ``vmi_v2pcache_add``."""
-        self._pages[_unsigned(dtb), _unsigned(va) & -PAGE_SIZE] = _unsigned(pa) & -PAGE_SIZE
+        self._pages[unsigned(dtb), unsigned(va) & -PAGE_SIZE] = unsigned(pa) & -PAGE_SIZE
 
     def symcache_flush(self) -> None:
         """Forget symbols that were added. Source: ``vmi_symcache_flush``."""
@@ -1264,8 +1096,8 @@ class Libvmi(Scalars):
         Source: ``vmi_symcache_add``.
         """
         symbol.encode()
-        owner = self.pid_to_dtb(pid) if _signed_32(pid) else 0
-        self._symbols[_unsigned(base_addr), owner, symbol] = _unsigned(va)
+        owner = self.pid_to_dtb(pid) if signed_32(pid) else 0
+        self._symbols[unsigned(base_addr), owner, symbol] = unsigned(va)
 
     def rvacache_flush(self) -> None:
         """Forget names of addresses that were added. Source: ``vmi_rvacache_flush``."""
@@ -1277,7 +1109,7 @@ class Libvmi(Scalars):
         Source: ``vmi_rvacache_add``; the genuine binding is a ``TypeError``.
         """
         symbol.encode()
-        self._names[_unsigned(base_addr), self.pid_to_dtb(pid), _unsigned(rva)] = symbol
+        self._names[unsigned(base_addr), self.pid_to_dtb(pid), unsigned(rva)] = symbol
 
     def pidcache_flush(self) -> None:
         """Forget which page tables belong to which process. Source: ``vmi_pidcache_flush``."""
@@ -1285,7 +1117,7 @@ class Libvmi(Scalars):
 
     def pidcache_add(self, pid: int, dtb: int) -> None:
         """Believe that process ``pid`` has its page tables at ``dtb``. Source: ``vmi_pidcache_add``."""
-        self._dtbs[_signed_32(pid)] = _unsigned(dtb), _FOREVER
+        self._dtbs[signed_32(pid)] = unsigned(dtb), _FOREVER
 
     def pagecache_flush(self) -> None:
         """Forget all memory that was read: the next read asks the guest. Source: ``vmi_pagecache_flush``."""
@@ -1311,7 +1143,7 @@ class Libvmi(Scalars):
 
     def listen(self, timeout: int) -> NoReturn:
         """Refused, as ``register_event``. Source: ``vmi_events_listen``."""
-        _unsigned(timeout, 32)
+        unsigned(timeout, 32)
         raise LibvmiError(FAILURE)
 
     def are_events_pending(self) -> int:
@@ -1321,7 +1153,7 @@ class Libvmi(Scalars):
     def toggle_single_step_vcpu(self, event: Any, vcpu: int, enabled: bool) -> NoReturn:
         """Refused, as ``register_event``. Source: ``vmi_toggle_single_step_vcpu``."""
         event.to_cffi()
-        _unsigned(vcpu, 32)
+        unsigned(vcpu, 32)
         raise LibvmiError(FAILURE)
 
     def slat_get_domain_state(self) -> NoReturn:
@@ -1339,17 +1171,17 @@ class Libvmi(Scalars):
 
     def slat_destroy(self, slat_idx: int) -> NoReturn:
         """Refused, as ``slat_get_domain_state``. Source: ``vmi_slat_destroy``."""
-        _unsigned(slat_idx, 16)
+        unsigned(slat_idx, 16)
         raise LibvmiError(FAILURE)
 
     def slat_switch(self, slat_idx: int) -> NoReturn:
         """Refused, as ``slat_get_domain_state``. Source: ``vmi_slat_switch``."""
-        _unsigned(slat_idx, 16)
+        unsigned(slat_idx, 16)
         raise LibvmiError(FAILURE)
 
     def slat_change_gfn(self, slat_idx: int, old_gfn: int, new_gfn: int) -> NoReturn:
         """Refused, as ``slat_get_domain_state``. Source: ``vmi_slat_change_gfn``."""
-        _unsigned(slat_idx, 16), _unsigned(old_gfn), _unsigned(new_gfn)
+        unsigned(slat_idx, 16), unsigned(old_gfn), unsigned(new_gfn)
         raise LibvmiError(FAILURE)
 
 
@@ -1358,19 +1190,3 @@ _FOREVER = float("inf")
 
 def _before(place: tuple[int, int], count: int) -> tuple[int, int, int]:
     return place[0], count, place[1]
-
-
-def _unsigned(value: int, bits: int = 64) -> int:
-    """``value`` as C takes it. :raises OverflowError: out of range. :raises TypeError: no integer."""
-    number = operator.index(value)
-    if number >> bits:
-        raise OverflowError("can't convert negative int to unsigned" if number < 0 else "int too big to convert")
-    return number
-
-
-def _signed_32(value: int) -> int:
-    """``value`` as C's ``vmi_pid_t`` takes it. :raises OverflowError: out of range. :raises TypeError: no integer."""
-    number = operator.index(value)
-    if not -(1 << 31) <= number < 1 << 31:
-        raise OverflowError(f"integer {number} does not fit '32-bit int'")
-    return number
