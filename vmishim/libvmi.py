@@ -1084,8 +1084,11 @@ class Libvmi(Scalars):
         self._pages[unsigned(dtb), unsigned(va) & -PAGE_SIZE] = unsigned(pa) & -PAGE_SIZE
 
     def symcache_flush(self) -> None:
-        """Forget symbols that were added. Source: ``vmi_symcache_flush``."""
+        """Forget symbols that were added or asked for. Source: ``vmi_symcache_flush``."""
         self._symbols = {}
+        forget = getattr(self._target.profile, "forget", None)
+        if forget is not None:  # a profile that remembers what it asked
+            forget()
 
     def symcache_add(self, base_addr: int, pid: int, symbol: str, va: int) -> None:
         """Believe that ``symbol`` is at ``va``.

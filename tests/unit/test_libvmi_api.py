@@ -55,15 +55,20 @@ class Kernel:
     def size(self, struct: str) -> int:
         raise KeyError(struct)
 
+    forgotten = 0
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
 
 class Guest:
     """A stretch of kernel memory at ``BASE``, and what was asked of it."""
 
     name = "web-1"
-    profile = Kernel()
 
     def __init__(self, memory: bytes = bytes(range(1, 128)) * 128 + bytes(64)) -> None:
         self.memory = memory
+        self.profile = Kernel()
         self.words: dict[int, int] = {}
         self.cells: dict[int, bytes] = {}
         self.asked: list[tuple[int, int, int]] = []
@@ -259,6 +264,8 @@ def test_flushes_reach_the_target(vmi: Libvmi, target: Guest) -> None:
     vmi.pagecache_flush()
     vmi.v2pcache_flush()
     assert target.told == ["flush", "flush"]
+    vmi.symcache_flush()
+    assert target.profile.forgotten == 1
 
 
 def test_what_was_added_is_believed(vmi: Libvmi) -> None:
