@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from vmishim.kernel.offsets import Offsets
 from vmishim.kernel.remote import RemoteProfile
 from vmishim.link import Link
 from vmishim.memory.listings import KNOWN, found
@@ -37,16 +38,17 @@ class Guest:
     :param name: the domain's name
     :param link: the road to the agent; closed with the guest
     :param way: how memory is asked for
+    :param offsets: where members are that the kernel does not tell for lack of BTF
     :raises LinkError: the agent can't be asked
     """
 
-    def __init__(self, name: str, link: Link, way: Way = "batch") -> None:
+    def __init__(self, name: str, link: Link, way: Way = "batch", offsets: Offsets | None = None) -> None:
         self.name = name
         self.link = link
         self.remote = Remote(link.exchange)
         symbols = {*SYMBOLS, *(shape.symbol for shape in KNOWN)}
         members = {*MEMBERS, *(member for shape in KNOWN for member in shape.members)}
-        self.profile = RemoteProfile(self.remote, symbols, members)
+        self.profile = RemoteProfile(self.remote, symbols, members, offsets)
         self.words: dict[int, int] = {}
         self.cells: dict[int, bytes] = {}
         self.reader: MemoryReader = self.remote

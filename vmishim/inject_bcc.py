@@ -13,16 +13,19 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 from vmishim.inject import CompileError, complaint, header, source_file
+from vmishim.kernel.offsets import Offsets
 from vmishim.wire.injection import INSTRUCTION, LD_IMM64, Bundle, MapDefinition
 
 MAP_NUMBERS = {0x7601: "input", 0x7602: "output"}
 """What ``inject.h`` has where the descriptors of its maps belong: ``inject_input_number``, ``inject_output_number``."""
+_KINDS = ("offset", "size")
 _MOV_IMM, _EXIT = 0xB7, 0x95
 
 # What runs under the interpreter that has bcc: functions' instructions in hexadecimal.
@@ -111,6 +114,57 @@ def compile_by_headers(source: str | Path, headers: Path, *, license: str = "GPL
     maps = [MapDefinition.array(name, constant(functions[f"inject_{name}_size"])) for name in names]
     instructions = functions["run"]
     return Bundle(found.release, license, maps, _patches(instructions), instructions).pack()
+
+
+HOLDERS = (
+    *("linux/sched.h", "linux/sched/signal.h", "linux/cred.h", "linux/pid.h", "linux/nsproxy.h", "linux/mm_types.h"),
+    *("linux/fs.h", "linux/fdtable.h", "linux/dcache.h", "linux/mount.h", "linux/path.h", "linux/module.h"),
+    *("linux/netdevice.h", "net/net_namespace.h", "net/sock.h", "net/inet_sock.h", "net/inet_hashtables.h"),
+)
+"""Headers that declare the structures an IDS reads. Those that the kernel keeps to itself (``fs/mount.h``) are not
+packaged, so their members cannot be had this way."""
+
+
+def member_offsets(headers: Path, names: Iterable[str], holders: Sequence[str] = HOLDERS) -> Offsets:
+    """Where members are in the kernel of these headers. What the headers do not declare is left out.
+
+    :param names: ``"task_struct comm"``, ``"sock __sk_common.skc_num"``; a structure alone asks for its size
+    :param holders: headers to look in
+    :raises CompileError: bcc or headers are missing, or the headers do not compile; ``log`` has all messages
+    """
+    found = Headers.find(headers)
+    left = sorted(set(names))
+    for name in left:
+        if not re.fullmatch(r"\w+( [\w.]+)?", name):
+            raise CompileError(f"{name!r} is no member: give a structure and a member, such as 'task_struct comm'")
+    text = "".join(f"#include <{holder}>\n" for holder in holders)
+    first = text.count("\n") + 1
+    # One line a name, so that the line of an error tells which name the kernel does not know. What is unknown to the
+    # parser hides nothing else, so one more go is enough.
+    for _ in range(2):
+        lines = []
+        for number, name in enumerate(left):
+            struct, _, member = name.partition(" ")
+            offset = f"offsetof(struct {struct}, {member})" if member else "0"
+            size = f"sizeof(((struct {struct} *)0)->{member})" if member else f"sizeof(struct {struct})"
+            lines.append(
+                f"int offset_{number}(void *u) {{ return {offset}; }} int size_{number}(void *u) {{ return {size}; }}\n"
+            )
+        functions = [f"{kind}_{number}" for number in range(len(left)) for kind in _KINDS]
+        try:
+            made = run_bcc(found, text + "".join(lines), [*found.flags, "-ferror-limit=0"], functions, "the headers")
+            break
+        except CompileError as error:
+            wrong = {int(line) - first for line in re.findall(r"main\.c:(\d+):\d+: error:", error.log)}
+            if not wrong or not all(0 <= number < len(left) for number in wrong):
+                raise
+            left = [name for number, name in enumerate(left) if number not in wrong]
+    else:
+        raise CompileError("the headers declare none of these members")
+    return Offsets(
+        found.release,
+        {name: [constant(made[f"{kind}_{number}"]) for kind in _KINDS] for number, name in enumerate(left)},
+    )
 
 
 def run_bcc(headers: Headers, text: str, flags: list[str], functions: list[str], name: str) -> dict[str, bytes]:

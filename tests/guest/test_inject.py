@@ -12,12 +12,19 @@ from ci.vm import image
 from ci.vm.agent import InstalledAgent, install
 from ci.vm.headers import HeadersError, headers
 from ci.vm.lab import LabVM
+from tests.guest.ids import Ids
+from vmishim import guest as guests
 from vmishim.guest import Guest
 from vmishim.inject import Extents, InjectedProgram, InjectError, compile_core, inject, injected
-from vmishim.inject_bcc import compile_by_headers
+from vmishim.inject_bcc import compile_by_headers, member_offsets
+from vmishim.kernel.offsets import Offsets
+from vmishim.libvmi import Libvmi
+from vmishim.link import Link
+from vmishim.memory.listings import KNOWN
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "injection.md"
 EXAMPLE = re.findall(r"```c\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[0]
+MEMBERS = sorted({*guests.MEMBERS, *(member for shape in KNOWN for member in shape.members), "task_struct no_such"})
 HIDE_BTF = "/etc/systemd/system/vmishim-agent.service.d/hide-btf.conf"
 
 
@@ -53,6 +60,21 @@ def agent_without_btf(vm: LabVM, open_agent: InstalledAgent) -> Iterator[Install
     finally:
         vm.run("rm", HIDE_BTF)
         vm.run("systemctl", "stop", "vmishim-agent")
+
+
+def headers_of(vm: LabVM) -> Path:
+    """The headers of the guest's kernel, and that bcc is there to use them."""
+    try:
+        found = headers(vm.image.release)
+        compile_by_headers('#include "inject.h"\nint run(void *unused) { return 0; }', found)
+    except (HeadersError, InjectError) as error:
+        pytest.skip(f"cannot compile against the guest's headers: {error}")
+    return found
+
+
+def offsets_of(vm: LabVM) -> Offsets:
+    """Of what a guest's listings need, and of a member that is none."""
+    return member_offsets(headers_of(vm), MEMBERS)
 
 
 def links(vm: LabVM) -> dict[str, int]:
@@ -177,30 +199,45 @@ def test_sessions_make_room_and_load_again(vm: LabVM, open_agent: InstalledAgent
     assert "first" in [program.name for program in injected(guests[0])]
     for target in guests:
         target.close()
-    install(vm, "--allow-injection")
+    restart(vm)
 
 
-def test_programs_end_with_their_session(vm: LabVM) -> None:
-    agent = install(vm, "--allow-injection")
-    leaver, other = agent.connect(), agent.connect()
+def test_programs_end_with_their_session(vm: LabVM, open_agent: InstalledAgent) -> None:
+    restart(vm)
+    leaver, other = open_agent.connect(), open_agent.connect()
     inject(leaver, EXAMPLE, name="left behind")
     assert [(program.name, program.own) for program in injected(other)] == [("left behind", False)]
     programs = loaded(vm)
     leaver.close()
     # An agent keeps 64 sessions; the one that left is pushed out by those that come.
     for _ in range(64):
-        agent.connect().close()
-    watcher = agent.connect()
+        open_agent.connect().close()
+    watcher = open_agent.connect()
     assert injected(watcher) == []
     assert loaded(vm) == programs - 1
     watcher.close()
     other.close()
 
 
+def restart(vm: LabVM) -> None:
+    """End every session of the agent; its keys stay."""
+    vm.run("systemctl", "restart", "vmishim-agent")
+
+
 def loaded(vm: LabVM) -> int:
     """How many eBPF programs the agent holds, by the kernel's word on its descriptors."""
     script = 'cd /proc/$(systemctl show -P MainPID vmishim-agent)/fdinfo && grep -l "^prog_id:" * | wc -l'
     return int(vm.run("sh", "-c", script).stdout)
+
+
+def test_offsets_of_headers_are_those_of_btf(vm: LabVM, guest: Guest) -> None:
+    told = dict(zip(MEMBERS, guest.remote.members(MEMBERS), strict=True))
+    found = offsets_of(vm)
+    assert found.release == guest.profile.release
+    assert {**found.members, "task_struct no_such": None} == told
+
+
+# From here on the VM has other agents than open_agent.
 
 
 def test_off_by_default(vm: LabVM) -> None:
@@ -221,18 +258,25 @@ def test_without_btf_core_says_what_to_do(agent_without_btf: InstalledAgent) -> 
     guest.close()
 
 
+def test_processes_are_listed_without_btf(vm: LabVM, agent_without_btf: InstalledAgent) -> None:
+    link = Link(agent_without_btf.endpoint, agent_without_btf.private, agent_without_btf.public, 30.0)
+    guest = Guest("lab", link, offsets=offsets_of(vm))
+    planted = vm.spawn("sleep", "infinity", count=3, comm="planted")
+    listed = Ids(Libvmi.over(guest)).processes()
+    assert {pid for pid, comm in listed.items() if comm == "planted"} == planted
+    vm.kill(planted)
+    guest.close()
+
+
 def test_bcc_finds_the_same_without_btf(vm: LabVM, agent_without_btf: InstalledAgent) -> None:
-    try:
-        bundle = compile_by_headers(EXAMPLE, headers(vm.image.release))
-    except (HeadersError, InjectError) as error:
-        pytest.skip(f"cannot compile against the guest's headers: {error}")
+    bundle = compile_by_headers(EXAMPLE, headers_of(vm))
     guest = agent_without_btf.connect()
     with inject(guest, bundle, name="devices") as program:
         assert [(listed.name, listed.road) for listed in injected(guest)] == [("devices", "bytecode")]
         assert devices(program, guest) == links(vm)
     assert injected(guest) == []
     bad = EXAMPLE.replace("walk.at = READ_FIELD(walk.head, next);", "walk.at = *(void *volatile *)8;")
-    bundle_of_bad = compile_by_headers(bad, headers(vm.image.release))
+    bundle_of_bad = compile_by_headers(bad, headers_of(vm))
     with pytest.raises(InjectError, match="verifier refused the program"):
         inject(guest, bundle_of_bad)
     with pytest.raises(InjectError, match=r"headers of Linux 0\.1, but this is"):

@@ -21,6 +21,7 @@ from vmishim import inject_bcc
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.inject import CompileError, Extents, InjectError, compile_core, header, inject, parse_output
 from vmishim.kernel.btf import Btf
+from vmishim.kernel.offsets import Offsets
 from vmishim.memory.reader import Extent
 from vmishim.wire.injection import EXTENT_HEAD, INPUT_HEAD, MAGIC, OUTPUT_HEAD, Bundle, BundleError, MapDefinition
 from vmishim.wire.messages import Eject, Failure, Inject, Injected, Rejected, Run, decode, encode
@@ -35,6 +36,7 @@ struct {
     __type(value, struct inject_extent);
 } extents SEC(".maps");
 """
+OFFSETS = Offsets("6.1.0-1-amd64", {"task_struct comm": [2976, 16], "task_struct": [0, 9728]})
 INPUT, OUTPUT = MapDefinition.array("input", 65544), MapDefinition.array("output", 1 << 20)
 
 
@@ -151,6 +153,29 @@ def test_the_wheel_has_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
     build_data: dict[str, dict[str, str]] = {"force_include": {}}
     hook.initialize("standard", build_data)
     assert build_data["force_include"][str(ROOT / "bpf" / "inject.h")] == "vmishim/include/inject.h"
+
+
+def test_offsets_are_kept_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "offsets.json"
+    path.write_text(OFFSETS.to_json())
+    assert Offsets.read(path) == OFFSETS
+    for junk in (
+        "",
+        "[]",
+        "{}",
+        '{"release": "1", "members": {"a b": [1]}}',
+        '{"release": "1", "members": {"a": [0, -1]}}',
+    ):
+        path.write_text(junk)
+        with pytest.raises(LibvmiError, match="holds no offsets"):
+            Offsets.read(path)
+    with pytest.raises(LibvmiError, match="cannot read the offsets"):
+        Offsets.read(tmp_path)
+
+
+def test_a_name_that_is_code_is_no_member() -> None:
+    with pytest.raises(CompileError):
+        inject_bcc.member_offsets(Path("/"), ["task_struct comm); } int evil(void *u"])
 
 
 # ---- the output ------------------------------------------------------------------------------------------------------

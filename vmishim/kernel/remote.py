@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vmishim.errors import LinkError
+from vmishim.errors import LibvmiError, LinkError
+from vmishim.kernel.offsets import Offsets
 from vmishim.kernel.profile import Member
 from vmishim.memory.remote import Remote
 
@@ -14,10 +15,17 @@ class RemoteProfile:
 
     :param symbols: names to ask for in the first request, because they will be needed
     :param members: the same, as ``"struct member"``, or ``"struct"`` for its size
+    :param offsets: where members are that the kernel does not tell for lack of BTF
     :raises LinkError: the agent can't be asked
     """
 
-    def __init__(self, remote: Remote, symbols: Iterable[str] = (), members: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        remote: Remote,
+        symbols: Iterable[str] = (),
+        members: Iterable[str] = (),
+        offsets: Offsets | None = None,
+    ) -> None:
         self._remote = remote
         names, places = sorted(set(symbols)), sorted(set(members))
         facts = remote.hello(names, places)
@@ -36,6 +44,9 @@ class RemoteProfile:
             self.levels = int(facts["levels"])
         except (KeyError, TypeError, ValueError) as error:
             raise LinkError(f"the agent's welcome lacks a fact: {error}") from None
+        self._offsets = offsets.members if offsets else {}
+        if offsets and offsets.release != self.release:
+            raise LibvmiError(f"the offsets are those of Linux {offsets.release}, but the guest runs {self.release}")
 
     def symbol(self, name: str) -> int:
         """See `Profile.symbol`."""
@@ -66,7 +77,7 @@ class RemoteProfile:
     def _place(self, name: str) -> list[int]:
         if name not in self._members:
             self._members[name] = self._remote.members([name])[0]
-        place = self._members[name]
+        place = self._members[name] or self._offsets.get(name)
         if place is None:
             raise KeyError(f"Linux {self.release} has no {name.replace(' ', '.')!r}, or no BTF to find it in")
         return place

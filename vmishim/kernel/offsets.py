@@ -1,0 +1,40 @@
+"""Where members are in a kernel that shows no BTF: compiled from its headers, kept as a file, given to a `Guest`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from vmishim.errors import LibvmiError
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """Members of one kernel's structures.
+
+    :ivar release: that kernel's ``uname -r``
+    :ivar members: ``"task_struct comm"`` -> [offset, size] in bytes; a structure alone -> [0, its size]
+    """
+
+    release: str
+    members: dict[str, list[int]]
+
+    def to_json(self) -> str:
+        """As `read` takes it."""
+        return json.dumps({"release": self.release, "members": self.members}, indent=2)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The offsets in a file. :raises LibvmiError: it cannot be read, or is none"""
+        try:
+            found = json.loads(path.read_text())
+            for name, place in found["members"].items():
+                if len(place) != 2 or not all(type(number) is int and number >= 0 for number in place):
+                    raise ValueError(f"{name!r} is not [offset, size]")
+            return cls(str(found["release"]), found["members"])
+        except OSError as error:
+            raise LibvmiError(f"cannot read the offsets in {path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LibvmiError(f"{path} holds no offsets as `vmishim offsets` writes them: {error}") from None
