@@ -129,6 +129,18 @@ def parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, default=Path("agent.pyz"), metavar="FILE", help="(default: %(default)s)"
     )
 
+    offsets = command(
+        "offsets",
+        "offsets:offsets",
+        "write where members are in a kernel without BTF, by its headers",
+        epilog="example: vmishim offsets --headers /usr/src/linux-headers-6.1.0-56-cloud-amd64 >web-1.json\n"
+        'Then add to web-1 in domains.toml: offsets = "web-1.json". Needs bcc (apt install python3-bpfcc).',
+    )
+    offsets.add_argument(
+        "--headers", type=Path, required=True, metavar="FOLDER", help="linux-headers-RELEASE of the guest"
+    )
+    offsets.add_argument("members", nargs="*", metavar="MEMBER", help="more than listings need, as 'dentry d_name'")
+
     doctor = command("doctor", "doctor:doctor", "say what works, what does not, and what to do")
     _guest(doctor, needed=False)
     doctor.add_argument("--json", action="store_true", help="for programs")

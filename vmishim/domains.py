@@ -8,6 +8,7 @@
     key = "~/.config/vmishim/key"               # file of our own private key
     timeout = 5.0                               # seconds for one answer; optional
     id = 7                                      # Libvmi("7", INIT_DOMAINID); optional
+    offsets = "~/web-1.json"                    # for a kernel without BTF: what `vmishim offsets` wrote; optional
 
     [lab]
     ramfile = "/run/lab/ram"                    # memory-backend-file of an ordinary VM
@@ -55,6 +56,8 @@ class Domain:
     """Path of the guest's memory."""
     symbols: str = ""
     """Path of a symbol map for ``ramfile``."""
+    offsets: str = ""
+    """Path of what ``vmishim offsets`` wrote, for an agent whose kernel shows no BTF."""
 
 
 # How ``vmishim run`` sends an unchanged script another way; set by nobody else.
@@ -165,4 +168,9 @@ def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, wa
     endpoint = socket if socket.startswith(_SCHEMES) else domain.agent
     private = keys.load_private(Path(domain.key).expanduser())
     public = keys.PublicKey.from_text(domain.agent_key)
-    return guest.connect(domain.name, endpoint, private, public, domain.timeout, way or "batch")
+    offsets = None
+    if domain.offsets:
+        from vmishim.kernel.offsets import Offsets
+
+        offsets = Offsets.read(Path(domain.offsets).expanduser())
+    return guest.connect(domain.name, endpoint, private, public, domain.timeout, way or "batch", offsets)

@@ -81,7 +81,13 @@ class Guest:
 
 
 def connect(
-    name: str, endpoint: str, private: PrivateKey, public: PublicKey, timeout: float = 5.0, way: Way = "batch"
+    name: str,
+    endpoint: str,
+    private: PrivateKey,
+    public: PublicKey,
+    timeout: float = 5.0,
+    way: Way = "batch",
+    offsets: Offsets | None = None,
 ) -> Guest:
     """Connect to an agent.
 
@@ -89,11 +95,13 @@ def connect(
     :param private: our key, which the agent must permit
     :param public: the agent's key
     :param timeout: seconds one request may take
+    :param way: how memory is asked for
+    :param offsets: where members are that the kernel does not tell for lack of BTF
     :raises LinkError: nothing answers there, it has another key, or ours is not permitted
     """
     link = Link(endpoint, private, public, timeout)
     try:
-        return Guest(name, link, way)
+        return Guest(name, link, way, offsets)
     except BaseException:
         link.close()
         raise

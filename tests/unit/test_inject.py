@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from guest_agent.agent import Agent
 from guest_agent.injections import MAPS_MAX, SIZE_MAX, InjectionError, Injections, check_helpers, cut, explain, verdict
 from guest_agent.programs import Contents, LoadError
-from vmishim import inject_bcc
+from vmishim import cli, inject_bcc
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.inject import CompileError, Extents, InjectError, compile_core, header, inject, parse_output
 from vmishim.kernel.btf import Btf
@@ -176,6 +176,14 @@ def test_offsets_are_kept_in_a_file(tmp_path: Path) -> None:
 def test_a_name_that_is_code_is_no_member() -> None:
     with pytest.raises(CompileError):
         inject_bcc.member_offsets(Path("/"), ["task_struct comm); } int evil(void *u"])
+
+
+def test_the_command_line_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["offsets", "--headers", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert "holds no kernel headers" in shown.err
 
 
 # ---- the output ------------------------------------------------------------------------------------------------------
