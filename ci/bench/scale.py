@@ -102,9 +102,9 @@ class Curve:
     where: str
     points: list[Point]
     resting_kib: int
-    """The agent's memory before its walks of the longest list ..."""
+    """The agent's memory before its first walk ..."""
     peak_kib: int
-    """... and at most during them."""
+    """... and at most during all of them."""
 
 
 def main() -> int:
@@ -141,7 +141,8 @@ def main() -> int:
 
 def _measure(kernel: str, where: str, ground: Planter, agents: Agents) -> Curve:
     points, ahead = [], agents[True]
-    resting = 0
+    resting = ahead.kib("VmRSS")
+    ahead.forget_peak()
     for length in LENGTHS:
         plan, expected = _plant(ground, length)
         for agent in agents.values():
@@ -149,8 +150,6 @@ def _measure(kernel: str, where: str, ground: Planter, agents: Agents) -> Curve:
                 raise RuntimeError(f"a walk of {length} nodes did not bring what was planted")
         link = ahead.guest.link
         before = link.requests, link.bytes_received
-        resting = ahead.kib("VmRSS")
-        ahead.forget_peak()
         seconds: dict[bool, list[float]] = {True: [], False: []}
         for run in range(RUNS[length]):
             for way in (True, False) if run % 2 else (False, True):
@@ -266,8 +265,9 @@ def _show(curve: Curve) -> None:
     console.print(table)
     growth = curve.peak_kib - curve.resting_kib
     console.print(
-        f"agent's memory: {curve.resting_kib / 1024:.1f} MiB before the walks of {LENGTHS[-1]:,} nodes, at most "
-        f"{curve.peak_kib / 1024:.1f} MiB during them ({growth / 1024:+.1f})\n"
+        f"agent's memory: {curve.resting_kib / 1024:.1f} MiB before the first walk, at most "
+        f"{curve.peak_kib / 1024:.1f} MiB during all of them ({growth / 1024:+.1f}); a walk of {LENGTHS[-1]:,} nodes "
+        f"brings {curve.points[-1].received / (1 << 20):.1f} MiB\n"
     )
 
 
