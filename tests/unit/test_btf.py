@@ -164,3 +164,25 @@ def test_every_structure_of_this_kernel_agrees_with_bpftool() -> None:
             else:
                 assert found.offset * 8 == member["bits_offset"]
     assert seen == set(btf.structs())
+
+
+def test_pointees() -> None:
+    """By the running kernel's own BTF: what members point to, an array of pointers, and behind it."""
+    kernel = Btf(Path("/sys/kernel/btf/vmlinux").read_bytes())
+
+    def at(of_type: str | int, offset: int) -> tuple[int, int]:
+        found = kernel.pointee(of_type, offset)
+        assert found is not None
+        return found
+
+    mm = at("task_struct", kernel.member("task_struct", "mm").offset)
+    assert mm[1] == kernel.size("mm_struct")
+    file = at(mm[0], kernel.member("mm_struct", "exe_file").offset)
+    assert file[1] == kernel.size("file")
+    slots = at("fdtable", kernel.member("fdtable", "fd").offset)
+    assert slots[1] == 8
+    assert at(slots[0], 0) == at(slots[0], 24) == file
+    assert kernel.pointee("task_struct", kernel.member("task_struct", "pid").offset) is None
+    assert kernel.pointee(0, 0) is None
+    with pytest.raises(KeyError):
+        kernel.pointee("no_such_struct", 0)

@@ -119,7 +119,7 @@ class Btf:
         return {field: member for field, (member, _) in self._members(self._find(name)).items()}
 
     def pointee(self, of_type: str | int, offset: int) -> tuple[int, int] | None:
-        """What the pointer at ``offset`` of a type points to.
+        """What the pointer at ``offset`` of a type points to. An offset past the type's end is one in an array of it.
 
         :param of_type: a structure's name, or a type's number, as this returns it
         :returns: (number, bytes) of the type pointed to: 8 bytes for a pointer to pointers, 1 for a string, 0 for
@@ -129,7 +129,8 @@ class Btf:
         number = self._find(of_type) if isinstance(of_type, str) else of_type
         if not 0 <= number < len(self._starts):
             raise KeyError(of_type)
-        return self._pointee(number, offset, 0)
+        size = self._size(number)
+        return self._pointee(number, offset % size, 0) if size else None
 
     def _pointee(self, number: int, offset: int, depth: int) -> tuple[int, int] | None:
         kind, at, target = self._type(number)
