@@ -59,6 +59,10 @@ class Guest:
         elif way == "page":
             self.reader = self._cache = Pages(self.remote)
 
+    def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
+        """Translate in one request, see `Remote.lookup`."""
+        return self.remote.lookup(dtb, address)
+
     def hold(self) -> None:
         """See `Target.hold`. The guest runs on: what is read is kept. ``scalar`` keeps nothing, as SEVmonitor does."""
         if self._cache is not None:
