@@ -152,9 +152,8 @@ class Agent:
         if space and not kernel.page_offset:
             return Failure("physical", _NO_DIRECT_MAP)
         if space == PHYSICAL:
-            # Beyond RAM the direct map ends; a physical address so large that the sum wraps is no memory either.
-            if address >= 1 << 52:
-                return Memory(b"")
+            if kernel.page_offset + address + count > 1 << 64:
+                return Memory(b"")  # beyond the end of the direct map, so no memory
             return Memory(kernel.read(kernel.page_offset + address, count))
         return Memory(kernel.read(address, count, space))
 
