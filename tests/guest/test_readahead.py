@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import struct
 import time
@@ -309,7 +311,37 @@ def test_a_listing_slower_than_the_promise_goes_on(lab: LabVM, guest: Guest, ids
     assert guest.link.requests - before <= 4
 
 
-def test_two_ids_processes_share_one_agent(agent: InstalledAgent) -> None:
+def listed_by_a_child(ids: Ids) -> tuple[int, int]:
+    """Fork; the child lists and says what it found. Its pid, and where to read that."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with os.fdopen(theirs, "w") as pipe:
+                json.dump(sorted(ids.processes()), pipe)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(theirs)
+    return child, ours
+
+
+def test_forked_children_and_their_parent_share_one_agent(lab: LabVM, guest: Guest, ids: Ids) -> None:
+    """Each child has the parent's connected object, and a road of its own to the agent."""
+    planted = lab.spawn("sleep", "infinity", count=3)
+    ids.processes()
+    children = [listed_by_a_child(ids) for _ in range(4)]
+    listed = [ids.processes().keys() for _ in range(5)]
+    for child, pipe in children:
+        with os.fdopen(pipe) as answer:
+            listed.append(json.load(answer))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert all(planted <= set(pids) for pids in listed)
+    lab.kill(planted)
+
+
+def test_several_objects_share_one_agent(agent: InstalledAgent) -> None:
     others = [Ids(Libvmi.over(agent.connect())) for _ in range(5)]
     assert len({frozenset(other.processes().keys() & set(range(1, 10))) for other in others}) == 1
 
