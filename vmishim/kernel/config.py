@@ -437,8 +437,8 @@ class ConfiguredProfile:
         if given != truth and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{self._config.source}: {what} is {given:#x}, but the running guest says {truth:#x}; the configuration "
-                "wins. Remove it, or write a correct one with 'vmishim config --export'",
+                f"{self._config.source}: {what} is {given:#x}, but the running guest says {truth:#x}; "
+                "the configuration wins. Remove it, or write a correct one with 'vmishim config --export'",
                 stacklevel=4,
             )
 
