@@ -192,7 +192,10 @@ class Injections:
         INPUT_HEAD.pack_into(given, 0, len(data))
         given[INPUT_HEAD.size : INPUT_HEAD.size + len(data)] = data
         output[: OUTPUT_HEAD.size] = bytes(OUTPUT_HEAD.size)
-        status = program.start()
+        try:
+            status = program.start()
+        except OSError as error:
+            raise InjectionError("program-gave-up", f"{program.name} did not run: {error.strerror}") from None
         program.runs += 1
         if status:
             raise InjectionError(

@@ -21,6 +21,7 @@ from vmishim.kernel.offsets import Offsets
 from vmishim.libvmi import Libvmi
 from vmishim.link import Link
 from vmishim.memory.listings import KNOWN
+from vmishim.memory.reader import Extent
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "injection.md"
 EXAMPLE = re.findall(r"```c\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[0]
@@ -62,7 +63,8 @@ def agent_without_btf(vm: LabVM, open_agent: InstalledAgent) -> Iterator[Install
         vm.run("systemctl", "stop", "vmishim-agent")
 
 
-def headers_of(vm: LabVM) -> Path:
+@pytest.fixture(scope="module")
+def kernel_headers(vm: LabVM) -> Path:
     """The headers of the guest's kernel, and that bcc is there to use them."""
     try:
         found = headers(vm.image.release)
@@ -72,9 +74,10 @@ def headers_of(vm: LabVM) -> Path:
     return found
 
 
-def offsets_of(vm: LabVM) -> Offsets:
+@pytest.fixture(scope="module")
+def offsets(kernel_headers: Path) -> Offsets:
     """Of what a guest's listings need, and of a member that is none."""
-    return member_offsets(headers_of(vm), MEMBERS)
+    return member_offsets(kernel_headers, MEMBERS)
 
 
 def links(vm: LabVM) -> dict[str, int]:
@@ -108,9 +111,12 @@ def test_the_example_finds_what_sys_says(vm: LabVM, guest: Guest) -> None:
         assert devices(program, guest) == links(vm)
 
 
-def test_extents_are_what_a_read_gives(guest: Guest) -> None:
+def test_extents_are_what_a_read_gives(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[Extent] = []
+    monkeypatch.setattr(guest, "learned", learned.extend, raising=False)
     with inject(guest, EXAMPLE) as program:
         found = program.run(guest.profile.symbol("init_net").to_bytes(8, "little"))
+    assert learned == found
     assert [guest.remote.read(address, len(data)) for address, data in found] == [data for _, data in found]
 
 
@@ -230,11 +236,10 @@ def loaded(vm: LabVM) -> int:
     return int(vm.run("sh", "-c", script).stdout)
 
 
-def test_offsets_of_headers_are_those_of_btf(vm: LabVM, guest: Guest) -> None:
+def test_offsets_of_headers_are_those_of_btf(guest: Guest, offsets: Offsets) -> None:
     told = dict(zip(MEMBERS, guest.remote.members(MEMBERS), strict=True))
-    found = offsets_of(vm)
-    assert found.release == guest.profile.release
-    assert {**found.members, "task_struct no_such": None} == told
+    assert offsets.release == guest.profile.release
+    assert {**offsets.members, "task_struct no_such": None} == told
 
 
 # From here on the VM has other agents than open_agent.
@@ -258,9 +263,9 @@ def test_without_btf_core_says_what_to_do(agent_without_btf: InstalledAgent) -> 
     guest.close()
 
 
-def test_processes_are_listed_without_btf(vm: LabVM, agent_without_btf: InstalledAgent) -> None:
+def test_processes_are_listed_without_btf(vm: LabVM, agent_without_btf: InstalledAgent, offsets: Offsets) -> None:
     link = Link(agent_without_btf.endpoint, agent_without_btf.private, agent_without_btf.public, 30.0)
-    guest = Guest("lab", link, offsets=offsets_of(vm))
+    guest = Guest("lab", link, offsets=offsets)
     planted = vm.spawn("sleep", "infinity", count=3, comm="planted")
     listed = Ids(Libvmi.over(guest)).processes()
     assert {pid for pid, comm in listed.items() if comm == "planted"} == planted
@@ -268,15 +273,15 @@ def test_processes_are_listed_without_btf(vm: LabVM, agent_without_btf: Installe
     guest.close()
 
 
-def test_bcc_finds_the_same_without_btf(vm: LabVM, agent_without_btf: InstalledAgent) -> None:
-    bundle = compile_by_headers(EXAMPLE, headers_of(vm))
+def test_bcc_finds_the_same_without_btf(vm: LabVM, agent_without_btf: InstalledAgent, kernel_headers: Path) -> None:
+    bundle = compile_by_headers(EXAMPLE, kernel_headers)
     guest = agent_without_btf.connect()
     with inject(guest, bundle, name="devices") as program:
         assert [(listed.name, listed.road) for listed in injected(guest)] == [("devices", "bytecode")]
         assert devices(program, guest) == links(vm)
     assert injected(guest) == []
     bad = EXAMPLE.replace("walk.at = READ_FIELD(walk.head, next);", "walk.at = *(void *volatile *)8;")
-    bundle_of_bad = compile_by_headers(bad, headers_of(vm))
+    bundle_of_bad = compile_by_headers(bad, kernel_headers)
     with pytest.raises(InjectError, match="verifier refused the program"):
         inject(guest, bundle_of_bad)
     with pytest.raises(InjectError, match=r"headers of Linux 0\.1, but this is"):
