@@ -14,6 +14,8 @@
     ramfile = "/run/lab/ram"                    # memory-backend-file of an ordinary VM
     symbols = "/run/lab/kallsyms"               # optional: its symbols, if memory alone does not tell
 
+An entry may have both: it is read by its agent, and ``vmishim compare`` sets its memory's file beside that.
+
 ``VMISHIM_CONFIG`` names another file, ``XDG_CONFIG_HOME`` another folder for it.
 """
 
@@ -105,8 +107,8 @@ def _domain(name: str, entry: Any, file: Path) -> Domain:
         if not isinstance(value, kinds.get(key, str)) or isinstance(value, bool):
             raise wrong(f"{key} cannot be {value!r}")
     domain = Domain(name, **entry)
-    if bool(domain.agent) == bool(domain.ramfile):
-        raise wrong('needs either agent = "tcp://..." or ramfile = "..."')
+    if not domain.agent and not domain.ramfile:
+        raise wrong('needs agent = "tcp://..." or ramfile = "..."')
     if domain.agent and not domain.agent.startswith(_SCHEMES):
         raise wrong(f"agent must start with tcp:// or ipc://, not {domain.agent!r}")
     if domain.agent and not (domain.agent_key and domain.key):
@@ -151,13 +153,13 @@ def connect(name_or_id: str, init_data: Mapping[VMIInitData, str] | None = None,
 
 
 def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, way: Way | None = None) -> Target:
-    """Reach a domain whose entry is known; otherwise as ``connect``.
+    """Reach a domain whose entry is known, by its agent if it has one; otherwise as ``connect``.
 
     :param way: how an agent is asked for memory, ``batch`` unless it is said; a RAM file has one way only
     """
     if detour is not None and way is None:
         return detour(domain, init_data)
-    if domain.ramfile:
+    if domain.ramfile and not domain.agent:
         from vmishim.memory.ramfile import RamFile
 
         return RamFile(domain.name, Path(domain.ramfile).expanduser(), symbols=domain.symbols or None)
