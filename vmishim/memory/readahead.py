@@ -15,20 +15,22 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from struct import Struct
 
 from vmishim.errors import FaultError
+from vmishim.memory.clock import Clock
 from vmishim.memory.listings import NODES_MAX, Place
 from vmishim.memory.pages import Pages
+from vmishim.memory.patterns import STALE, Chains, Run
+from vmishim.memory.pointees import ARRAY, Pointees
 from vmishim.memory.reader import KERNEL, KERNEL_FLOOR
 from vmishim.memory.remote import Remote
 from vmishim.memory.snapshot import (
     RING,
     TAGS,
     WORD,
-    Column,
     Field,
     Fields,
     Hop,
@@ -42,30 +44,20 @@ from vmishim.wire.plan import HEADS_MAX, Kind, Plan, Step, Take, Text
 
 log = logging.getLogger(__name__)
 
-STALE = 1.0
-"""Seconds after which a snapshot is forgotten outside a hold; LibVMI's KVM driver keeps pages as long (its page cache's
-age limit in libvmi/cache.c)."""
-LEARN_MAX = 256
-"""Bytes of the largest read that is learned as a field; larger ones are asked for one by one."""
-TEXT = 64
-"""Bytes that are brought of a string at first; `LEARN_MAX` of one that turned out longer."""
-ARRAY, UNTYPED = 4096, 256
-"""Bytes above a pointer within which a read is taken for one of what it points to: for a pointer to pointers, and for
-one to void or characters. What any other points to is as large as its type says."""
+LEARN_MAX = 12288
+"""Bytes of the largest read that is learned as a field, a whole ``task_struct``; larger ones go one by one."""
+COMPANION_MAX = 256
+"""Bytes of the largest single read that comes along with a listing."""
+TEXT, LONG_TEXT = 64, 256
+"""Bytes that are brought of a string: at first, and once it turned out longer."""
 DEPTH = 8
 """Pointers from a node that are followed."""
 CHAINS = 16
 """Lists learned from chains of reads that are kept; the one learned first makes room."""
-CHAIN_LENGTH = 3
-"""Links of a chain of dependent reads after which it is taken for a list."""
 CHAIN_WORTH = 8
 """Nodes from which on such a list is worth a walk of its own."""
 COMPANIONS = 32
 """Single reads of a listing that are remembered, to be brought along once they come again."""
-RUN = 4
-"""Reads one behind the other after which they are taken for an array that is read through."""
-RUN_BYTES, RUN_BYTES_MAX = 4096, 1 << 18
-"""Bytes brought of such an array at first and at most; each time twice as many, as the kernel's own read-ahead does."""
 
 
 class Listing:
@@ -108,21 +100,20 @@ class ReadAhead:
     def __init__(self, remote: Remote, places: Sequence[Place]) -> None:
         self._remote = remote
         self._pages = Pages(remote)
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._known = Known()
         self.words, self.cells = self._known.words, self._known.cells
         self.listings: OrderedDict[int, Listing] = OrderedDict()
         self._doors: dict[int, Listing] = {}
         self._holding = False
         self._seen: set[tuple[int, Path, int]] = set()
-        self._recent: deque[tuple[int, int]] = deque(maxlen=8)
-        self._chains: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()
+        self._chains = Chains()
         self._fruitless: set[int] = set()
         self._current: Listing | None = None
         """The listing that was begun last."""
-        self._run = _Run()
-        self._types = _Types(remote)
-        self._clock = _Clock(self)
+        self._run = Run()
+        self._pointees = Pointees(remote)
+        self._clock = Clock(self)
         for place in places:
             self._install(Listing(place))
         _living.add(self)
@@ -131,7 +122,7 @@ class ReadAhead:
 
     def read(self, address: int, count: int, space: int = KERNEL, *, text: bool = False) -> bytes:
         """See `vmishim.memory.reader.MemoryReader.read`. With ``text``, fewer bytes may come, the last of them NUL."""
-        with self._lock:
+        with self.lock:
             if space != KERNEL:
                 return self._pages.read(address, count, space)
             if count <= 0:
@@ -148,29 +139,36 @@ class ReadAhead:
 
     def hold(self) -> None:
         """From now on everything is as of one hold."""
-        with self._lock:
+        with self.lock:
             self._forget()
             self._pages.hold()
             self._holding = True
 
     def release(self) -> None:
         """End the hold; the next read asks the guest."""
-        with self._lock:
+        with self.lock:
             self._holding = False
             self._pages.release()
             self._forget()
 
     def flush(self) -> None:
         """Forget all memory, not what was learned."""
-        with self._lock:
+        with self.lock:
             self._pages.flush()
             self._forget()
 
+    def after_fork(self) -> None:
+        """Begin anew in a forked child."""
+        self.lock = threading.RLock()
+        self._pages = Pages(self._remote)
+        self._clock = Clock(self)
+        self._holding = False
+        self._forget()
+
     def _forget(self) -> None:
         self._known.clear()
-        self._recent.clear()
         self._chains.clear()
-        self._run = _Run()
+        self._run = Run()
         for listing in self.listings.values():
             listing.clear()
 
@@ -207,17 +205,22 @@ class ReadAhead:
         if listing.snapshot is not None:  # what a table holds when it is empty is written over
             self._known.drop(listing.snapshot.words, listing.snapshot.cells)
         listing.clear()
-        snapshot = listing.snapshot = Snapshot()
+        snapshot = Snapshot()
         own, *others = listing.fields.stages
-        self._walk_list(listing, snapshot, own)
-        for stage in others:
-            (self._walk_rings if stage.root[-1].span == RING else self._gather)(snapshot, stage)
+        try:
+            self._walk_list(listing, snapshot, own)
+            for stage in others:
+                (self._walk_rings if stage.root[-1].span == RING else self._gather)(snapshot, stage)
+        except BaseException:
+            listing.clear()  # half a snapshot is none
+            raise
+        listing.snapshot = snapshot
         self.words.update(listing.empty)
         self._publish(listing)
         listing.walks += 1
         listing.expires = time.monotonic() + STALE
         if not self._holding:
-            self._clock.start()
+            self._clock.start(STALE)
         log.debug("walked %s: %d nodes", place.name, len(snapshot.nodes[()]))
 
     def _settle(self, listing: Listing) -> None:
@@ -362,7 +365,9 @@ class ReadAhead:
         data = self._single(address, count)
         self._accompany(address, count)
         if count == WORD:
-            self._follow(address, int.from_bytes(data, "little"))
+            chain = self._chains.follow(address, int.from_bytes(data, "little"))
+            if chain is not None:
+                self._learn_chain(*chain)
         return data
 
     def _explain(self, address: int, count: int, text: bool) -> tuple[Listing, Field] | None:
@@ -383,12 +388,12 @@ class ReadAhead:
         for listing in self.listings.values():
             if listing.snapshot is None:
                 continue
-            self._types.ask(listing)
+            self._pointees.ask(listing.place, listing.snapshot)
             for column in listing.snapshot.candidates:
                 path, offset, span = column
                 if span != WORD and Field(path, offset, span) not in listing.fields.whole:
                     continue  # an array that has since become part of a larger one
-                reach = self._types.reach(listing, column) if len(path) < DEPTH else 0
+                reach = self._pointees.reach(listing.place, column) if len(path) < DEPTH else 0
                 for tags in TAGS if reach else ():
                     base = listing.snapshot.pointer_near(column, tags, address, reach)
                     if base is not None and address - base < closest:
@@ -403,18 +408,22 @@ class ReadAhead:
         for head, fields, *_ in listing.place.inner:
             if (field.path, field.offset & -16) == (head.path, head.offset & -16) and fields[0] not in listing.fields:
                 return self._learn_rings(listing, snapshot, fields)
-        if field in listing.fields:
+        if field.text and field in listing.fields:
+            field = field._replace(size=LONG_TEXT)  # it was brought, and is longer than that
+        parts = [part for part in field.parts() if part not in listing.fields]
+        if not parts:
             return False  # it comes along already: here it could not be read
         key = (id(listing), field.path, field.offset)
         if key not in self._seen:
             self._seen.add(key)  # once may be a look at one node only
             return False
-        if not listing.fields.add(field):
+        if not all(listing.fields.add(part) for part in parts):
             return False
         # A row of words may have become an array; what is fetched is what comes along from now on.
-        path, offset, size, text = next((known for known in listing.fields if known.covers(field)), field)
-        op = (Text if text else Take)(0, offset, size)
-        self._gather(snapshot, Stage(path, (op,), ((path, offset),)))
+        brought = {next(known for known in listing.fields if known.covers(part)) for part in parts}
+        places = tuple((known.path, known.offset) for known in brought)
+        ops = tuple((Text if known.text else Take)(0, known.offset, known.size) for known in brought)
+        self._gather(snapshot, Stage(field.path, ops, places))
         self._publish(listing)
         return True
 
@@ -431,30 +440,13 @@ class ReadAhead:
     def _accompany(self, address: int, count: int) -> None:
         """A single read that comes up in one listing after the other comes along with the walk."""
         listing = self._current
-        if listing is None or count > LEARN_MAX or time.monotonic() >= listing.expires:
+        if listing is None or count > COMPANION_MAX or time.monotonic() >= listing.expires:
             return
         read = address, count
         listing.companions[read] = read in listing.companions
         listing.companions.move_to_end(read)
         if len(listing.companions) > COMPANIONS:
             listing.companions.popitem(last=False)
-
-    def _follow(self, address: int, value: int) -> None:
-        """Watch single pointer reads: ``p = read(p + k)``, again and again, is a list."""
-        for before, pointer in self._recent:
-            distance = address - pointer
-            if -ARRAY < distance < ARRAY:
-                length, start = self._chains.pop((before, distance), (0, before))
-                if length + 1 >= CHAIN_LENGTH:
-                    self._chains.clear()
-                    self._recent.clear()
-                    self._learn_chain(start, distance)
-                    return
-                self._chains[address, distance] = length + 1, start
-                if len(self._chains) > 64:
-                    self._chains.popitem(last=False)
-        if value >= KERNEL_FLOOR:
-            self._recent.append((address, value))
 
     def _learn_chain(self, start: int, bias: int) -> None:
         if start in self._fruitless:
@@ -473,8 +465,8 @@ class ReadAhead:
         self._move_on(listing)
         if listing.snapshot is not None and len(listing.snapshot.nodes[()]) >= CHAIN_WORTH:
             self._install(listing)
-        else:  # a few pointers that happen to lie alike; what was brought is forgotten with the rest
-            self._run.brought(listing.snapshot.words if listing.snapshot else {}, {})
+        else:  # a few pointers that happen to lie alike
+            self._drop(listing)
             self._fruitless.add(start)
 
     def _read_on(self, address: int, count: int, ahead: int) -> bytes:
@@ -497,7 +489,7 @@ class ReadAhead:
             self._run.brought({}, {address: data})
         self._known.update(self._run.words, self._run.cells)
         if not self._holding:
-            self._clock.start()
+            self._clock.start(STALE)
         return data[:count]
 
     # ---- single reads ------------------------------------------------------------------------------------------------
@@ -510,7 +502,7 @@ class ReadAhead:
 
     def expire(self) -> float | None:
         """Forget memory older than `STALE`. Returns seconds until the next is due, None for never."""
-        with self._lock:
+        with self.lock:
             if self._holding:
                 return None
             now = time.monotonic()
@@ -529,90 +521,8 @@ class ReadAhead:
                     due.append(self._run.expires - now)
                 else:
                     self._known.drop(self._run.words, self._run.cells)
-                    self._run = _Run()
+                    self._run = Run()
             return max(0.001, min(due)) if due else None
-
-
-class _Types:
-    """What words point to, by the guest's BTF: a read is taken for one of a structure only where such a structure
-    is."""
-
-    def __init__(self, remote: Remote) -> None:
-        self._remote = remote
-        self._pointees: dict[str, list[int] | None] = {}
-
-    def ask(self, listing: Listing) -> None:
-        """Learn in one request about all of a listing's columns that are not known yet."""
-        snapshot = listing.snapshot
-        if snapshot is None or not listing.place.struct:
-            return
-        while True:  # a column is typed once what leads to it is
-            asked = [self._question(listing.place, path, offset) for path, offset, _ in snapshot.candidates]
-            unknown = sorted({question for question in asked if question and question not in self._pointees})
-            if not unknown:
-                return
-            self._pointees.update(zip(unknown, self._remote.pointees(unknown), strict=True))
-
-    def reach(self, listing: Listing, column: Column) -> int:
-        """Bytes above where a column points to that belong to what is there; 0 when its words are no pointers."""
-        path, offset, _ = column
-        question = self._question(listing.place, path, offset)
-        if not question:
-            return UNTYPED
-        pointee = self._pointees.get(question)
-        if pointee is None:
-            return 0
-        size = pointee[1]
-        return size if size > WORD else ARRAY if size == WORD else UNTYPED
-
-    def _question(self, place: Place, path: Path, offset: int) -> str:
-        """How to ask for the word at ``offset`` of what ``path`` leads to; empty when its type is not known, as
-        behind a ``void *``."""
-        of_type = place.struct
-        if not of_type:
-            return ""
-        for at, hop in enumerate(path):
-            ring = next((struct for _, fields, struct, _ in place.inner if fields[0].path == path[: at + 1]), None)
-            if ring is not None:
-                of_type = ring
-                continue
-            pointee = self._pointees.get(f"{of_type} {hop.offset}")
-            if pointee is None or pointee[1] <= 1:
-                return ""
-            of_type = f"#{pointee[0]}"
-        return f"{of_type} {offset}"
-
-
-class _Run:
-    """Reads one behind the other, and what was brought ahead of them."""
-
-    def __init__(self) -> None:
-        self.words: dict[int, int] = {}
-        self.cells: dict[int, bytes] = {}
-        self.expires = 0.0
-        self._next = -1
-        self._length = 0
-        self._bytes = RUN_BYTES
-
-    def bytes_ahead(self, address: int, count: int) -> int:
-        """How many bytes to bring at a read of ``count`` bytes that nothing explains; 0 for just those."""
-        if address == self._next:
-            self._length += 1
-        else:
-            self._length, self._bytes = 1, RUN_BYTES
-        self._next = address + count
-        if self._length < RUN:
-            return 0
-        ahead = max(count, self._bytes)
-        self._bytes = min(self._bytes * 2, RUN_BYTES_MAX)
-        return ahead
-
-    def brought(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
-        """Remember what was brought, to be forgotten in time; the array goes on behind it."""
-        self.words |= words
-        self.cells |= cells
-        self.expires = time.monotonic() + STALE
-        self._next = max([self._next, *(at + WORD for at in words), *(at + len(cell) for at, cell in cells.items())])
 
 
 def _field(path: Path, offset: int, count: int, text: bool) -> Field:
@@ -643,42 +553,13 @@ def _report(name: str, chunk: Chunk) -> bool:
     return bool(met)
 
 
-class _Clock:
-    """Forgets snapshots when they are due, so that the hit path need not look at the time. Its thread runs only while
-    there is something to forget. Everything here happens under the owner's lock."""
-
-    def __init__(self, owner: ReadAhead) -> None:
-        self._owner = weakref.ref(owner)
-        self._running = False
-
-    def start(self) -> None:
-        if not self._running:
-            self._running = True
-            threading.Thread(target=self._run, name="vmishim-clock", daemon=True).start()
-
-    def _run(self) -> None:
-        wait: float | None = STALE
-        never = threading.Event()
-        while wait is not None:
-            never.wait(wait)
-            owner = self._owner()
-            if owner is None:
-                return
-            with owner._lock:
-                wait = owner.expire()
-                self._running = wait is not None
-            del owner
-
-
 _living: weakref.WeakSet[ReadAhead] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     """A forked child has no clock thread, and locks as other threads of its parent left them."""
     for reader in list(_living):
-        reader._lock = threading.RLock()
-        reader._clock = _Clock(reader)
-        reader.flush()
+        reader.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)

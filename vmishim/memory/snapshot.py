@@ -58,12 +58,14 @@ class Field(NamedTuple):
 
     def covers(self, other: Field) -> bool:
         """Whether having this is having ``other``."""
-        return (
-            self.path == other.path
-            and not self.text
-            and self.offset <= other.offset
-            and self.offset + self.size >= other.offset + other.size
-        )
+        if self.path != other.path or (self.text and not (other.text and self.offset == other.offset)):
+            return False
+        return self.offset <= other.offset and self.offset + self.size >= other.offset + other.size
+
+    def parts(self) -> list[Field]:
+        """The same in pieces that one operation can copy."""
+        starts = range(self.offset, self.offset + self.size, TAKE_MAX)
+        return [self._replace(offset=at, size=min(TAKE_MAX, self.offset + self.size - at)) for at in starts]
 
 
 class Stage(NamedTuple):
