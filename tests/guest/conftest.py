@@ -9,6 +9,9 @@ import pytest
 from ci.vm import image
 from ci.vm.agent import InstalledAgent, install
 from ci.vm.lab import LabVM
+from tests.guest.ids import Ids
+from vmishim.guest import Guest
+from vmishim.libvmi import Libvmi
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -30,3 +33,17 @@ def lab(request: pytest.FixtureRequest) -> Iterator[LabVM]:
 def agent(lab: LabVM) -> InstalledAgent:
     """The agent in ``lab``, running."""
     return install(lab)
+
+
+@pytest.fixture
+def guest(agent: InstalledAgent) -> Iterator[Guest]:
+    """The VM through its agent, read ahead of; a connection of its own for each test."""
+    target = agent.connect()
+    yield target
+    target.close()
+
+
+@pytest.fixture
+def ids(guest: Guest) -> Ids:
+    """An IDS that reads ``guest``."""
+    return Ids(Libvmi.over(guest))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,19 +13,6 @@ from vmishim.errors import LibvmiError, LinkError
 from vmishim.guest import WAYS, Guest, Way, connect
 from vmishim.libvmi import Libvmi, pause
 from vmishim.wire.keys import generate
-
-
-@pytest.fixture
-def guest(agent: InstalledAgent) -> Iterator[Guest]:
-    """The VM, read ahead of."""
-    target = agent.connect()
-    yield target
-    target.close()
-
-
-@pytest.fixture
-def ids(guest: Guest) -> Ids:
-    return Ids(Libvmi.over(guest))
 
 
 def over(agent: InstalledAgent, way: Way) -> Ids:

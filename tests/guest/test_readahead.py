@@ -18,7 +18,7 @@ from ci.vm.lab import LabVM
 from tests.guest.ids import Ids
 from vmishim.guest import Guest
 from vmishim.libvmi import Libvmi
-from vmishim.memory.readahead import STALE
+from vmishim.memory.patterns import STALE
 
 LISTEN = """
 import socket, sys, time
@@ -29,18 +29,6 @@ for _ in range(int(sys.argv[2])):
 print("there", flush=True)
 time.sleep(10**6)
 """
-
-
-@pytest.fixture
-def guest(agent: InstalledAgent) -> Iterator[Guest]:
-    target = agent.connect()
-    yield target
-    target.close()
-
-
-@pytest.fixture
-def ids(guest: Guest) -> Ids:
-    return Ids(Libvmi.over(guest))
 
 
 @pytest.fixture
@@ -200,6 +188,23 @@ def test_time_wait_sockets_are_there(lab: LabVM, ids: Ids) -> None:
     lab.wait_until(lambda: waiting(proc_sockets(lab)) == 5, "five sockets in TIME_WAIT")
     assert waiting(ids.sockets()) == 5
     lab.kill(planted)
+
+
+def test_whole_structures_are_learned(guest: Guest, ids: Ids, scalar: Ids) -> None:
+    """An IDS that copies each ``task_struct`` whole and takes it apart on its own side."""
+    size = guest.profile.size("task_struct")
+    pid, comm = ids.at("task_struct pid"), ids.at("task_struct comm")
+
+    def copies() -> dict[int, bytes]:
+        found = {}
+        for task in ids.tasks():
+            data, _ = ids.vmi.read_va(task, 0, size)
+            assert len(data) == size
+            found[int.from_bytes(data[pid : pid + 4], "little")] = data[comm : comm + 16].split(b"\0")[0]
+        return found
+
+    learned(guest, copies, 1)
+    assert same(copies, lambda: {scalar.pid(task): scalar.comm(task).encode() for task in scalar.tasks()})
 
 
 def test_an_array_is_read_in_few_requests(guest: Guest, ids: Ids, scalar: Ids) -> None:
