@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from vmishim.kernel.offsets import Offsets
@@ -10,7 +11,7 @@ from vmishim.link import Link
 from vmishim.memory.listings import KNOWN, found
 from vmishim.memory.pages import Pages
 from vmishim.memory.readahead import ReadAhead
-from vmishim.memory.reader import MemoryReader
+from vmishim.memory.reader import Extent, MemoryReader
 from vmishim.memory.remote import Remote
 from vmishim.wire.keys import PrivateKey, PublicKey
 
@@ -58,6 +59,11 @@ class Guest:
             self.words, self.cells = self._cache.words, self._cache.cells
         elif way == "page":
             self.reader = self._cache = Pages(self.remote)
+
+    def learned(self, extents: Iterable[Extent]) -> None:
+        """Know memory that came by another road, an injected program's; see `ReadAhead.learned`."""
+        if isinstance(self._cache, ReadAhead):
+            self._cache.learned(extents)
 
     def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
         """Translate in one request, see `Remote.lookup`."""

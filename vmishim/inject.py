@@ -38,8 +38,8 @@ from vmishim.wire.messages import (
 OLDEST_CLANG, NEWEST_CLANG = 14, 22
 """Versions looked for: 14 is Debian 12's; what is called plain ``clang`` is asked for its version."""
 LOAD_TIMEOUT = 120.0
-"""Seconds the agent may take to load a program: the verifier looks at up to a million instructions, which in an emulated
-guest took 50 s."""
+"""Seconds the agent may take to load a program: the verifier looks at up to a million instructions, which took 50 s in
+an emulated guest."""
 _ELF = b"\x7fELF"
 
 

@@ -120,6 +120,14 @@ def test_extents_are_what_a_read_gives(guest: Guest, monkeypatch: pytest.MonkeyP
     assert [guest.remote.read(address, len(data)) for address, data in found] == [data for _, data in found]
 
 
+def test_extents_are_known_to_the_read_ahead(guest: Guest) -> None:
+    with inject(guest, EXAMPLE) as program:
+        found = program.run(guest.profile.symbol("init_net").to_bytes(8, "little"))
+    before = guest.link.requests
+    assert [guest.reader.read(address, len(data)) for address, data in found] == [data for _, data in found]
+    assert guest.link.requests == before
+
+
 def test_mounted_file_systems(vm: LabVM, guest: Guest) -> None:
     source = """
     #include "inject.h"

@@ -47,11 +47,15 @@ class Run:
         self._bytes = min(self._bytes * 2, RUN_BYTES_MAX)
         return ahead
 
-    def brought(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
-        """Remember what was brought, to be forgotten in time; the array goes on behind it."""
+    def keep(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
+        """Remember what was brought, to be forgotten in time."""
         self.words |= words
         self.cells |= cells
         self.expires = time.monotonic() + STALE
+
+    def brought(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
+        """The same for what comes next in the array, which goes on behind it."""
+        self.keep(words, cells)
         self._next = max([self._next, *(at + WORD for at in words), *(at + len(cell) for at, cell in cells.items())])
 
 

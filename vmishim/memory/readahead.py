@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 
 from vmishim.errors import FaultError
@@ -25,7 +25,7 @@ from vmishim.memory.listings import NODES_MAX, Place
 from vmishim.memory.pages import Pages
 from vmishim.memory.patterns import STALE, Chains, Run
 from vmishim.memory.pointees import ARRAY, Pointees
-from vmishim.memory.reader import KERNEL, KERNEL_FLOOR
+from vmishim.memory.reader import KERNEL, KERNEL_FLOOR, Extent
 from vmishim.memory.remote import Remote
 from vmishim.memory.snapshot import (
     RING,
@@ -156,6 +156,16 @@ class ReadAhead:
         with self.lock:
             self._pages.flush()
             self._forget()
+
+    def learned(self, extents: Iterable[Extent]) -> None:
+        """Know what came by another road, such as an injected program, as if it had been read ahead."""
+        with self.lock:
+            cells = {address: data for address, data in extents if data and address not in self._doors}
+            words = {at: int.from_bytes(data, "little") for at, data in cells.items() if len(data) == WORD}
+            self._run.keep(words, {at: data for at, data in cells.items() if at not in words})
+            self._known.update(self._run.words, self._run.cells)
+            if not self._holding:
+                self._clock.start(STALE)
 
     def after_fork(self) -> None:
         """Begin anew in a forked child."""
