@@ -1,0 +1,501 @@
+"""``make bench``: three listings by one unchanged script, each way to read, on one VM in one run.
+
+    python -m ci.bench --kernel 6.1 --local
+
+Prints tables, writes docs/benchmark.{md,json,svg} and the README's table. What ``--quick`` or ``--local`` alone measure
+is only printed, unless ``--output`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol, cast
+
+from rich.console import Console
+
+ROOT = Path(__file__).parents[2]
+# The measured script imports vmishim as "libvmi"; where the genuine bindings are is the contract tests' knowledge.
+sys.path[:0] = [str(ROOT / "compat"), str(ROOT / "tests" / "contract")]
+
+from genuine import interpreter  # noqa: E402
+from scene import UNMOVED  # noqa: E402
+
+from ci.bench import inside, listings, plant_sockets, report  # noqa: E402
+from ci.bench.report import Case, Cost, Ground, Part  # noqa: E402
+from ci.vm import image as images  # noqa: E402
+from ci.vm.agent import AGENT, InstalledAgent, install  # noqa: E402
+from ci.vm.image import ImageError, say  # noqa: E402
+from ci.vm.lab import LabError, LabVM, find_accelerator  # noqa: E402
+from vmishim import local  # noqa: E402
+from vmishim.errors import LibvmiError  # noqa: E402
+from vmishim.guest import Guest, Way, connect  # noqa: E402
+from vmishim.kernel.config import MEMBERS as CONFIGURED  # noqa: E402
+from vmishim.kernel.profile import Profile  # noqa: E402
+from vmishim.libvmi import Libvmi, pause  # noqa: E402
+from vmishim.memory.readahead import ReadAhead  # noqa: E402
+from vmishim.memory.snapshot import Snapshot  # noqa: E402
+from vmishim.wire.keys import PublicKey, load_private  # noqa: E402
+from vmishim.wire.messages import Walk, encode  # noqa: E402
+
+WAYS: tuple[Way, ...] = ("scalar", "page", "batch")
+MODULES = (
+    "dummy",
+    "veth",
+    "bridge",
+    "tun",
+    "loop",
+    "8021q",
+    "vxlan",
+    "macvlan",
+    "ip_tables",
+    "nf_tables",
+    "xfs",
+    "btrfs",
+)
+"""Loaded into the VM so that there is a list to speak of; those it has."""
+FULL = 1 << 18
+"""Buckets of a full-size TCP hash: what a machine with 32 GiB gets by itself."""
+LONG = 20_000
+"""Requests from which on one scalar run has to do."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    tasks: tuple[int, ...]
+    sockets: tuple[int, ...]
+    runs: dict[str, int]
+
+
+THOROUGH = Extent((100, 300, 1000), (20, 200, 2000), {"scalar": 3, "page": 7, "batch": 30, "native": 15})
+QUICK = Extent((100, 300), (20, 200), {"scalar": 1, "page": 3, "batch": 10, "native": 5})
+
+
+class Host(Protocol):
+    """A machine that is measured."""
+
+    kernel: str
+    where: str
+    network: str
+    emulated: bool
+
+    def connect(self, way: Way) -> Guest:
+        """A fresh connection to its agent."""
+
+    def plant_processes(self, count: int) -> set[int]:
+        """Start processes that sleep; their pids."""
+
+    def plant_sockets(self, pairs: int) -> int:
+        """Connect pairs of sockets; the port they share."""
+
+    def inside(self, request: bytes, runs: int) -> inside.Share:
+        """What the agent's side of a request costs."""
+
+    def native(self, task: listings.Task) -> listings.Result | None:
+        """What the genuine bindings make of its memory; None where they can't read it."""
+
+
+class Lab:
+    """A lab VM."""
+
+    def __init__(self, vm: LabVM, agent: InstalledAgent, folder: Path) -> None:
+        self._vm, self._agent, self._folder = vm, agent, folder
+        accelerator = find_accelerator(vm.image)
+        self.kernel = vm.image.release
+        self.where = f"lab VM ({accelerator}, 1 CPU)"
+        self.emulated = accelerator == "tcg"
+        self.network = "between agent and IDS TCP through QEMU's user-mode network stack"
+        self._python = interpreter()
+
+    def connect(self, way: Way) -> Guest:
+        """See `Host`."""
+        return self._agent.connect(way=way)
+
+    def plant_processes(self, count: int) -> set[int]:
+        """See `Host`; in the monitored container."""
+        return self._vm.spawn("sleep", "infinity", count=count, timeout=300.0)
+
+    def plant_sockets(self, pairs: int) -> int:
+        """See `Host`."""
+        source = Path(plant_sockets.__file__).read_text()
+        return int(self._vm.run("python3", "-c", source, str(pairs), timeout=300.0).stdout.split()[1])
+
+    def inside(self, request: bytes, runs: int) -> inside.Share:
+        """See `Host`."""
+        source = Path(inside.__file__).read_text()
+        words = ("python3", "-c", source, AGENT, str(runs))
+        return cast(inside.Share, json.loads(self._vm.run(*words, input=request.hex().encode(), timeout=300.0).stdout))
+
+    def native(self, task: listings.Task) -> listings.Result | None:
+        """See `Host`; the VM stands still meanwhile."""
+        say(f"bench: {task['name']}, native")
+        sysmap = self._folder / "sysmap"
+        sysmap.write_text(UNMOVED + self._vm.kallsyms().decode())
+        given = {**task, "domain": str(self._vm.ram), "config": {**task["config"], "sysmap": str(sysmap)}}
+        self._vm.pause()
+        try:
+            done = subprocess.run(
+                [self._python, listings.__file__], input=json.dumps(given), capture_output=True, text=True, check=False
+            )
+        finally:
+            self._vm.resume()
+        if done.returncode:
+            raise RuntimeError(f"the genuine bindings ended with status {done.returncode}: {done.stderr[-2000:]}")
+        return cast(listings.Result, json.loads(done.stdout))
+
+
+class Here:
+    """This very machine; no genuine bindings, which read a VM's memory from outside of it."""
+
+    def __init__(self, endpoint: str, key: Path, public: str, ends: contextlib.ExitStack) -> None:
+        self._agent = endpoint, load_private(key), PublicKey.from_text(public)
+        self._ends = ends
+        self.kernel = os.uname().release.split("-")[0]
+        self.where = "this machine"
+        self.network = "between agent and IDS a local socket"
+        self.emulated = False
+
+    def connect(self, way: Way) -> Guest:
+        """See `Host`."""
+        return connect("local", *self._agent, timeout=30.0, way=way)
+
+    def plant_processes(self, count: int) -> set[int]:
+        """See `Host`."""
+        started = [subprocess.Popen(["sleep", "infinity"]) for _ in range(count)]
+        for process in started:
+            self._ends.callback(process.wait)
+            self._ends.callback(process.kill)
+        return {process.pid for process in started}
+
+    def plant_sockets(self, pairs: int) -> int:
+        """See `Host`."""
+        words = [sys.executable, plant_sockets.__file__, str(pairs)]
+        pid, port = map(int, subprocess.run(words, capture_output=True, check=True).stdout.split())
+        self._ends.callback(os.kill, pid, 15)
+        return port
+
+    def inside(self, request: bytes, runs: int) -> inside.Share:
+        """See `Host`."""
+        words = [sys.executable, inside.__file__, str(ROOT), str(runs)]
+        done = subprocess.run(words, input=request.hex().encode(), capture_output=True, check=True)
+        return cast(inside.Share, json.loads(done.stdout))
+
+    def native(self, task: listings.Task) -> None:
+        """See `Host`."""
+
+
+def main() -> int:
+    """Measure, print, write; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ci.bench", description=(__doc__ or "").split("\n")[0])
+    names = list(images.kernels())
+    parser.add_argument("--kernel", action="append", default=[], choices=names, help="in a lab VM; may be repeated")
+    parser.add_argument("--local", action="store_true", help="this machine's own kernel, as root")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and runs, no full-size TCP hash")
+    parser.add_argument("--output", type=Path, help="folder for benchmark.md, .json and .svg (default: docs)")
+    options = parser.parse_args()
+    kernels: list[str | None] = options.kernel or ([] if options.local else [None])
+    extent = QUICK if options.quick else THOROUGH
+    console = Console(width=100 if not sys.stdout.isatty() else min(100, Console().width), highlight=False)
+    grounds = []
+    try:
+        for name in kernels:
+            grounds.append(_in_vm(name, extent, full=not options.quick))
+            report.show(grounds[-1], console)
+        if options.local:
+            here = _here(extent)
+            grounds.append(report.beside(here, grounds[0]) if grounds else here)
+            report.show(grounds[-1], console)
+    except (ImageError, LabError, LibvmiError, RuntimeError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if options.output or (kernels and not options.quick):
+        _write(grounds, options.output or ROOT / "docs")
+    return 0
+
+
+def _write(grounds: Sequence[Ground], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    words = [word for word in sys.argv[1:] if not word.startswith("--output")]
+    command = " ".join(["python -m ci.bench", *words])
+    (folder / "benchmark.md").write_text(report.document(grounds, command))
+    record = {"command": command, "grounds": [report.as_json(ground) for ground in grounds]}
+    (folder / "benchmark.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / "benchmark.svg").write_text(report.plotted(grounds[0]))
+    if folder.resolve() == ROOT / "docs":
+        readme = ROOT / "README.md"
+        readme.write_text(report.quoted(readme.read_text(), grounds[0]))
+
+
+# ---- where -----------------------------------------------------------------------------------------------------------
+
+
+def _in_vm(name: str | None, extent: Extent, *, full: bool) -> Ground:
+    with _lab(name) as host, contextlib.closing(_Measured(host, extent)) as measured:
+        measured.processes()
+        measured.modules()
+        for total in extent.sockets:
+            measured.sockets(total)
+        parts = measured.parts()
+    cases = measured.cases
+    if full:
+        with (
+            _lab(name, append=f"thash_entries={FULL}") as larger,
+            contextlib.closing(_Measured(larger, extent)) as again,
+        ):
+            again.sockets(extent.sockets[-1])
+            cases = [*cases, *again.cases]
+    return measured.ground(cases, parts)
+
+
+@contextlib.contextmanager
+def _lab(name: str | None, append: str = "") -> Iterator[Lab]:
+    with LabVM.boot(name, nokaslr=True, append=append) as vm, tempfile.TemporaryDirectory() as folder:
+        for module in MODULES:
+            vm.run("modprobe", module, check=False)
+        yield Lab(vm, install(vm), Path(folder))
+
+
+def _here(extent: Extent) -> Ground:
+    with (
+        local.agent() as (endpoint, key, public),
+        contextlib.ExitStack() as ends,
+        contextlib.closing(_Measured(Here(endpoint, key, public, ends), extent)) as measured,
+    ):
+        measured.processes()
+        measured.modules()
+        for total in extent.sockets:
+            measured.sockets(total)
+        return measured.ground(measured.cases, measured.parts())
+
+
+# ---- what ------------------------------------------------------------------------------------------------------------
+
+
+class _Measured:
+    """The measurements of one host, as they are made."""
+
+    def __init__(self, host: Host, extent: Extent) -> None:
+        self._host, self._extent = host, extent
+        self._guests = {way: host.connect(way) for way in WAYS}
+        self._vmis = {way: Libvmi.over(guest) for way, guest in self._guests.items()}
+        self.at = _find(self._guests["batch"].profile)
+        self.cases: list[Case] = []
+        self._planted: dict[str, set[int]] = {"processes": set(), "modules": set(), "sockets": set()}
+        self._ports: dict[int, int] = {}
+        self._first: dict[str, float] = {}
+        self._first_of = 0
+        self._cached: dict[str, float] = {}
+        self._last_of = 0
+
+    def close(self) -> None:
+        """End the connections."""
+        for vmi in self._vmis.values():
+            vmi.destroy()
+
+    def processes(self) -> None:
+        """Measure each number of tasks; at the second one, what a first listing costs."""
+        for step, total in enumerate(self._extent.tasks):
+            missing = total - len(self._list("processes"))
+            if missing > 0:
+                self._planted["processes"] |= self._host.plant_processes(missing)
+            case, native = self._measure("processes", cached=step == 1)
+            self._last_of = case.size
+            if step == 1:
+                self._start(native, case.size)
+
+    def modules(self) -> None:
+        """Measure the modules there are, in a kernel that has any."""
+        if "modules" in self.at:
+            self._measure("modules")
+
+    def sockets(self, total: int) -> None:
+        """Measure about so many sockets, listeners aside."""
+        pairs = (total - len(self._list("sockets"))) // 2
+        if pairs > 0:
+            self._ports[self._host.plant_sockets(pairs)] = 2 * pairs
+        self._measure("sockets")
+
+    def ground(self, cases: list[Case], parts: list[Part]) -> Ground:
+        """All of it."""
+        return Ground(
+            kernel=self._host.kernel,
+            where=self._host.where,
+            machine=report.machine(),
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            cases=cases,
+            first=self._first,
+            first_of=self._first_of,
+            cached=self._cached,
+            parts=parts,
+            parts_of=self._last_of,
+            emulated=self._host.emulated,
+            network=self._host.network,
+        )
+
+    def _list(self, name: str) -> list[Any]:
+        return listings.once(self._vmis["batch"], self.at, name)[1]
+
+    def _measure(self, name: str, cached: bool = False) -> tuple[Case, listings.Result | None]:
+        counting = _Counting(self._vmis["batch"])
+        size = len(listings.once(cast(Libvmi, counting), self.at, name)[1])
+        buckets = self._buckets() if name == "sockets" else 0
+        costs: dict[str, Cost] = {}
+        for way in reversed(WAYS):
+            say(f"bench: {size:,} {name}{f' in {buckets:,} buckets' if buckets else ''}, {way}")
+            costs[way] = self._cost(way, name, counting.calls)
+        native = self._native(name, cached)
+        if native is not None:
+            self._check(name, "native", native["found"])
+            costs["native"] = Cost(native["runs"])
+        ordered = {way: costs[way] for way in report.WAYS if way in costs}
+        self.cases.append(Case(name, size, counting.calls, ordered, buckets))
+        return self.cases[-1], native
+
+    def _cost(self, way: Way, name: str, reads: int) -> Cost:
+        vmi, link = self._vmis[way], self._guests[way].link
+        runs = 1 if way == "scalar" and reads > LONG else self._extent.runs[way]
+        # Batch has learned after these what this script reads; the others have nothing to learn.
+        for _ in range(3 if way == "batch" else 0):
+            listings.once(vmi, self.at, name)
+        before = link.requests, link.bytes_sent + link.bytes_received
+        seconds = []
+        for _ in range(runs):
+            if way == "page":
+                vmi.pagecache_flush()  # a listing on fresh memory each time, as batch has it
+            taken, found = listings.once(vmi, self.at, name)
+            seconds.append(taken)
+            self._check(name, way, found)
+        requests, carried = link.requests - before[0], link.bytes_sent + link.bytes_received - before[1]
+        return Cost(seconds, round(requests / runs), round(carried / runs))
+
+    def _native(self, name: str, cached: bool = False) -> listings.Result | None:
+        offsets = {name: self._vmis["batch"].get_offset(name) for name in CONFIGURED}
+        return self._host.native(
+            {
+                "domain": "",
+                "config": {"ostype": "Linux", **offsets},
+                "at": self.at,
+                "name": name,
+                "runs": self._extent.runs["native"],
+                "cached": cached,
+            }
+        )
+
+    def _check(self, name: str, way: str, found: list[Any]) -> None:
+        """:raises RuntimeError: a listing lacks what was planted"""
+        if name == "processes":
+            missing = len(self._planted[name] - {row[0] for row in found})
+        elif name == "sockets":
+            missing = sum(count - sum(port in (row[0], row[1]) for row in found) for port, count in self._ports.items())
+        else:
+            missing = not found
+        if missing:
+            raise RuntimeError(f"{missing} of the planted {name} are not listed by {way}")
+
+    def _buckets(self) -> int:
+        return self._vmis["scalar"].read_32_va(self.at["tcp_hashinfo"] + self.at["inet_hashinfo ehash_mask"], 0) + 1
+
+    def _start(self, native: listings.Result | None, size: int) -> None:
+        """What a first listing costs, connection and all; and a cached read."""
+        self._first_of = size
+        for way in WAYS:
+            taken = [inside.timed(lambda way=way: self._first_listing(way))[0] for _ in range(3)]  # type: ignore[misc]
+            self._first[way] = median(taken) * 1e3
+            if way != "scalar":  # which keeps nothing
+                self._cached[way] = median(listings.cached_read(self._vmis[way], self.at) for _ in range(5)) * 1e9
+        if native is not None:
+            self._first["native"], self._cached["native"] = native["first"] * 1e3, native["cached"] * 1e9
+
+    def _first_listing(self, way: Way) -> None:
+        with Libvmi.over(self._host.connect(way)) as vmi:
+            listings.once(vmi, self.at, "processes")
+
+    def parts(self) -> list[Part]:
+        """Where the time of a batch listing of processes goes."""
+        say("bench: where the time goes")
+        runs = self._extent.runs["batch"]
+        guest, vmi = self._guests["batch"], self._vmis["batch"]
+        whole = self._median(lambda: self._list("processes"), runs)
+        with pause(vmi):
+            self._list("processes")
+            reads = self._median(lambda: self._list("processes"), runs)
+        reader = guest.reader
+        assert isinstance(reader, ReadAhead)
+        tasks = next(listing for listing in reader.listings.values() if listing.place.name == "tasks")
+        stage = tasks.fields.stages[0]
+        plan = tasks.place.plan(stage.ops)
+        request = encode(Walk(plan, [], b""))
+        empty = self._median(lambda: guest.remote.symbols([]), runs)
+        exchange = self._median(lambda: guest.link.exchange(request), runs)
+        agent = self._host.inside(request, runs)
+        (chunk,) = guest.remote.walk(plan)
+        opened = inside.cryptography(len(chunk.bulk), runs)[1]
+        taken_in = self._median(lambda: Snapshot().add(plan, stage, chunk.bulk), runs)
+        carried = exchange - empty - agent["answer"] - agent["seal"] - opened
+        kept = whole - reads - exchange - taken_in
+        size = f"{len(chunk.bulk):,} bytes"
+        found = (
+            ("the script and its reads, each answered here", reads, "IDS, Python"),
+            ("round trip of an empty request", empty, "both, network"),
+            ("walking the list", agent["walk"], "guest, eBPF"),
+            ("request understood, reply put together", agent["answer"] - agent["walk"], "guest, Python"),
+            (f"sealing {size}", agent["seal"], "guest, cryptography"),
+            (f"carrying {size}", carried, "network"),
+            (f"opening {size}", opened, "IDS, cryptography"),
+            ("records into cells", taken_in, "IDS, Python"),
+            ("cells made known, those before forgotten", kept, "IDS, Python"),
+        )
+        return [Part(what, max(seconds, 0.0) * 1e3, where) for what, seconds, where in found]
+
+    @staticmethod
+    def _median(call: Any, runs: int) -> float:
+        return median(inside.timed(call)[0] for _ in range(runs))
+
+
+class _Counting:
+    """A ``Libvmi`` that counts calls."""
+
+    def __init__(self, vmi: Libvmi) -> None:
+        self._vmi = vmi
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._vmi, name)
+
+        def call(*args: Any) -> Any:
+            self.calls += 1
+            return method(*args)
+
+        return call
+
+
+def _find(profile: Profile) -> listings.Offsets:
+    """What the script needs to know, as far as this kernel has it: one without modules has no list of them."""
+    at = {}
+    for names, find in (
+        (listings.SYMBOLS, profile.symbol),
+        (listings.MEMBERS, lambda name: profile.member(*name.split(" ")).offset),
+        (listings.SIZES, profile.size),
+    ):
+        for name in names:
+            with contextlib.suppress(KeyError):
+                at[name] = find(name)
+    return at
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Grouped bars on a logarithmic scale, as SVG that needs no font, script or style from elsewhere.
+
+Written by hand instead of by a plotting library, so that ``make bench`` needs none. Ink and colours are of middle
+brightness: they are read on a light page and on a dark one, whichever the page's reader has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+COLOURS = {"scalar": "#d9534f", "page": "#d99a2b", "batch": "#2a9d8f", "native": "#7a86b8"}
+INK = "#7b8794"
+WIDTH, HEIGHT = 960, 420
+LEFT, RIGHT, TOP, BOTTOM = 64, 8, 58, 50
+"""Margins."""
+GAP = 0.25
+"""Share of a group's width that is left free."""
+
+Group = tuple[str, Mapping[str, float]]
+"""A name, which may have a second line, and milliseconds by the name of the bar."""
+
+
+def bars(title: str, groups: Sequence[Group]) -> str:
+    """A chart of milliseconds: the bars of each group side by side, those without a value left out."""
+    values = [value for _, costs in groups for value in costs.values()]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values) * 1.3))
+    names = [name for name in COLOURS if any(name in costs for _, costs in groups)]
+    floor = HEIGHT - BOTTOM
+
+    def height(value: float) -> float:
+        return floor - (math.log10(value) - low) / (high - low) * (floor - TOP)
+
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f' font-family="system-ui, sans-serif" font-size="12" fill="{INK}">',
+        f"<title>{escape(title)}</title>",
+        f'<text x="{LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>',
+    ]
+    for number, name in enumerate(names):
+        at = LEFT + 92 * number
+        out.append(f'<rect x="{at}" y="30" width="11" height="11" rx="2" fill="{COLOURS[name]}"/>')
+        out.append(f'<text x="{at + 16}" y="40">{name}</text>')
+    for power in range(low, high + 1):
+        y = height(10.0**power)
+        stroke = f'stroke="{INK}" stroke-opacity="{0.9 if power == low else 0.25}"'
+        out.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" {stroke}/>')
+        out.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{duration(10.0**power)}</text>')
+    room = (WIDTH - LEFT - RIGHT) / len(groups)
+    broad = room * (1 - GAP) / len(names)
+    for number, (label, costs) in enumerate(groups):
+        start = LEFT + room * (number + GAP / 2)
+        for place, name in enumerate(names):
+            if name not in costs:
+                continue
+            x, y = start + broad * place, height(costs[name])
+            box = f'x="{x + 1:.1f}" y="{y:.1f}" width="{broad - 2:.1f}" height="{floor - y:.1f}"'
+            out.append(f'<rect {box} rx="1.5" fill="{COLOURS[name]}"/>')
+            text = duration(costs[name]).replace(" ", "")
+            out.append(
+                f'<text x="{x + broad / 2:.1f}" y="{y - 4:.1f}" text-anchor="middle" font-size="8">{text}</text>'
+            )
+        for line, words in enumerate(label.split("\n")):
+            middle, below = start + room * (1 - GAP) / 2, floor + 18 + 15 * line
+            out.append(f'<text x="{middle:.1f}" y="{below}" text-anchor="middle">{escape(words)}</text>')
+    return "\n".join([*out, "</svg>", ""])
+
+
+def duration(ms: float) -> str:
+    """Milliseconds in two digits or so, with the unit that suits: ``42 us``, ``1.3 ms``, ``2.5 s``."""
+    value, unit = (ms / 1e3, "s") if ms >= 999.5 else (ms, "ms") if ms >= 0.0995 else (ms * 1e3, "us")
+    return f"{value:,.0f} {unit}" if value >= 9.95 else f"{value:.1f}".removesuffix(".0") + f" {unit}"

@@ -1,0 +1,181 @@
+"""The benchmark's tables and plot, on figures made up for the purpose."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from ci.bench import plot, report
+from ci.bench.report import Case, Cost, Ground, Part
+
+ROOT = Path(__file__).parents[2]
+
+
+def case(listing: str, size: int, buckets: int = 0, **ms: float) -> Case:
+    return Case(
+        listing, size, 3 * size, {way: Cost([1e3, one / 1e3, 0.0], 7, 7_000) for way, one in ms.items()}, buckets
+    )
+
+
+GROUND = Ground(
+    kernel="6.1.0-56-cloud-amd64",
+    where="lab VM (tcg, 1 CPU)",
+    machine="a machine",
+    date="2026-01-02",
+    cases=[
+        case("processes", 100, scalar=90.0, page=30.0, batch=2.0, native=0.5),
+        case("processes", 1000, scalar=900.0, page=300.0, batch=3.0, native=7.5),
+        case("modules", 38, scalar=80.0, page=30.0, batch=5.0, native=0.1),
+        case("sockets", 2001, 8192, scalar=2500.0, page=400.0, batch=20.0, native=30.0),
+        case("sockets", 2000, 1 << 18, scalar=41000.0, page=540.0, batch=50.0, native=400.0),
+    ],
+    first={"scalar": 220.0, "batch": 29.6, "native": 800.0},
+    first_of=300,
+    cached={"batch": 63.2, "native": 1500.0},
+    parts=[Part("the walk", 1.0, "guest, eBPF"), Part("the reads", 3.0, "IDS, Python")],
+    parts_of=1000,
+    emulated=True,
+    network="a wire",
+)
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0.0421, "42 us"),
+        (0.61, "0.6 ms"),
+        (1.0, "1 ms"),
+        (9.949, "9.9 ms"),
+        (9.96, "10 ms"),
+        (999.6, "1 s"),
+        (49_671, "50 s"),
+    ],
+)
+def test_a_duration_has_the_unit_that_suits(ms: float, text: str) -> None:
+    assert plot.duration(ms) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (0.613, "0.61x"), (9.96, "10.0x"), (99.6, "100x"), (5719.2, "5,719x")]
+)
+def test_a_ratio_has_about_three_digits(value: float | None, text: str) -> None:
+    assert report.number(value, "x") == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(7_477, "7,477 B"), (176_400, "176 kB"), (29_700_000, "30 MB")])
+def test_bytes_are_short(count: int, text: str) -> None:
+    assert report.size(count) == text
+
+
+def test_a_cost_is_the_median() -> None:
+    assert GROUND.cases[0].costs["batch"].ms == 2.0
+
+
+def test_ratios_are_the_first_by_the_second() -> None:
+    assert report.time_rows(GROUND.cases)[1] == (
+        "100 processes",
+        "90.0",
+        "30.0",
+        "2.00",
+        "0.50",
+        "45.0x",
+        "15.0x",
+        "4.00x",
+    )
+
+
+def test_a_way_that_was_not_measured_is_a_dash() -> None:
+    row = report.time_rows([case("modules", 38, scalar=80.0, page=30.0, batch=4.0)])[1]
+    assert row == ("38 modules", "80.0", "30.0", "4.00", "-", "20.0x", "7.50x", "-")
+
+
+def test_goals_say_what_is_not_reached() -> None:
+    reached = {goal.what: (goal.reached, goal.figures) for goal in report.goals(GROUND)}
+    assert reached == {
+        "batch >= 20x faster than scalar, 300 processes and more": (True, "300x"),
+        "batch >= 20x faster than scalar, modules": (False, "16.0x"),
+        "batch >= 20x faster than scalar, TCP hash": (True, "125x to 820x"),
+        "batch faster than page, all listings": (True, "6.00x to 100x"),
+        "batch <= 0.5x of native, 300 processes and more": (True, "0.40x"),
+        "batch <= 0.1x of native, full-size TCP hash": (False, "0.12x"),
+        "a cached read costs <= 300 ns": (True, "63 ns"),
+    }
+
+
+def test_native_is_borrowed_for_listings_as_large_only() -> None:
+    here = Ground(
+        **{
+            **GROUND.__dict__,
+            "cases": [
+                case("processes", 103, batch=0.5),
+                case("processes", 900, batch=0.5),
+                case("sockets", 2001, batch=1.0),
+            ],
+        }
+    )
+    costs = [list(found.costs) for found in report.beside(here, GROUND).cases]
+    assert costs == [["batch", "native"], ["batch"], ["batch"]]
+
+
+def test_tables_fit_a_terminal_of_100_columns() -> None:
+    out = io.StringIO()
+    report.show(GROUND, Console(file=out, width=100, highlight=False))
+    text = out.getvalue()
+    assert "…" not in text
+    assert "2,000 sockets in 262,144 buckets" in text  # on one line
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_document_names_what_costs_most_and_what_was_missed() -> None:
+    text = report.document([GROUND], "python -m ci.bench")
+    assert "What costs most: the reads (3.00 ms), the walk (1.00 ms)." in text
+    assert "Not reached here: batch >= 20x faster than scalar, modules; batch <= 0.1x of native" in text
+    assert "software emulation" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables)
+
+
+def test_only_the_marked_part_of_the_readme_changes() -> None:
+    readme = f"before\n{report.MARKS[0]}\nold\n{report.MARKS[1]}\nafter\n"
+    text = report.quoted(readme, GROUND)
+    assert text.startswith("before\n<!-- bench -->\n| listing | scalar, ms |")
+    assert text.endswith("<!-- /bench -->\nafter\n")
+    assert "old" not in text
+    assert report.quoted(text, GROUND) == text
+
+
+def test_a_readme_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no <!-- bench -->"):
+        report.quoted("nothing\n", GROUND)
+
+
+def test_our_readme_has_the_marks() -> None:
+    report.quoted((ROOT / "README.md").read_text(), GROUND)
+
+
+def test_the_record_is_json() -> None:
+    assert json.loads(json.dumps(report.as_json(GROUND)))["cases"][0]["costs"]["page"]["requests"] == 7
+
+
+def test_the_plot_has_a_bar_for_each_way_of_each_listing() -> None:
+    drawing = ElementTree.fromstring(report.plotted(GROUND))
+    space = "{http://www.w3.org/2000/svg}"
+    legend, bars = len(plot.COLOURS), sum(len(found.costs) for found in GROUND.cases)
+    boxes = drawing.findall(f"{space}rect")
+    assert len(boxes) == legend + bars
+    texts = [text.text for text in drawing.findall(f"{space}text")]
+    assert {"scalar", "page", "batch", "native", "100 processes", "8,192 buckets", "41s"} <= set(texts)
+
+
+def test_bars_are_as_long_as_the_logarithm_of_their_time() -> None:
+    drawing = ElementTree.fromstring(
+        plot.bars("t", [("a", {"batch": 1.0}), ("b", {"batch": 10.0}), ("c", {"batch": 100.0})])
+    )
+    heights = [float(box.get("height", "0")) for box in drawing.findall("{http://www.w3.org/2000/svg}rect")[1:]]
+    assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0], abs=0.2)
+    assert heights[1] > heights[0]
