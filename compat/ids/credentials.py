@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Find processes of a Linux guest whose credentials were raised.
+
+The kernel gives every process credentials of its own, so that two processes with the same struct cred, or a program
+with the kernel's own (init_cred), are the work of somebody who wrote a pointer. And root's uid comes down from a parent
+or from a set-uid file: a root process whose parent or session is somebody else's has it from elsewhere. Daemons that
+give up root after beginning a root child are taken for that too; leave them out by --allow.
+"""
+
+import sys
+
+import report
+from linux import S_ISUID
+
+DEEPEST = 1000
+
+
+def look(guest, allowed):
+    processes = {task: guest.process(task) for task in guest.tasks()}
+    init_cred = guest.needed("init_cred")
+    sharing = {}
+    for process in processes.values():
+        sharing.setdefault(process.cred, []).append(process)
+    findings = []
+    for process in processes.values():
+        others = sorted(other.pid for other in sharing[process.cred] if other.task != process.task)
+        if process.mm and process.cred == init_cred:
+            findings.append(found(process, "kernel's credentials", "has the kernel's own credentials, init_cred"))
+        elif others and process.cred != init_cred:
+            findings.append(found(process, "shared credentials", f"has the same struct cred as {others}"))
+        elif process.mm and process.euid == 0 and process.comm not in allowed:
+            whose = unexplained(guest, processes, process)
+            if whose:
+                findings.append(found(process, "raised", f"is root's, but its {whose}"))
+    return [], findings
+
+
+def unexplained(guest, processes, process):
+    """Whose a root process's parent or session is, if not root's and no set-uid file explains it."""
+    if is_set_uid(guest, process):
+        return ""
+    parent = processes.get(process.parent)
+    if parent and parent.uid != 0:
+        return f"parent {parent.pid} {parent.comm} is of uid {parent.uid}"
+    leader = processes.get(guest.session_leader(process.task))
+    if leader is None or leader.uid == 0:
+        return ""
+    for _ in range(DEEPEST):
+        # Up to where root's uid comes from.
+        if parent is None or parent.uid != 0 or is_set_uid(guest, parent):
+            return ""
+        if parent.task == leader.task or parent.parent == parent.task:
+            break
+        parent = processes.get(parent.parent)
+    return f"session's leader {leader.pid} {leader.comm} is of uid {leader.uid}"
+
+
+def is_set_uid(guest, process):
+    """Whether what it runs is a set-uid file of root's."""
+    file = guest.executable(process.task)
+    if not file:
+        return False
+    inode = guest.inode(file)
+    return bool(guest.mode(inode) & S_ISUID) and guest.number(inode + guest.layout["inode i_uid"]) == 0
+
+
+def found(process, kind, words):
+    return {
+        "finding": f"{process.pid} {process.comm} {words}",
+        "kind": kind,
+        "pid": process.pid,
+        "comm": process.comm,
+        "uid": process.uid,
+    }
+
+
+def main():
+    parser = report.parser(__doc__)
+    parser.add_argument("--allow", metavar="COMM", action="append", default=[], help="a name that may be root's anyhow")
+    arguments = parser.parse_args()
+    return report.run(arguments, lambda guest: look(guest, arguments.allow))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

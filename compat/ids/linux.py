@@ -1,0 +1,362 @@
+"""A Linux guest by plain LibVMI reads: its tasks, files, sockets and modules, each by more than one road where there
+is one. What one road shows and another does not is what intrusion detection looks for."""
+
+import struct
+from collections import namedtuple
+
+from libvmi import AccessContext, LibvmiError, TranslateMechanism
+
+LIMIT = 1 << 20
+"""Entries after which a list is taken for a loop: the guest may be hostile."""
+CHUNK = 4096
+"""Bytes of a table that are read at a time."""
+
+PID, TGID, PGID, SID = range(4)
+"""What a struct pid can stand for: a thread, a process, its group, its session (include/linux/pid_types.h)."""
+AF_INET, AF_INET6, IPPROTO_TCP = 2, 10, 6
+TCP_STATES = (
+    "",
+    "ESTABLISHED",
+    "SYN-SENT",
+    "SYN-RECV",
+    "FIN-WAIT-1",
+    "FIN-WAIT-2",
+    "TIME-WAIT",
+    "CLOSE",
+    "CLOSE-WAIT",
+    "LAST-ACK",
+    "LISTEN",
+    "CLOSING",
+    "NEW-SYN-RECV",
+)
+S_IFMT, S_IFSOCK, S_IFIFO, S_ISUID = 0o170000, 0o140000, 0o010000, 0o4000
+
+Process = namedtuple("Process", "task pid comm uid euid cred parent mm")
+"""A process, as its task_struct says; ``parent`` is the task_struct of its real parent, ``mm`` 0 of a kernel thread."""
+Socket = namedtuple("Socket", "address state local remote")
+
+
+class Linux:
+    """A guest.
+
+    :param vmi: a Libvmi
+    :param layout: offsets by "struct member"
+    """
+
+    def __init__(self, vmi, layout):
+        self.vmi = vmi
+        self.layout = layout
+        self.symbols = {}
+
+    # Symbols.
+
+    def symbol(self, name):
+        """Address of a kernel symbol, or None."""
+        if name not in self.symbols:
+            try:
+                self.symbols[name] = self.vmi.translate_ksym2v(name)
+            except LibvmiError as error:
+                if str(error) != "VMI_FAILURE":
+                    raise
+                self.symbols[name] = None
+        return self.symbols[name]
+
+    def needed(self, name):
+        """Address of a kernel symbol, without which nothing can be said."""
+        address = self.symbol(name)
+        if address is None:
+            raise LibvmiError(f"the kernel has no symbol {name!r}")
+        return address
+
+    def symbol_at(self, address):
+        """Name of the symbol that begins at an address, or None."""
+        try:
+            return self.vmi.translate_v2ksym(AccessContext(TranslateMechanism.PROCESS_PID, pid=0), address)
+        except LibvmiError as error:
+            if str(error) != "VMI_FAILURE":
+                raise
+            return None
+
+    # Words.
+
+    def pointer(self, address):
+        return self.vmi.read_addr_va(address, 0)
+
+    def number(self, address):
+        return self.vmi.read_32_va(address, 0)
+
+    def field(self, address, member):
+        """The pointer that is a member: field(task, "task_struct mm")."""
+        return self.vmi.read_addr_va(address + self.layout[member], 0)
+
+    def text(self, address, most):
+        """A string of at most so many bytes, whatever they are."""
+        data = self.vmi.read_va(address, 0, most)[0]
+        return data.split(b"\0", 1)[0].decode(errors="backslashreplace")
+
+    def words(self, address, count):
+        """So many pointers, from ``address`` on."""
+        found = []
+        end = address + 8 * count
+        while address < end:
+            size = min(CHUNK - address % CHUNK, end - address)
+            data, got = self.vmi.read_va(address, 0, size)
+            if got != size:
+                raise LibvmiError(f"the table at {address:#x} cannot be read")
+            found += struct.unpack(f"<{size // 8}Q", data)
+            address += size
+        return found
+
+    # Lists and trees.
+
+    def ring(self, head):
+        """Links of a list_head, but for the head itself."""
+        link = self.pointer(head)
+        for _ in range(LIMIT):
+            if link == head:
+                return
+            yield link
+            link = self.pointer(link)
+        raise LibvmiError(f"the list at {head:#x} does not end")
+
+    def rb_tree(self, node):
+        """Nodes of a red-black tree, from its topmost on."""
+        pending = [node] if node else []
+        for _ in range(LIMIT):
+            if not pending:
+                return
+            node = pending.pop()
+            yield node
+            below = (self.field(node, "rb_node rb_left"), self.field(node, "rb_node rb_right"))
+            pending += [child for child in below if child]
+        raise LibvmiError(f"the tree at {node:#x} does not end")
+
+    def xarray(self, array):
+        """(index, entry) of an xarray that holds pointers (Documentation/core-api/xarray.rst)."""
+        entry = self.field(array, "xarray xa_head")
+        pending = [(0, entry)] if entry else []
+        shift, slots = self.layout["xa_node shift"], self.layout["xa_node slots"]
+        for _ in range(LIMIT):
+            if not pending:
+                return
+            index, entry = pending.pop()
+            if entry & 3 != 2:
+                yield index, entry
+            elif entry > CHUNK:
+                # A node, its address plus 2; smaller ones are marks, such as that of an entry being made.
+                node = entry - 2
+                step = self.vmi.read_8_va(node + shift, 0)
+                below = self.words(node + slots, 64)
+                pending += [(index + (at << step), child) for at, child in enumerate(below) if child]
+        raise LibvmiError(f"the xarray at {array:#x} does not end")
+
+    # Tasks.
+
+    def tasks(self):
+        """Processes by the list of tasks, the idle task first."""
+        link = self.layout["task_struct tasks"]
+        head = self.needed("init_task") + link
+        yield head - link
+        for at in self.ring(head):
+            yield at - link
+
+    def threads(self, task):
+        """Threads of a process by its own list, the leading one among them."""
+        head = self.field(task, "task_struct signal") + self.layout["signal_struct thread_head"]
+        for at in self.ring(head):
+            yield at - self.layout["task_struct thread_node"]
+
+    def children(self, task):
+        """Processes that a process has begun, by any of its threads, and those that were left to it."""
+        for thread in self.threads(task):
+            for at in self.ring(thread + self.layout["task_struct children"]):
+                yield at - self.layout["task_struct sibling"]
+
+    def descendants(self, task):
+        """All processes below one, by the lists of children."""
+        pending, seen = [task], {task}
+        while pending:
+            for child in self.children(pending.pop()):
+                if child not in seen:
+                    seen.add(child)
+                    pending.append(child)
+                    yield child
+
+    def pids(self):
+        """(number, struct pid) of all that the kernel finds by number."""
+        space = self.needed("init_pid_ns")
+        return self.xarray(space + self.layout["pid_namespace idr"] + self.layout["idr idr_rt"])
+
+    def task_of(self, pid, kind):
+        """The first task that a struct pid stands for, 0 if none."""
+        link = self.pointer(pid + self.layout["pid tasks"] + 8 * kind)
+        # An hlist_node, two pointers, for each kind.
+        return link - self.layout["task_struct pid_links"] - 16 * kind if link else 0
+
+    def session_leader(self, task):
+        """The leader of a process's session, 0 if it is gone."""
+        pid = self.pointer(self.field(task, "task_struct signal") + self.layout["signal_struct pids"] + 8 * SID)
+        return self.task_of(pid, TGID) if pid else 0
+
+    def process(self, task):
+        cred = self.field(task, "task_struct cred")
+        return Process(
+            task=task,
+            pid=self.number(task + self.layout["task_struct tgid"]),
+            comm=self.text(task + self.layout["task_struct comm"], 16),
+            uid=self.number(cred + self.layout["cred uid"]),
+            euid=self.number(cred + self.layout["cred euid"]),
+            cred=cred,
+            parent=self.field(self.field(task, "task_struct real_parent"), "task_struct group_leader"),
+            mm=self.field(task, "task_struct mm"),
+        )
+
+    # Files.
+
+    def files(self, task):
+        """(descriptor, struct file) of a task."""
+        files = self.field(task, "task_struct files")
+        if not files:
+            return
+        table = self.field(files, "files_struct fdt")
+        most = min(self.number(table + self.layout["fdtable max_fds"]), LIMIT)
+        for number, file in enumerate(self.words(self.field(table, "fdtable fd"), most)):
+            if file:
+                yield number, file
+
+    def executable(self, task):
+        """The struct file of what a process runs, 0 if nothing."""
+        mm = self.field(task, "task_struct mm")
+        return self.field(mm, "mm_struct exe_file") if mm else 0
+
+    def inode(self, file):
+        return self.field(file, "file f_inode")
+
+    def mode(self, inode):
+        return self.vmi.read_16_va(inode + self.layout["inode i_mode"], 0)
+
+    def is_deleted(self, file):
+        """Whether no folder has the file any more."""
+        return self.number(self.inode(file) + self.layout["inode i_nlink"]) == 0
+
+    def path(self, file):
+        """A file's name, as /proc/PID/fd would show it to the guest's first mount namespace."""
+        inode = self.inode(file)
+        kind = {S_IFSOCK: "socket", S_IFIFO: "pipe"}.get(self.mode(inode) & S_IFMT)
+        if kind == "socket" or (kind and self._is_root(self.field(file, "file f_path.dentry"))):
+            return f"{kind}:[{self.field(inode, 'inode i_ino')}]"
+        dentry, mnt = self.field(file, "file f_path.dentry"), self.field(file, "file f_path.mnt")
+        mount = mnt - self.layout["mount mnt"]
+        names = []
+        for _ in range(CHUNK):
+            if dentry == self.field(mount + self.layout["mount mnt"], "vfsmount mnt_root"):
+                above = self.field(mount, "mount mnt_parent")
+                if above == mount:
+                    break
+                dentry, mount = self.field(mount, "mount mnt_mountpoint"), above
+                continue
+            if self._is_root(dentry):
+                break
+            names.append(self.name(dentry))
+            dentry = self.field(dentry, "dentry d_parent")
+        if not names:
+            return self.name(dentry)
+        return "/" + "/".join(reversed(names))
+
+    def _is_root(self, dentry):
+        return self.field(dentry, "dentry d_parent") == dentry
+
+    def name(self, dentry):
+        address = self.field(dentry, "dentry d_name.name")
+        # Not past the page: nothing may be behind it.
+        return self.text(address, min(256, CHUNK - address % CHUNK))
+
+    # Sockets.
+
+    def socket_of(self, file):
+        """The TCP socket (struct sock) that a file is, 0 if none."""
+        if self.field(file, "file f_op") != self.needed("socket_file_ops"):
+            return 0
+        sock = self.field(self.field(file, "file private_data"), "socket sk")
+        if not sock:
+            return 0
+        family = self.vmi.read_16_va(sock + self.layout["sock __sk_common.skc_family"], 0)
+        protocol = self.vmi.read_16_va(sock + self.layout["sock sk_protocol"], 0)
+        return sock if family in (AF_INET, AF_INET6) and protocol == IPPROTO_TCP else 0
+
+    def hashed_sockets(self):
+        """TCP sockets (struct sock) by the tables of connections and of listeners."""
+        info = self.needed("tcp_hashinfo")
+        link = self.layout["sock __sk_common.skc_nulls_node"]
+        # inet_listen_hashbucket is a lock and a head.
+        tables = (
+            ("ehash", 1, self.layout["inet_ehash_bucket chain"] // 8),
+            ("lhash2", 2, self.layout["inet_listen_hashbucket nulls_head"] // 8),
+        )
+        for name, words, head in tables:
+            count = self.number(info + self.layout[f"inet_hashinfo {name}_mask"]) + 1
+            if count > LIMIT:
+                raise LibvmiError(f"the table of TCP sockets has {count} buckets")
+            for node in self.words(self.field(info, f"inet_hashinfo {name}"), count * words)[head::words]:
+                # The end of a chain is no pointer but an odd number.
+                for _ in range(LIMIT):
+                    if node & 1 or not node:
+                        break
+                    yield node - link
+                    node = self.pointer(node)
+
+    def socket(self, sock):
+        common = "sock __sk_common.skc_"
+        family = self.vmi.read_16_va(sock + self.layout[common + "family"], 0)
+        state = self.vmi.read_8_va(sock + self.layout[common + "state"], 0)
+        local = self.vmi.read_16_va(sock + self.layout[common + "num"], 0)
+        remote = self.vmi.read_16_va(sock + self.layout[common + "dport"], 0)
+        kinds, size = (("v6_rcv_saddr", "v6_daddr"), 16) if family == AF_INET6 else (("rcv_saddr", "daddr"), 4)
+        here, there = (self.vmi.read_va(sock + self.layout[common + kind], 0, size)[0] for kind in kinds)
+        return Socket(
+            address=sock,
+            state=TCP_STATES[state] if state < len(TCP_STATES) else str(state),
+            local=_endpoint(here, local),
+            remote=_endpoint(there, (remote & 0xFF) << 8 | remote >> 8),
+        )
+
+    # Modules.
+
+    def listed_modules(self):
+        """Modules (struct module) by their list."""
+        for at in self.ring(self.needed("modules")):
+            yield at - self.layout["module list"]
+
+    def kobject_modules(self):
+        """Modules by the set of kobjects behind /sys/module, where built-in ones have no struct module."""
+        head = self.pointer(self.needed("module_kset")) + self.layout["kset list"]
+        for at in self.ring(head):
+            kobject = at - self.layout["kobject entry"]
+            module = self.field(kobject - self.layout["module_kobject kobj"], "module_kobject mod")
+            if module:
+                yield module
+
+    def tree_modules(self):
+        """Modules by the tree in which the kernel looks for whose code an address is."""
+        root = self.needed("mod_tree") + self.layout["mod_tree_root root"] + self.layout["latch_tree_root tree"]
+        link = self.layout["mod_tree_node node"] + self.layout["latch_tree_node node"]
+        for node in self.rb_tree(self.pointer(root)):
+            yield self.field(node - link, "mod_tree_node mod")
+
+    def module_name(self, module):
+        return self.text(module + self.layout["module name"], 56)
+
+    # Code.
+
+    def is_text(self, address):
+        """Whether an address is in the code of the kernel itself; a module's is not."""
+        return self.needed("_stext") <= address < self.needed("_etext")
+
+
+def _endpoint(address, port):
+    if len(address) == 4:
+        return f"{'.'.join(map(str, address))}:{port}"
+    if address[:12] == bytes(10) + b"\xff\xff":
+        return f"[::ffff:{'.'.join(map(str, address[12:]))}]:{port}"
+    groups = [f"{group:x}" for group in struct.unpack(">8H", address)]
+    return f"[{':'.join(groups)}]:{port}" if any(address) else f"[::]:{port}"
