@@ -320,7 +320,7 @@ class LabVM:
         with contextlib.suppress(FileNotFoundError):
             words = (self.folder / "qemu.log").read_text(errors="replace").strip()
             state += f"\nQEMU says: {words}" if words else ""
-        tail = self.serial_tail().replace("\n", "\n  | ")
+        tail = self.serial_tail(60).replace("\n", "\n  | ")
         return LabError(f"{text}{state}\nend of the guest's console:\n  | {tail}")
 
     def _await_ready(self, deadline: float) -> None:
