@@ -24,6 +24,7 @@ examples:
   vmishim ps web-1 --tree                   the processes of a guest
   vmishim lsmod web-1 --json | jq .         its modules, for programs
   vmishim run process_list.py web-1         run an unchanged LibVMI script on it
+  vmishim compare process_list.py web-1     the same on every road to it: are the answers the same, what do they cost
   vmishim doctor web-1                      what works, what does not, what to do
 
 A DOMAIN is a guest that was enrolled (vmishim domains lists them). Exit status: 0 all well, 1 something was wrong with
@@ -87,6 +88,34 @@ def parser() -> argparse.ArgumentParser:
     _way(run)
     run.add_argument("script", metavar="SCRIPT", help="the script's file").complete = _FILES  # type: ignore[attr-defined]
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments")
+
+    compare = command(
+        "compare",
+        "compare:compare",
+        "run an unchanged LibVMI script on every road to a guest; compare answers and costs",
+        epilog="Roads: agent-scalar, agent-page, agent-batch; ramfile, if the guest's entry names one; native, the\n"
+        "genuine LibVMI bindings on that file. One guest is meant, whatever the script calls it. Our options stand\n"
+        "before the script. Exit status: 0 the answers agree, 1 they differ, 2 there was an error.\n"
+        "docs/compare.md says more.",
+    )
+    compare.add_argument("--local", action="store_true", help="compare on this machine; needs root")
+    compare.add_argument("--domain", metavar="DOMAIN", help="the guest, if the script's arguments do not name it")
+    compare.add_argument(
+        "--genuine",
+        metavar="PYTHON",
+        help="an interpreter that can import LibVMI's genuine bindings (default: VMISHIM_GENUINE_PYTHON)",
+    )
+    compare.add_argument("--qmp", metavar="SOCKET", help="QEMU's monitor: the guest is stopped while its file is read")
+    compare.add_argument("--only", metavar="ROAD,ROAD", help="these roads and no others")
+    compare.add_argument("--runs", type=int, default=5, metavar="N", help="how often each is timed (%(default)s)")
+    compare.add_argument(
+        "--timeout", type=float, default=300.0, metavar="S", help="seconds for one run of the script (%(default)g)"
+    )
+    compare.add_argument(
+        "-o", "--output", default="compare", metavar="NAME", help="writes NAME.json and NAME.html (%(default)s)"
+    )
+    compare.add_argument("script", metavar="SCRIPT", help="the script's file").complete = _FILES  # type: ignore[attr-defined]
+    compare.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments")
 
     keygen = command("keygen", "enrolment:keygen", "make a private key, print the public one")
     keygen.add_argument(
@@ -182,8 +211,8 @@ def _way(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status: 0, 1 after one clear line on standard error, 130 after Ctrl-C, 141 when
-    nobody reads our output any more.
+    """Run a command and return the exit status: 0, 1 (or what the command says) after one clear line on standard error,
+    130 after Ctrl-C, 141 when nobody reads our output any more.
 
     :raises SystemExit: the command line is wrong (2), or a script that was run says so
     """
@@ -201,11 +230,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
+        from vmishim.commands import CommandError
+
         text = _explain(error)
         if text is None:
             raise
         print(f"vmishim: {text}", file=sys.stderr)
-        return 1
+        return error.status if isinstance(error, CommandError) else 1
 
 
 def _explain(error: Exception) -> str | None:

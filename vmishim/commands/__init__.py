@@ -10,3 +10,6 @@ from __future__ import annotations
 
 class CommandError(Exception):
     """A command can't do what was asked. The text is one line: what was wrong, and what to do."""
+
+    status = 1
+    """The exit status that says so."""

@@ -1,0 +1,115 @@
+"""``vmishim compare``: one unchanged script on every road to a guest, its answers and its costs side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from vmishim import domains
+from vmishim.commands import CommandError
+from vmishim.domains import Domain
+from vmishim.errors import LibvmiError
+
+EXIT = {"agreed": 0, "differ": 1, "error": 2}
+
+
+class CompareError(CommandError):
+    """There is nothing to compare. Its exit status is not that of answers that differ."""
+
+    status = EXIT["error"]
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Compare; 0 the answers agree, 1 they differ, 2 a road failed.
+
+    :raises CompareError: no such script or guest, fewer than two roads, or no monitor where one was named
+    """
+    from vmishim.compare import engine, report, roads
+
+    if not Path(options.script).is_file():
+        raise CompareError(f"there is no script {options.script}")
+    if options.runs < 1:
+        raise CompareError("--runs takes a number from 1 on")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmishim-")))
+        try:
+            guest = _here(stack) if options.local else _guest(options)
+            monitor = engine.Monitor(options.qmp) if options.qmp else None
+            if monitor is not None:
+                stack.callback(monitor.close)
+                if not monitor.running:
+                    raise CompareError("the guest is stopped: no agent in it can answer; let it go on")
+            _say("looking for roads")
+            genuine = options.genuine or os.environ.get("VMISHIM_GENUINE_PYTHON", "")
+            found = list(roads.find(guest, folder, genuine, options.local))
+            wanted = set(options.only.split(",")) if options.only else set(roads.NAMES)
+            if unknown := wanted - set(roads.NAMES):
+                raise CompareError(f"there is no road {', '.join(sorted(unknown))}; there are {', '.join(roads.NAMES)}")
+            there = [each for each in found if isinstance(each, roads.Road) and each.name in wanted]
+            missing = [each for each in found if isinstance(each, roads.Missing) and each.name in wanted]
+            if len(there) < 2:
+                why = "; ".join(f"no {each.name}: {each.why}" for each in missing)
+                raise CompareError(
+                    f"comparing takes two roads to {guest.name}, and there is {len(there) or 'none'}; {why}"
+                )
+            job = engine.Job(
+                options.script,
+                options.arguments,
+                guest.name,
+                _release(guest),
+                runs=options.runs,
+                timeout=options.timeout,
+            )
+            made = engine.run(job, there, missing, monitor, _say)
+        except LibvmiError as error:
+            raise CompareError(str(error).partition(": ")[2] or str(error)) from None
+        except engine.QmpError as error:
+            raise CompareError(str(error)) from None
+        _say("")
+    written = {f"{options.output}.json": json.dumps(made, indent=1) + "\n", f"{options.output}.html": report.page(made)}
+    for path, text in written.items():
+        Path(path).write_text(text, encoding="utf-8")
+    report.table(made)
+    print(f"wrote {' and '.join(written)}", file=sys.stderr)
+    return EXIT[made["result"]]
+
+
+def _guest(options: argparse.Namespace) -> Domain:
+    """The guest that is meant: the one named, or the one that the script's arguments name, or the only one there is."""
+    if options.domain:
+        return domains.find(options.domain)
+    known = domains.load()
+    named = [known[word] for word in dict.fromkeys(options.arguments) if word in known]
+    if len(named) == 1:
+        return named[0]
+    if not named and len(known) == 1:
+        return next(iter(known.values()))
+    if not known:
+        raise CompareError(f"no domain is known yet; `vmishim enroll` adds one to {domains.path()}")
+    which = "several guests" if named else "no guest that is enrolled"
+    raise CompareError(f"the script's arguments name {which}; say which one is meant by --domain, before the script")
+
+
+def _here(stack: ExitStack) -> Domain:
+    from vmishim import local
+
+    endpoint, key, public = stack.enter_context(local.agent())
+    return Domain("local", agent=endpoint, agent_key=public, key=str(key))
+
+
+def _release(guest: Domain) -> str:
+    target = domains.reach(guest, way="scalar")
+    try:
+        return target.profile.release
+    finally:
+        target.close()
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

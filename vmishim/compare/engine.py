@@ -1,0 +1,300 @@
+"""Runs a script on every road, in an order that tells moved memory from wrong answers, and times it.
+
+One round: what reads a file of memory goes first, on a guest that is stopped if that is possible; then the agents, on
+a guest that runs, since an agent in a stopped one answers nothing; then the reference once more. Its two runs stand
+around all others, so what did not change between them did not change for these. A round in which memory moved is
+repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import vmishim
+from vmishim.compare.roads import NATIVE, RAMFILE, Missing, Road
+from vmishim.compare.verdict import Run, Verdict, compare, moved
+
+REFERENCE = (NATIVE, RAMFILE, "agent-scalar", "agent-page", "agent-batch")
+"""Which road the others are held to: the first of these that there is."""
+
+
+class QmpError(Exception):
+    """QEMU's monitor does not do what it is asked. The text says what."""
+
+
+class Monitor:
+    """QEMU's monitor protocol (docs/interop/qmp-spec.rst in QEMU), as much of it as stopping a guest takes.
+
+    :param path: its unix socket
+    :param timeout: seconds that QEMU may take to answer; it serves one client at a time
+    :raises QmpError: nothing answers there
+    """
+
+    def __init__(self, path: str, timeout: float = 10.0) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(path)
+            self._file = self._socket.makefile("rw", encoding="utf-8")
+            self._next()
+        except (OSError, ValueError) as error:
+            self._socket.close()
+            raise QmpError(f"{path}: no QEMU monitor answers there (is another client connected?): {error}") from None
+        self.ask("qmp_capabilities")
+
+    def ask(self, command: str) -> Any:
+        """Carry out a command. :raises QmpError: QEMU refuses, or is gone"""
+        try:
+            self._file.write(json.dumps({"execute": command}) + "\n")
+            self._file.flush()
+            while True:
+                answer = self._next()
+                if "error" in answer:
+                    raise QmpError(f"{self._path}: {command}: {answer['error'].get('desc')}")
+                if "return" in answer:  # all else are events
+                    return answer["return"]
+        except (OSError, ValueError) as error:
+            raise QmpError(f"{self._path}: {command}: {error}") from None
+
+    def _next(self) -> dict[str, Any]:
+        line = self._file.readline()
+        if not line:
+            raise QmpError(f"{self._path}: QEMU hung up")
+        return dict(json.loads(line))
+
+    @property
+    def running(self) -> bool:
+        """Whether the guest's processors run."""
+        return bool(self.ask("query-status")["running"])
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The guest's processors stand still, and go on afterwards, whatever happens."""
+        self.ask("stop")
+        try:
+            yield
+        finally:
+            self.ask("cont")
+
+    def close(self) -> None:
+        """Let go of the monitor."""
+        self._file.close()
+        self._socket.close()
+
+
+@dataclass
+class Round:
+    """Recorded runs of one round: the reference twice, everything else once."""
+
+    reference: str
+    runs: dict[str, Run] = field(default_factory=dict)
+    again: Run | None = None
+
+    def witnesses(self) -> Iterator[tuple[str, Run]]:
+        """Every run, with its road's name."""
+        yield from self.runs.items()
+        if self.again is not None:
+            yield self.reference, self.again
+
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be compared.
+
+    :ivar runs: how often each road is timed
+    :ivar rounds: how often a round may be repeated because memory moved
+    :ivar timeout: seconds for one run of the script
+    """
+
+    script: str
+    arguments: Sequence[str]
+    domain: str
+    release: str
+    runs: int = 5
+    rounds: int = 3
+    timeout: float = 300.0
+
+
+def run(
+    job: Job,
+    roads: Sequence[Road],
+    missing: Sequence[Missing] = (),
+    monitor: Monitor | None = None,
+    progress: Progress = lambda text: None,
+) -> dict[str, Any]:
+    """Compare, and return the report as `report` shows it and JSON has it.
+
+    :raises QmpError: the monitor went away
+    """
+    with tempfile.TemporaryDirectory(prefix="vmishim-") as folder:
+        there = Path(folder)
+        rounds: list[Round] = []
+        verdicts: list[dict[str, Verdict]] = []
+        for number in range(1, job.rounds + 1):
+            rounds.append(_round(job, roads, there, monitor, lambda text, n=number: progress(f"round {n}: {text}")))  # type: ignore[misc]
+            verdicts.append(judge(rounds, monitor is not None))
+            if all(verdict.word == "same" for verdict in verdicts[-1].values()):
+                break
+            if any(each.failed for each in rounds[-1].runs.values()):
+                break
+        best = min(range(len(rounds)), key=lambda number: _badness(verdicts[number]))
+        timed: dict[str, list[Run]] = {road.name: [] for road in roads}
+        for number in range(1, job.runs + 1):
+            for road in roads:
+                if not rounds[best].runs[road.name].failed:
+                    progress(f"timing: {road.name}, {number} of {job.runs}")
+                    timed[road.name].append(
+                        road.run(job.script, job.arguments, there, record=False, timeout=job.timeout)
+                    )
+    # What differed on a guest that stood still is wrong, however often it was right.
+    strict = {
+        name: verdict
+        for of_round in verdicts
+        for name, verdict in of_round.items()
+        if verdict.unexplained and monitor is not None and not name.startswith("agent")
+    }
+    return assemble(
+        job,
+        rounds[best],
+        verdicts[best] | strict,
+        timed,
+        missing,
+        len(rounds),
+        monitor is not None,
+    )
+
+
+def _round(job: Job, roads: Sequence[Road], folder: Path, monitor: Monitor | None, progress: Progress) -> Round:
+    names = {road.name: road for road in roads}
+    done = Round(next(name for name in REFERENCE if name in names))
+    reference = names[done.reference]
+    order = sorted(roads, key=lambda road: REFERENCE.index(road.name))
+
+    def go(some: Sequence[Road]) -> Iterator[tuple[Road, Run]]:
+        for road in some:
+            progress(road.name)
+            yield road, road.run(job.script, job.arguments, folder, record=True, timeout=job.timeout)
+
+    def still(road: Road) -> AbstractContextManager[None]:
+        return monitor.stopped() if monitor is not None and road.stands_still else nullcontext()
+
+    with still(order[0]):
+        for road, result in go([road for road in order if road.stands_still]):
+            done.runs[road.name] = result
+    for road, result in go([road for road in order if not road.stands_still]):
+        done.runs[road.name] = result
+    with still(reference):
+        for _, result in go([reference]):
+            done.again = result
+    return done
+
+
+def judge(rounds: Sequence[Round], stopped: bool) -> dict[str, Verdict]:
+    """Compare the last round's runs with its reference, by what all rounds have seen moving.
+
+    :param stopped: what reads a file did so while the guest stood still, so that nothing excuses it
+    """
+    last = rounds[-1]
+    reference = last.runs[last.reference]
+    verdicts = {}
+    for name, other in last.runs.items():
+        if name == last.reference:
+            continue
+        moving: set[Any] = set()
+        if not (stopped and not name.startswith("agent") and not last.reference.startswith("agent")):
+            by_road: dict[str, list[Run]] = {}
+            for each in rounds:
+                for witness, result in each.witnesses():
+                    if witness != name:
+                        by_road.setdefault(witness, []).append(result)
+            for results in by_road.values():
+                moving |= moved(results)
+        verdicts[name] = compare(reference, other, moving)
+    return verdicts
+
+
+def _badness(verdicts: dict[str, Verdict]) -> tuple[int, int]:
+    return sum(each.unexplained for each in verdicts.values()), sum(each.total for each in verdicts.values())
+
+
+def assemble(
+    job: Job,
+    chosen: Round,
+    verdicts: dict[str, Verdict],
+    timed: dict[str, list[Run]],
+    missing: Sequence[Missing] = (),
+    rounds: int = 1,
+    stopped: bool = False,
+) -> dict[str, Any]:
+    """The report, of plain values. Times are milliseconds."""
+    rows: list[dict[str, Any]] = []
+    for name in sorted(chosen.runs, key=REFERENCE.index):
+        recorded, times = chosen.runs[name], [each for each in timed.get(name, ()) if not each.failed]
+        verdict = verdicts.get(name, Verdict())
+        first = times[0] if times else recorded
+        rows.append(
+            {
+                "name": name,
+                "answers": "failed" if recorded.failed else "reference" if name == chosen.reference else verdict.word,
+                "failed": recorded.failed,
+                "calls": len(recorded.calls),
+                "reads": recorded.reads,
+                "pages": recorded.pages,
+                "requests": first.requests,
+                "bytes": first.carried,
+                "status": recorded.status,
+                "errors": recorded.errors[-2000:],
+                "connecting": _median([each.connecting for each in times]),
+                "reading": _median([each.seconds - each.connecting for each in times]),
+                "whole": _median([each.seconds for each in times]),
+                "times": [round(each.seconds * 1000, 3) for each in times],
+                "differences": verdict.total,
+                "unexplained": verdict.unexplained,
+                "first": [vars(difference) for difference in verdict.differences],
+            }
+        )
+    native = next((row for row in rows if row["name"] == NATIVE), None)
+    for row in rows:
+        for what in ("reading", "whole"):
+            base = native[what] if native else None
+            row[f"{what}_ratio"] = round(row[what] / base, 3) if base and row[what] is not None else None
+    words = {row["answers"] for row in rows}
+    return {
+        "vmishim": vmishim.__version__,
+        "script": job.script,
+        "arguments": list(job.arguments),
+        "domain": job.domain,
+        "guest": f"Linux {job.release}",
+        "machine": f"Linux {os.uname().release}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
+        "interpreter": sys.implementation.name,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "stopped": stopped,
+        "rounds": rounds,
+        "runs": job.runs,
+        "reference": chosen.reference,
+        "result": "error" if "failed" in words else "differ" if "differ" in words else "agreed",
+        "moved": "moved" in words,
+        "roads": rows,
+        "missing": [vars(each) for each in missing],
+    }
+
+
+def _median(seconds: Sequence[float]) -> float | None:
+    return round(median(seconds) * 1000, 3) if seconds else None

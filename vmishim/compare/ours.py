@@ -1,0 +1,53 @@
+"""Runs a script on one of our own roads: ``python -m vmishim.compare.ours TASK.json``. See `recorder`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from vmishim import domains
+from vmishim.commands.script import execute
+from vmishim.compare.recorder import Recording
+from vmishim.constants import VMIInitData
+from vmishim.domains import Domain
+from vmishim.guest import Guest
+from vmishim.libvmi import Libvmi
+from vmishim.target import Target
+
+
+def main() -> int:
+    """Run it, and return its exit status.
+
+    The task: ``script``, ``arguments``, ``record`` and ``output`` as `recorder` has them; ``entry``, the guest's entry
+    of ``domains.toml``, which every name means; ``way``, how an agent is asked.
+    """
+    task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    entry, recording = Domain(**task["entry"]), Recording()
+    targets: list[Target] = []
+
+    def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None) -> Target:
+        target = domains.reach(domain, None, task["way"])
+        targets.append(target)
+        return target
+
+    begun = time.perf_counter()
+    try:
+        with recording.of(Libvmi, task["record"]):
+            begun = time.perf_counter()
+            return execute(task["script"], task["arguments"], reach, entry)
+    finally:
+        seconds = time.perf_counter() - begun
+        links = [target.link for target in targets if isinstance(target, Guest)]
+        recording.write(
+            task["output"],
+            seconds=seconds,
+            requests=sum(link.requests for link in links) if links else None,
+            carried=sum(link.bytes_sent + link.bytes_received for link in links) if links else None,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,331 @@
+"""Shows what came of a comparison: a table for the terminal, and one HTML file that needs nothing else.
+
+Both take the report as `engine.assemble` makes it. What a guest or a script said in it is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+from vmishim.commands.tables import printable
+
+Report = dict[str, Any]
+
+ANSWERS = {
+    "reference": "what the others are held to",
+    "same": "the same, byte for byte",
+    "moved": "the same, but for memory that changed meanwhile",
+    "differ": "DIFFERENT",
+    "failed": "FAILED",
+}
+RESULTS = {
+    "agreed": "All roads gave the same answers.",
+    "moved": "All roads gave the same answers, but for memory that changed between the runs.",
+    "differ": "The answers differ.",
+    "error": "A road failed.",
+}
+MEANING = {
+    "agent-scalar": "each read is a request",
+    "agent-page": "each page is a request, and kept",
+    "agent-batch": "a list is a request",
+    "ramfile": "our own reader of the RAM file",
+    "native": "the genuine LibVMI bindings, on the RAM file",
+}
+
+
+def summary(report: Report) -> str:
+    """The result in one sentence."""
+    return RESULTS["moved" if report["result"] == "agreed" and report["moved"] else report["result"]]
+
+
+def table(report: Report) -> None:
+    """Print it for people."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # Not on a terminal nothing is cut: whoever reads it looks for whole words.
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False, emoji=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in ("road", "reads", "pages", "requests", "bytes", "connect", "time", "ratio", "answers"):
+        made.add_column(title, justify="left" if title in ("road", "answers") else "right", no_wrap=title != "answers")
+    styles = {"differ": "bold red", "failed": "bold red", "moved": "yellow"}
+    for row in report["roads"]:
+        cells = [
+            row["name"],
+            number(row["reads"]),
+            number(row["pages"]),
+            number(row["requests"]),
+            number(row["bytes"]),
+            milliseconds(row["connecting"]),
+            milliseconds(row["reading"]),
+            ratio(row["reading_ratio"]),
+        ]
+        made.add_row(*map(Text, cells), Text(ANSWERS[row["answers"]], styles.get(row["answers"], "")))
+    console.print(made)
+    for line in words(report):
+        console.print(Text(printable(line)))
+
+
+def words(report: Report) -> Iterator[str]:
+    """What is to be said below the table."""
+    yield ""
+    yield (
+        f"{report['guest']}; here {report['machine']}. Times are medians of {report['runs']}, ratios to native; "
+        + ("the RAM file was read while the guest stood still" if report["stopped"] else "the guest ran")
+        + f"; {report['rounds']} round{'' if report['rounds'] == 1 else 's'}."
+    )
+    for each in report["missing"]:
+        yield f"no {each['name']}: {each['why']}"
+        if each["remedy"]:
+            yield f"   -> {each['remedy']}"
+    for row in report["roads"]:
+        if row["failed"]:
+            yield f"{row['name']} failed: {row['failed']}"
+        elif row["unexplained"]:
+            yield (
+                f"{row['name']} differs from {report['reference']} in {row['unexplained']:,} places; "
+                f"it made {row['calls']:,} calls:"
+            )
+            for each in [each for each in row["first"] if not each["explained"]][:5]:
+                yield f"   {each['call']}: {value(each['reference'])}, here {value(each['other'])}"
+        elif row["differences"]:
+            each = row["first"][0]
+            yield (
+                f"{row['name']}: {row['differences']:,} differences follow from memory that others saw change, first "
+                f"{each['call']}: {value(each['reference'])}, here {value(each['other'])}"
+            )
+    status = {row["status"] for row in report["roads"] if not row["failed"]}
+    if status - {0}:
+        yield f"the script ended with exit status {', '.join(map(str, sorted(status)))}"
+    yield summary(report)
+
+
+def value(told: str | None) -> str:
+    """An answer, or that there was none."""
+    return "nothing" if told is None else told
+
+
+def number(count: int | None) -> str:
+    """A count; a dash where there is none."""
+    return "-" if count is None else f"{count:,}"
+
+
+def milliseconds(time: float | None) -> str:
+    """A time."""
+    if time is None:
+        return "-"
+    return f"{time:,.{2 if time < 10 else 1 if time < 100 else 0}f} ms"
+
+
+def ratio(of: float | None) -> str:
+    """A ratio."""
+    return "-" if of is None else f"{of:.{2 if of < 10 else 1 if of < 100 else 0}f}x"
+
+
+# HTML.
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --faint: #5f6872; --line: #d9dee4; --paper: #ffffff; --card: #f6f8fa;
+  --good: #1a7f4b; --bad: #c4312b; --moved: #8a6100; --one: #2f6fb3; --two: #d08a2e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --faint: #9aa4af; --line: #343b44; --paper: #14181d;
+  --card: #1c2229; --good: #4cc38a; --bad: #ff7b72; --moved: #e0b04c; --one: #6ea8e0; --two: #e3a857; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.25rem 0 .5rem; }
+p { margin: .35rem 0; } .faint { color: var(--faint); font-size: .9rem; }
+.result { display: inline-block; margin: 1rem 0 .5rem; padding: .35rem .8rem; border-radius: .4rem; font-weight: 600;
+  border: 1px solid currentColor; }
+.agreed { color: var(--good); } .differ, .error, .failed { color: var(--bad); } .moved { color: var(--moved); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th { color: var(--faint); font-weight: 600; }
+td, th { white-space: nowrap; }
+td.text { white-space: normal; }
+.text { text-align: left; }
+code { font: .85em ui-monospace, monospace; overflow-wrap: anywhere; }
+figure { margin: 1rem 0; padding: .75rem 1rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: .5rem; }
+figcaption { font-size: .9rem; color: var(--faint); }
+svg { display: block; width: 100%; height: auto; font: 13px system-ui, sans-serif; }
+svg text { fill: var(--ink); } svg .faint { fill: var(--faint); font-size: 12px; } svg .axis { stroke: var(--line); }
+svg .one { fill: var(--one); } svg .two { fill: var(--two); } svg .stem { stroke: var(--one); stroke-width: 2; }
+"""
+
+
+def page(report: Report) -> str:
+    """The report as one HTML file."""
+    result = report["result"]
+    colour = "moved" if result == "agreed" and report["moved"] else result
+    command = " ".join([report["script"], *report["arguments"]])
+    body = [
+        f"<h1>One script, {len(report['roads'])} roads to the same memory</h1>",
+        f"<p><code>{_text(command)}</code> on <b>{_text(report['domain'])}</b>, {_text(report['guest'])}</p>",
+        f"<p class='faint'>Read from {_text(report['machine'])}; {_text(report['when'])}; "
+        f"vmishim {_text(report['vmishim'])}</p>",
+        f"<p class='result {colour}'>{_text(summary(report))}</p>",
+        *_rows(report),
+        *_plots(report),
+        *_differences(report),
+        *_missing(report),
+        "<h2>How to read this</h2>",
+        *(f"<p>{paragraph}</p>" for paragraph in _notes(report)),
+    ]
+    title = _text(f"{command}: {summary(report)}")
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{title}</title><style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def _text(told: object) -> str:
+    return escape(printable(str(told)))
+
+
+def _rows(report: Report) -> Iterator[str]:
+    titles = ("reads", "pages", "requests", "bytes", "connect", "time", "ratio", "both", "ratio")
+    yield "<div class='wide'><table><thead><tr><th class='text'>road</th>"
+    yield "".join(f"<th>{title}</th>" for title in titles) + "<th class='text'>answers</th></tr></thead><tbody>"
+    for row in report["roads"]:
+        cells = [number(row[name]) for name in ("reads", "pages", "requests", "bytes")]
+        cells += [milliseconds(row["connecting"]), milliseconds(row["reading"]), ratio(row["reading_ratio"])]
+        cells += [milliseconds(row["whole"]), ratio(row["whole_ratio"])]
+        answers = row["answers"]
+        colour = answers if answers in ("differ", "failed", "moved") else "agreed" if answers == "same" else "faint"
+        yield (
+            f"<tr><td class='text'><b>{_text(row['name'])}</b><br>"
+            f"<span class='faint'>{MEANING[row['name']]}</span></td>"
+            + "".join(f"<td>{cell}</td>" for cell in cells)
+            + f"<td class='text {colour}'>{ANSWERS[answers]}</td></tr>"
+        )
+    yield "</tbody></table></div>"
+
+
+def _plots(report: Report) -> Iterator[str]:
+    rows = [row for row in report["roads"] if row["whole"] is not None]
+    if rows:
+        yield "<h2>Time of one run</h2><figure>" + _bars(rows)
+        yield "<figcaption>Medians. <span style='color:var(--two)'>&#9632;</span> connecting, with all that is found "
+        yield "out about the kernel; <span style='color:var(--one)'>&#9632;</span> the script's own work.</figcaption>"
+        yield "</figure>"
+    asked = [row for row in report["roads"] if row["requests"]]
+    if asked:
+        reads = max(row["reads"] for row in asked)
+        requests = [(row["name"], row["requests"], number(row["requests"])) for row in asked]
+        carried = [(row["name"], row["bytes"], f"{row['bytes']:,} bytes") for row in asked]
+        yield "<h2>What went over the network</h2><figure>" + _dots(
+            [("reads by the script", reads, number(reads)), *requests]
+        )
+        yield "<figcaption>Requests to the agent, connecting included; logarithmic.</figcaption></figure>"
+        yield "<figure>" + _dots(carried)
+        yield "<figcaption>Bytes, both ways, sealed; logarithmic.</figcaption></figure>"
+
+
+_LEFT, _WIDTH, _ROW = 150, 760, 34
+
+
+def _svg(height: int, inside: Sequence[str], what: str) -> str:
+    return f"<svg viewBox='0 0 {_WIDTH} {height}' role='img' aria-label='{escape(what)}'>{''.join(inside)}</svg>"
+
+
+def _label(index: int, name: str) -> str:
+    return f"<text x='{_LEFT - 10}' y='{index * _ROW + 24}' text-anchor='end'>{_text(name)}</text>"
+
+
+def _bars(rows: Sequence[dict[str, Any]]) -> str:
+    scale = (_WIDTH - _LEFT - 170) / max(row["whole"] for row in rows)
+    drawn = []
+    for index, row in enumerate(rows):
+        connecting, whole = row["connecting"] * scale, row["whole"] * scale
+        top = index * _ROW + 9
+        told = f"{milliseconds(row['connecting'])} + {milliseconds(row['reading'])}"
+        drawn += [
+            _label(index, row["name"]),
+            f"<rect class='two' x='{_LEFT}' y='{top}' width='{connecting:.1f}' height='20' rx='2'/>",
+            f"<rect class='one' x='{_LEFT + connecting:.1f}' y='{top}' width='{max(whole - connecting, 1):.1f}' "
+            "height='20' rx='2'/>",
+            f"<text class='faint' x='{_LEFT + whole + 9:.1f}' y='{top + 15}'>{told}</text>",
+        ]
+    return _svg(len(rows) * _ROW + 8, drawn, "time of one run by road")
+
+
+def _dots(rows: Sequence[tuple[str, int, str]]) -> str:
+    most = math.ceil(math.log10(max(max(count for _, count, _ in rows), 10)))
+    scale = (_WIDTH - _LEFT - 130) / most
+    drawn = []
+    for power in range(most + 1):
+        at = _LEFT + power * scale
+        bottom = len(rows) * _ROW + 6
+        drawn.append(f"<line class='axis' x1='{at:.1f}' x2='{at:.1f}' y1='0' y2='{bottom}'/>")
+        drawn.append(f"<text class='faint' x='{at:.1f}' y='{bottom + 15}' text-anchor='middle'>{10**power:,}</text>")
+    for index, (name, count, told) in enumerate(rows):
+        at, middle = _LEFT + math.log10(max(count, 1)) * scale, index * _ROW + 20
+        drawn += [
+            _label(index, name),
+            f"<line class='stem' x1='{_LEFT}' x2='{at:.1f}' y1='{middle}' y2='{middle}'/>",
+            f"<circle class='one' cx='{at:.1f}' cy='{middle}' r='6'/>",
+            f"<text class='faint' x='{at + 13:.1f}' y='{middle + 4}'>{_text(told)}</text>",
+        ]
+    return _svg(len(rows) * _ROW + 26, drawn, "counts by road, logarithmic")
+
+
+def _differences(report: Report) -> Iterator[str]:
+    for row in report["roads"]:
+        if row["failed"]:
+            yield f"<h2>{_text(row['name'])} failed</h2><p><code>{_text(row['failed'])}</code></p>"
+        if not row["first"]:
+            continue
+        yield f"<h2>Where {_text(row['name'])} and {_text(report['reference'])} differ</h2>"
+        yield f"<p>{row['differences']:,} differences, {row['unexplained']:,} of them not explained; the first:</p>"
+        yield "<div class='wide'><table><thead><tr><th class='text'>call</th>"
+        yield f"<th class='text'>{_text(report['reference'])}</th><th class='text'>{_text(row['name'])}</th>"
+        yield "<th class='text'></th></tr></thead><tbody>"
+        for each in row["first"]:
+            why = (
+                "changed meanwhile, or follows from that"
+                if each["explained"]
+                else "<span class='differ'>differs</span>"
+            )
+            cells = (each["call"], value(each["reference"]), value(each["other"]))
+            yield "<tr>" + "".join(f"<td class='text'><code>{_text(cell)}</code></td>" for cell in cells)
+            yield f"<td class='text'>{why}</td></tr>"
+        yield "</tbody></table></div>"
+
+
+def _missing(report: Report) -> Iterator[str]:
+    if report["missing"]:
+        yield "<h2>Roads that there were not</h2>"
+    for each in report["missing"]:
+        remedy = f"<br><span class='faint'>What would help: {_text(each['remedy'])}</span>" if each["remedy"] else ""
+        yield f"<p><b>{_text(each['name'])}</b>: {_text(each['why'])}{remedy}</p>"
+
+
+def _notes(report: Report) -> Iterator[str]:
+    yield (
+        f"The script ran unchanged on each road, in a process of its own, recorded in {report['rounds']} "
+        f"round{'' if report['rounds'] == 1 else 's'} and then timed {report['runs']} times without recording. Every "
+        f"call of LibVMI's API was compared with that of <b>{_text(report['reference'])}</b>, argument by argument, "
+        "byte by byte."
+    )
+    if report["stopped"]:
+        yield (
+            "The RAM file was read while the guest's processors stood still, so nothing excuses a difference there. An "
+            "agent needs a guest that runs: the agents ran between two such looks."
+        )
+    yield (
+        "A difference is explained only if another road was itself given two answers to that very question: memory "
+        "changed between its runs."
+    )
+    yield (
+        "<b>reads</b> are calls of the script; <b>pages</b> distinct ones of 4 KiB among what they read; "
+        "<b>requests</b> and <b>bytes</b> are counted on the link to the agent. <b>ratio</b> is to native; a dash is "
+        "what there is not."
+    )

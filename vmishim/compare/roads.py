@@ -1,0 +1,225 @@
+"""The roads to one guest that there are on this machine, and for those that there are not, what would make them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from json import dumps, loads
+from pathlib import Path
+from typing import Any
+
+from vmishim import domains
+from vmishim.compare import ours, recorder
+from vmishim.compare.verdict import Run
+from vmishim.domains import Domain
+from vmishim.errors import LibvmiError
+from vmishim.guest import WAYS
+from vmishim.kernel import kallsyms
+from vmishim.kernel.config import export_entry
+from vmishim.libvmi import Libvmi
+from vmishim.memory.ramfile import Ram
+
+ROOT = Path(__file__).parents[2]
+NATIVE, RAMFILE = "native", "ramfile"
+NAMES = (*(f"agent-{way}" for way in reversed(WAYS)), RAMFILE, NATIVE)
+"""Every road there can be."""
+ENTRY = "guest"
+"""The guest's name in the configuration that LibVMI is given."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A road that there is not."""
+
+    name: str
+    why: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Road:
+    """One way to run a script on the guest.
+
+    :ivar command: what runs a task, without the task's file
+    :ivar task: what the task says beside the script
+    """
+
+    name: str
+    command: Sequence[str]
+    task: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether it reads a guest whose processors are stopped. An agent in one answers nothing."""
+        return not self.name.startswith("agent")
+
+    def run(self, script: str, arguments: Sequence[str], folder: Path, *, record: bool, timeout: float) -> Run:
+        """Run the script in a process of its own, and wait for its end.
+
+        :param folder: for what the two processes tell each other
+        :param record: write down every call; costs time
+        """
+        written = folder / "run"
+        written.unlink(missing_ok=True)
+        task = {"script": script, "arguments": list(arguments), "record": record, "output": str(written)}
+        (folder / "task").write_text(dumps(task | self.task), encoding="utf-8")
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | ({} if self.name == NATIVE else {"PYTHONPATH": os.pathsep.join(paths)})
+        try:
+            done = subprocess.run(
+                [*self.command, str(folder / "task")],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout,
+                env=environment,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Run(failed=f"it was not done after {timeout:g} s")
+        errors = done.stderr.decode(errors="backslashreplace")
+        if not written.exists():
+            return Run(errors=errors, status=done.returncode, failed=_ended(done.returncode, errors))
+        head, *calls = written.read_text(encoding="utf-8").splitlines()
+        output = done.stdout.decode(errors="backslashreplace")
+        return Run([tuple(loads(line)) for line in calls], output, errors, done.returncode, **loads(head))
+
+
+def _ended(status: int, errors: str) -> str:
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    last = next((line for line in reversed(errors.splitlines()) if line.strip()), "without a word")
+    return f"it ended with {how}: {last}"
+
+
+def find(domain: Domain, folder: Path, genuine: str = "", local: bool = False) -> Iterator[Road | Missing]:
+    """Try every road to a guest, and say of each how it is gone or why not.
+
+    :param folder: for what LibVMI needs
+    :param genuine: an interpreter that can import LibVMI's genuine bindings
+    :param local: the guest is this very machine
+    """
+    by_agent = replace(domain, ramfile="", symbols="")
+    agent = _agent_problem(domain, by_agent)
+    for way in reversed(WAYS):
+        name = f"agent-{way}"
+        yield agent(name) if agent else Road(name, _ours(), {"entry": asdict(by_agent), "way": way})
+    if not domain.ramfile:
+        if local:
+            why, remedy = "this machine has no file of its own memory", "compare on a VM that has one"
+        else:
+            why = f"the entry {domain.name} names no ramfile"
+            remedy = "start QEMU with memory-backend-file,share=on and set ramfile in the entry (an ordinary VM only)"
+        yield Missing(RAMFILE, why, remedy)
+        yield Missing(NATIVE, why, remedy)
+        return
+    by_file = replace(domain, agent="", agent_key="", key="")
+    try:
+        target = domains.reach(by_file, way="batch")
+    except LibvmiError as error:
+        for name in (RAMFILE, NATIVE):
+            yield Missing(name, _line(error), f"vmishim doctor {domain.name}")
+        return
+    with Libvmi.over(target) as vmi:
+        yield Road(RAMFILE, _ours(), {"entry": asdict(by_file), "way": "batch"})
+        yield _native(vmi, Path(domain.ramfile).expanduser(), folder, genuine)
+
+
+def _ours() -> list[str]:
+    return [sys.executable, "-m", ours.__name__]
+
+
+def _agent_problem(domain: Domain, by_agent: Domain) -> Any:
+    """None if the agent answers; otherwise what makes a `Missing` of a name."""
+    if not domain.agent:
+        remedy = "put an agent into the guest (vmishim bundle), and its endpoint and key into the entry"
+        return lambda name: Missing(name, f"the entry {domain.name} names no agent", remedy)
+    try:
+        domains.reach(by_agent, way="scalar").close()
+    except LibvmiError as error:
+        why = _line(error)
+        return lambda name: Missing(name, why, f"vmishim doctor {domain.name}")
+    return None
+
+
+def _native(vmi: Libvmi, ram: Path, folder: Path, genuine: str) -> Road | Missing:
+    """The genuine bindings on the guest's memory, by LibVMI's file driver."""
+    if not genuine:
+        remedy = (
+            "python3.11 -m venv genuine && genuine/bin/pip install libvmi==3.7.1, then --genuine genuine/bin/python "
+            "(or set VMISHIM_GENUINE_PYTHON)"
+        )
+        return Missing(NATIVE, "no interpreter with LibVMI's genuine bindings was named", remedy)
+    # Isolated: what it imports is its own, whatever is in this folder.
+    asked = [genuine, "-I", "-c", "import libvmi.event, libvmi; assert not hasattr(libvmi.Libvmi, 'over')"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+        problem = (done.stderr.strip().splitlines() or ["it fails"])[-1] if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem:
+        why = f"{genuine} cannot import the genuine bindings: {problem}"
+        return Missing(NATIVE, why, f"{genuine} -m pip install libvmi==3.7.1 (CPython 3.11; apt install libglib2.0-0)")
+    if vmi.vmi.profile.levels != 4:
+        return Missing(NATIVE, "LibVMI walks page tables of four levels only", "boot the guest with no5lvl")
+    try:
+        home = _configure(vmi, ram, folder)
+    except (ValueError, KeyError, LibvmiError) as error:
+        return Missing(NATIVE, f"LibVMI cannot be configured for this kernel: {error.args[0]}", "")
+    task = {"memory": str(folder / ENTRY), "home": str(home), "domain": vmi.get_name()}
+    return Road(NATIVE, [genuine, recorder.__file__], task)
+
+
+def _configure(vmi: Libvmi, ram: Path, folder: Path) -> Path:
+    """Write what LibVMI needs to be told of a guest; returns the home in which it finds that.
+
+    LibVMI looks an entry up by the last part of the memory file's name, hence the link.
+    """
+    (folder / ENTRY).unlink(missing_ok=True)
+    (folder / ENTRY).symlink_to(ram.absolute())
+    sysmap, home = folder / "sysmap", folder / "home"
+    symbols = running_symbols(vmi, ram)
+    # Where the kernel lies in physical memory, which LibVMI takes from the difference of these two.
+    symbols["phys_startup_64"] = vmi.translate_kv2p(symbols["startup_64"])
+    # It reads a System.map: sorted by address, and addresses and types of fixed width.
+    lines = [f"{address:016x} T {name}\n" for name, address in sorted(symbols.items(), key=lambda pair: pair[1])]
+    sysmap.write_text("".join(lines))
+    entry = export_entry(vmi.vmi.profile, ENTRY)
+    boot = f"/boot/System.map-{vmi.vmi.profile.release}"
+    (home / "etc").mkdir(parents=True, exist_ok=True)
+    (home / "etc" / "libvmi.conf").write_text(entry.replace(f'"{boot}"', f'"{sysmap}"'))
+    return home
+
+
+def running_symbols(vmi: Libvmi, ram: Path) -> dict[str, int]:
+    """Every symbol of the guest's kernel, as moved by KASLR: its own table, found in its memory.
+
+    :raises LibvmiError: there is no table that agrees with the kernel that runs
+    """
+    known = {name: vmi.translate_ksym2v(name) for name in ("init_task", "linux_banner", "_text")}
+    memory = Ram(ram)
+    try:
+        for symbols in _tables(memory):
+            moved = {address - symbols.addresses.get(name, 0) for name, address in known.items()}
+            if len(moved) == 1:
+                (by,) = moved
+                return {name: (address + by) % (1 << 64) for name, address in symbols.addresses.items()}
+    finally:
+        memory.close()
+    raise LibvmiError("there is no symbol table in its memory that fits")
+
+
+def _tables(memory: Ram) -> Iterator[kallsyms.Symbols]:
+    assert memory.map is not None
+    for at in memory.find(kallsyms.DIGITS):
+        start = max(at - kallsyms.BEFORE, 0) & -4096
+        try:
+            yield kallsyms.decode(memory.map[start : at + kallsyms.AFTER], at - start)
+        except (ValueError, IndexError):
+            continue
+
+
+def _line(error: Exception) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
