@@ -83,7 +83,7 @@ def test_a_private_key_that_others_may_touch_is_refused(tmp_path: Path, mode: in
         load_private(tmp_path / "key")
 
 
-GOOD = generate().public.text.split()[1]
+GOOD = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA="  # fixed: tests are told apart by their parameters
 
 
 @pytest.mark.parametrize(
