@@ -29,29 +29,30 @@ def look(guest, allowed):
         elif others and process.cred != init_cred:
             findings.append(found(process, "shared credentials", f"has the same struct cred as {others}"))
         elif process.mm and process.euid == 0 and process.comm not in allowed:
-            whose = unexplained(guest, processes, process)
+            whose = unexplained(guest, process)
             if whose:
                 findings.append(found(process, "raised", f"is root's, but its {whose}"))
     return [], findings
 
 
-def unexplained(guest, processes, process):
+def unexplained(guest, process):
     """Whose a root process's parent or session is, if not root's and no set-uid file explains it."""
     if is_set_uid(guest, process):
         return ""
-    parent = processes.get(process.parent)
-    if parent and parent.uid != 0:
+    parent = guest.process(process.parent)
+    if parent.uid != 0:
         return f"parent {parent.pid} {parent.comm} is of uid {parent.uid}"
-    leader = processes.get(guest.session_leader(process.task))
-    if leader is None or leader.uid == 0:
+    task = guest.session_leader(process.task)
+    leader = guest.process(task) if task else process
+    if leader.uid == 0:
         return ""
     for _ in range(DEEPEST):
         # Up to where root's uid comes from.
-        if parent is None or parent.uid != 0 or is_set_uid(guest, parent):
+        if parent.uid != 0 or is_set_uid(guest, parent):
             return ""
-        if parent.task == leader.task or parent.parent == parent.task:
+        if parent.task in (leader.task, parent.parent):
             break
-        parent = processes.get(parent.parent)
+        parent = guest.process(parent.parent)
     return f"session's leader {leader.pid} {leader.comm} is of uid {leader.uid}"
 
 

@@ -15,10 +15,11 @@ from libvmi import Libvmi, LibvmiError
 
 NAMES = """
     cred euid|cred uid
-    dentry d_name.name|dentry d_parent
+    dentry d_name.name|dentry d_parent|dentry d_sb
     fdtable fd|fdtable max_fds
     file f_inode|file f_op|file f_path.dentry|file f_path.mnt|file private_data
     files_struct fdt
+    file_system_type name
     idr idr_rt
     inet_ehash_bucket chain
     inet_hashinfo ehash|inet_hashinfo ehash_mask|inet_hashinfo lhash2|inet_hashinfo lhash2_mask
@@ -40,6 +41,7 @@ NAMES = """
     sock __sk_common.skc_num|sock __sk_common.skc_rcv_saddr|sock __sk_common.skc_state
     sock __sk_common.skc_v6_daddr|sock __sk_common.skc_v6_rcv_saddr|sock sk_protocol
     socket sk
+    super_block s_type
     task_struct children|task_struct comm|task_struct cred|task_struct files|task_struct group_leader|task_struct mm
     task_struct pid|task_struct pid_links|task_struct real_parent|task_struct sibling|task_struct signal
     task_struct tasks|task_struct tgid|task_struct thread_node

@@ -214,8 +214,8 @@ class Linux:
     # Files.
 
     def files(self, task):
-        """(descriptor, struct file) of a task."""
-        files = self.field(task, "task_struct files")
+        """(descriptor, struct file) of a task; none of a kernel thread, which has no use for them."""
+        files = self.field(task, "task_struct files") if self.field(task, "task_struct mm") else 0
         if not files:
             return
         table = self.field(files, "files_struct fdt")
@@ -240,28 +240,32 @@ class Linux:
         return self.number(self.inode(file) + self.layout["inode i_nlink"]) == 0
 
     def path(self, file):
-        """A file's name, as /proc/PID/fd would show it to the guest's first mount namespace."""
+        """A file's name, as /proc/PID/fd shows it, less the mark that it is deleted."""
         inode = self.inode(file)
         kind = {S_IFSOCK: "socket", S_IFIFO: "pipe"}.get(self.mode(inode) & S_IFMT)
-        if kind == "socket" or (kind and self._is_root(self.field(file, "file f_path.dentry"))):
-            return f"{kind}:[{self.field(inode, 'inode i_ino')}]"
         dentry, mnt = self.field(file, "file f_path.dentry"), self.field(file, "file f_path.mnt")
+        if kind and self._is_root(dentry):
+            return f"{kind}:[{self.field(inode, 'inode i_ino')}]"
         mount = mnt - self.layout["mount mnt"]
         names = []
         for _ in range(CHUNK):
             if dentry == self.field(mount + self.layout["mount mnt"], "vfsmount mnt_root"):
                 above = self.field(mount, "mount mnt_parent")
                 if above == mount:
-                    break
+                    return "/" + "/".join(reversed(names))
                 dentry, mount = self.field(mount, "mount mnt_mountpoint"), above
                 continue
-            if self._is_root(dentry):
-                break
             names.append(self.name(dentry))
+            if self._is_root(dentry):
+                # In no folder: a memfd, or the kernel's eventfd, epoll, BPF maps and the like.
+                prefix = "anon_inode:" if self.file_system(dentry) == "anon_inodefs" else "/"
+                return prefix + "/".join(reversed(names))
             dentry = self.field(dentry, "dentry d_parent")
-        if not names:
-            return self.name(dentry)
-        return "/" + "/".join(reversed(names))
+        raise LibvmiError(f"the path of the file at {file:#x} does not end")
+
+    def file_system(self, dentry):
+        kind = self.field(self.field(dentry, "dentry d_sb"), "super_block s_type")
+        return self.text(self.field(kind, "file_system_type name"), 32)
 
     def _is_root(self, dentry):
         return self.field(dentry, "dentry d_parent") == dentry

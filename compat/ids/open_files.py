@@ -6,11 +6,11 @@ import sys
 import report
 
 
-def look(guest):
+def look(guest, programs_only):
     listing, findings = [], []
     for task in guest.tasks():
         process = guest.process(task)
-        for number, file in guest.files(task):
+        for number, file in () if programs_only else guest.files(task):
             entry = {"pid": process.pid, "comm": process.comm, "fd": number, "path": guest.path(file)}
             listing.append({**entry, "deleted": guest.is_deleted(file)})
         file = guest.executable(task)
@@ -33,7 +33,10 @@ def line(entry):
 
 
 def main():
-    return report.run(report.parser(__doc__).parse_args(), look, line)
+    parser = report.parser(__doc__)
+    parser.add_argument("--programs", action="store_true", help="only look at the programs that run, list no files")
+    arguments = parser.parse_args()
+    return report.run(arguments, lambda guest: look(guest, arguments.programs), line)
 
 
 if __name__ == "__main__":
