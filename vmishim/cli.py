@@ -23,6 +23,7 @@ examples:
   vmishim enroll web-1 tcp://10.0.0.5:5555 "vmishim-public-v1 ..."
   vmishim ps web-1 --tree                   the processes of a guest
   vmishim lsmod web-1 --json | jq .         its modules, for programs
+  vmishim ss web-1                          its TCP sockets, and whose they are
   vmishim run process_list.py web-1         run an unchanged LibVMI script on it
   vmishim compare process_list.py web-1     the same on every road to it: are the answers the same, what do they cost
   vmishim doctor web-1                      what works, what does not, what to do
@@ -76,6 +77,10 @@ def parser() -> argparse.ArgumentParser:
     lsmod = command("lsmod", "listing:lsmod", "list the kernel modules of a guest")
     _guest(lsmod)
     _listing(lsmod)
+
+    ss = command("ss", "listing:ss", "list the TCP sockets of a guest, in all its network namespaces")
+    _guest(ss)
+    _listing(ss)
 
     run = command(
         "run",

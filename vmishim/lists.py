@@ -1,4 +1,4 @@
-"""The guest kernel's lists as Python objects, read through `Libvmi`: what ``vmishim ps`` and ``vmishim lsmod`` show.
+"""The guest kernel's lists as Python objects, read through `Libvmi`: what ``vmishim ps``, ``lsmod`` and ``ss`` show.
 
 The list is the guest's own, so it holds what the guest's kernel has linked there: one reading of the truth, not the
 truth. A reader of a list begins where LibVMI's examples begin, at its head, and reads member by member; that this costs
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.libvmi import TASK_LIMIT, Libvmi
@@ -35,6 +37,20 @@ STATES = (
 """Bits of ``task_struct.__state`` and ``exit_state`` (include/linux/sched.h), the telling ones first."""
 MODULE_STATES = ("live", "coming", "going", "unformed")
 """``enum module_state`` (include/linux/module.h)."""
+NAMESPACES_MAX = 1 << 20
+"""Network namespaces after which their list is taken for a loop."""
+SOCKETS_MAX = 1 << 24
+"""Sockets of one table after which it is taken for a loop."""
+TCP_STATES = (
+    "", "established", "syn-sent", "syn-recv", "fin-wait-1", "fin-wait-2", "time-wait", "close", "close-wait",
+    "last-ack", "listen", "closing", "syn-recv",
+)  # fmt: skip
+"""By number (include/net/tcp_states.h). The last is ``TCP_NEW_SYN_RECV``, a request for a connection, which
+``/proc/net/tcp`` calls by the fourth's name too."""
+_TIME_WAIT, _NEW_SYN_RECV = 6, 12
+_AF_INET6 = 10
+FILES_MAX = 1 << 20
+"""File descriptors of one process that are looked at for sockets (``sysctl_nr_open``'s default)."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,32 @@ class Module:
     """Where its code is."""
     address: int
     """Address of its ``struct module``."""
+
+
+@dataclass(frozen=True)
+class Socket:
+    """A TCP socket of any network namespace: a connection, what is left of one, a request for one, or a listener."""
+
+    version: int
+    """4 or 6, as ``/proc/net/tcp`` and ``tcp6`` part them: an IPv6 socket may carry IPv4."""
+    local: str
+    local_port: int
+    remote: str
+    remote_port: int
+    state: str
+    """A word of ``TCP_STATES``."""
+    uid: int
+    """Of its owner, in the guest's first user namespace; 0 for what is left of a connection."""
+    inode: int
+    """As ``/proc/PID/fd`` names it; 0 if no process has it open (any more, or yet)."""
+    namespace: int
+    """Number of its network namespace, as ``/proc/PID/ns/net`` names that."""
+    pid: int
+    """The first process of the task list that has it open; 0 if there is none."""
+    comm: str
+    """The name of that process."""
+    address: int
+    """Address of its ``struct sock``, ``inet_timewait_sock`` or ``request_sock``."""
 
 
 def tasks(vmi: Libvmi) -> Iterator[Task]:
@@ -118,6 +160,152 @@ def modules(vmi: Libvmi) -> Iterator[Module]:
             base=vmi.read_addr_va(module + base, 0),
             address=module,
         )
+
+
+def sockets(vmi: Libvmi, owners: bool = True) -> Iterator[Socket]:
+    """The guest's TCP sockets: connections first, then listeners.
+
+    :param owners: find out which processes have them open, which reads the open files of all processes
+    :raises LibvmiError: the kernel has no TCP or does not say where, or a table cannot be read to its end
+    :raises LinkError: the guest could not be asked
+    """
+    found = list(_Sockets(vmi).all())
+    inodes = {inode for _, inode in found if inode}
+    known = _openers(vmi, inodes) if owners and inodes else {}
+    for socket, inode in found:
+        pid, comm = known.get(inode, (0, ""))
+        yield Socket(**socket, pid=pid, comm=comm)
+
+
+class _Sockets:
+    """Reads sockets of one guest: where their members are is asked once."""
+
+    def __init__(self, vmi: Libvmi) -> None:
+        self.vmi = vmi
+        at = vmi.get_kernel_struct_offset
+        names = ("family", "state", "num", "dport", "rcv_saddr", "daddr", "v6_rcv_saddr", "v6_daddr", "net", "listener")
+        self.common = {name: at("sock", f"__sk_common.skc_{name}") for name in (*names, "nulls_node")}
+        self.socket, self.uid = at("sock", "sk_socket"), at("sock", "sk_uid")
+        self.inode = at("socket_alloc", "vfs_inode") - at("socket_alloc", "socket")
+        self.number, self.substate = at("inode", "i_ino"), at("inet_timewait_sock", "tw_substate")
+        self.namespace = at("net", "ns.inum")
+
+    def all(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each socket's members, and the address of its inode or 0."""
+        main = self.vmi.translate_ksym2v("tcp_hashinfo")
+        seen: set[int] = set()
+        for chain in (self._connections(main), *map(self._connections, self._tables(main)), self._listeners(main)):
+            for sock in chain:
+                # A socket that moves to another chain while tables are read is met twice.
+                if sock not in seen:
+                    seen.add(sock)
+                    yield self._one(sock)
+
+    def _connections(self, table: int) -> Iterator[int]:
+        at = self.vmi.get_kernel_struct_offset
+        first = self.vmi.read_addr_va(table + at("inet_hashinfo", "ehash"), 0) + at("inet_ehash_bucket", "chain")
+        count = self.vmi.read_32_va(table + at("inet_hashinfo", "ehash_mask"), 0) + 1
+        return self._chains(first, count, self.vmi.vmi.profile.size("inet_ehash_bucket"))
+
+    def _listeners(self, table: int) -> Iterator[int]:
+        """In ``lhash2`` since 5.19 (cae3873c5b3a "net: inet: Retire port only listening_hash")."""
+        at, stride = self.vmi.get_kernel_struct_offset, self.vmi.vmi.profile.size("inet_listen_hashbucket")
+        head = at("inet_listen_hashbucket", "nulls_head")
+        try:
+            old = self.vmi.vmi.profile.member("inet_hashinfo", "listening_hash")
+        except KeyError:
+            first = self.vmi.read_addr_va(table + at("inet_hashinfo", "lhash2"), 0)
+            count = self.vmi.read_32_va(table + at("inet_hashinfo", "lhash2_mask"), 0) + 1
+            return self._chains(first + head, count, stride)
+        return self._chains(table + old.offset + head, old.size // stride, stride)
+
+    def _tables(self, main: int) -> Iterator[int]:
+        """Tables of connections that namespaces have of their own, since 6.1 (d1e5e6408b30 "tcp: Introduce optional
+        per-netns ehash")."""
+        heads = _symbol(self.vmi, "net_namespace_list")
+        try:
+            own = self.vmi.vmi.profile.member("net", "ipv4.tcp_death_row.hashinfo").offset
+        except KeyError:
+            return
+        if heads is None:
+            return  # not told without KALLSYMS_ALL
+        found = []
+        for net in _ring(self.vmi, heads, self.vmi.get_kernel_struct_offset("net", "list"), NAMESPACES_MAX):
+            table = self.vmi.read_addr_va(net + own, 0)
+            if table not in (0, main):
+                found.append(table)
+        yield from dict.fromkeys(found)
+
+    def _chains(self, first: int, count: int, stride: int) -> Iterator[int]:
+        read, link = self.vmi.read_addr_va, self.common["nulls_node"]
+        met = 0
+        for head in range(first, first + count * stride, stride):
+            node = read(head, 0)
+            while not node & 1:  # a chain ends with an odd number
+                met += 1
+                if met > SOCKETS_MAX:
+                    raise LibvmiError(f"the table at {first:#x} has more than {SOCKETS_MAX} sockets: it loops")
+                yield node - link
+                node = read(node, 0)
+
+    def _one(self, sock: int) -> tuple[dict[str, Any], int]:
+        vmi, common = self.vmi, self.common
+        number = vmi.read_8_va(sock + common["state"], 0)
+        six = vmi.read_16_va(sock + common["family"], 0) == _AF_INET6
+        if six:
+            local, remote = (_ipv6(vmi.read_va(sock + common[name], 0, 16)[0]) for name in ("v6_rcv_saddr", "v6_daddr"))
+        else:
+            local, remote = (
+                str(IPv4Address(vmi.read_32_va(sock + common[name], 0).to_bytes(4, "little")))
+                for name in ("rcv_saddr", "daddr")
+            )
+        port = vmi.read_16_va(sock + common["dport"], 0)
+        net = vmi.read_addr_va(sock + common["net"], 0)
+        uid = inode = 0
+        if number == _TIME_WAIT:
+            number = vmi.read_8_va(sock + self.substate, 0)
+        elif number == _NEW_SYN_RECV:
+            uid = vmi.read_32_va(vmi.read_addr_va(sock + common["listener"], 0) + self.uid, 0)
+        else:
+            uid = vmi.read_32_va(sock + self.uid, 0)
+            opened = vmi.read_addr_va(sock + self.socket, 0)
+            inode = opened + self.inode if opened else 0
+        members = {
+            "version": 6 if six else 4,
+            "local": local,
+            "local_port": vmi.read_16_va(sock + common["num"], 0),
+            "remote": remote,
+            "remote_port": (port & 0xFF) << 8 | port >> 8,
+            "state": TCP_STATES[number] if 0 < number < len(TCP_STATES) else f"state {number}",
+            "uid": uid,
+            "inode": vmi.read_64_va(inode + self.number, 0) if inode else 0,
+            "namespace": vmi.read_32_va(net + self.namespace, 0),
+            "address": sock,
+        }
+        return members, inode
+
+
+def _openers(vmi: Libvmi, inodes: set[int]) -> dict[int, tuple[int, str]]:
+    """Who has these inodes open: their addresses -> (pid, name) of the first process that has."""
+    at = vmi.get_kernel_struct_offset
+    link, pid, comm, files = (at("task_struct", name) for name in ("tasks", "tgid", "comm", "files"))
+    table, most, slots = at("files_struct", "fdt"), at("fdtable", "max_fds"), at("fdtable", "fd")
+    inode = at("file", "f_inode")
+    found: dict[int, tuple[int, str]] = {}
+    for task in _ring(vmi, vmi.translate_ksym2v("init_task") + link, link, TASK_LIMIT):
+        held = vmi.read_addr_va(task + files, 0)
+        if not held:
+            continue
+        fdt = vmi.read_addr_va(held + table, 0)
+        count = min(vmi.read_32_va(fdt + most, 0), FILES_MAX)
+        first = vmi.read_addr_va(fdt + slots, 0)
+        for slot in range(first, first + 8 * count, 8):
+            file = vmi.read_addr_va(slot, 0)
+            if file and (behind := vmi.read_addr_va(file + inode, 0)) in inodes and behind not in found:
+                found[behind] = vmi.read_32_va(task + pid, 0), _text(vmi.read_va(task + comm, 0, COMM_SIZE)[0])
+        if len(found) == len(inodes):
+            break
+    return found
 
 
 def _ring(vmi: Libvmi, head: int, link: int, most: int, whole: bool = False) -> Iterator[int]:
@@ -179,6 +367,11 @@ def _symbol(vmi: Libvmi, name: str) -> int | None:
 
 def _text(data: bytes) -> str:
     return data.split(b"\0", 1)[0].decode(errors="backslashreplace")
+
+
+def _ipv6(data: bytes) -> str:
+    address = IPv6Address(data)
+    return f"::ffff:{address.ipv4_mapped}" if address.ipv4_mapped else str(address)
 
 
 def _word(state: int) -> str:

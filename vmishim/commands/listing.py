@@ -1,4 +1,4 @@
-"""``vmishim ps`` and ``vmishim lsmod``: the guest kernel's lists, for people and for programs."""
+"""``vmishim ps``, ``lsmod`` and ``ss``: the guest kernel's lists, for people and for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vmishim import lists
 from vmishim.commands.guests import libvmi
 from vmishim.commands.tables import dump, show, watched
 from vmishim.libvmi import pause
-from vmishim.lists import Module, Task
+from vmishim.lists import Module, Socket, Task
 
 
 def ps(options: argparse.Namespace) -> int:
@@ -45,7 +45,32 @@ def lsmod(options: argparse.Namespace) -> int:
     return 0
 
 
-def _plain(entry: Task | Module) -> dict[str, Any]:
+def ss(options: argparse.Namespace) -> int:
+    """List TCP sockets. :raises LibvmiError: they can't be read"""
+    with libvmi(options) as vmi, pause(vmi):
+        sockets = list(watched(lists.sockets(vmi), "sockets"))
+    if options.json:
+        dump([_plain(socket) for socket in sockets])
+    else:
+        rows = ((each.state, *ends(each), each.uid, each.inode, each.namespace, owner(each)) for each in sockets)
+        show(("STATE", "LOCAL", "REMOTE", "UID", "-INODE", "-NETNS", "OWNER"), rows)
+    return 0
+
+
+def ends(socket: Socket) -> tuple[str, str]:
+    """Both ends of a socket: ``127.0.0.1:22``, ``[::1]:22``; a star for a port that there is not."""
+    made = []
+    for address, port in ((socket.local, socket.local_port), (socket.remote, socket.remote_port)):
+        made.append(f"{f'[{address}]' if ':' in address else address}:{port or '*'}")
+    return made[0], made[1]
+
+
+def owner(socket: Socket) -> str:
+    """Whose it is, as people write it."""
+    return f"{socket.comm} ({socket.pid})" if socket.pid else ""
+
+
+def _plain(entry: Task | Module | Socket) -> dict[str, Any]:
     """As JSON, whose numbers are not safe beyond 2^53 in every reader: addresses are hex strings."""
     fields = asdict(entry)
     return fields | {name: f"{fields[name]:#x}" for name in ("address", "base") if name in fields}
