@@ -58,7 +58,7 @@ def test_scalar_and_batch_return_the_same_bytes(lab: LabVM, agent: InstalledAgen
         ids.executables()
         ids.executables()
         scalar = agent.connect(way="scalar").reader
-        addresses = {}
+        addresses: dict[int, int] = {}
         for task in ids.tasks():
             if ids.pid(task) in planted:
                 addresses |= {at: 8 for at in guest.words if task <= at < task + guest.profile.size("task_struct")}
@@ -90,7 +90,7 @@ def test_modules_are_those_of_proc(lab: LabVM, ids: Ids) -> None:
 
 
 def test_symbols_are_those_of_kallsyms(lab: LabVM, ids: Ids) -> None:
-    named = {}
+    named: dict[str, int] = {}
     for line in lab.kallsyms().decode().splitlines():
         address, _, name = line.split()[:3]
         named.setdefault(name, int(address, 16))

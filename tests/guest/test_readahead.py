@@ -184,7 +184,10 @@ def test_time_wait_sockets_are_there(lab: LabVM, ids: Ids) -> None:
         "time.sleep(10**6)\n"
     )
     planted = lab.spawn("python3", "-c", program)
-    waiting = lambda listed: sum(4712 in (a, b) and state == 6 for a, b, state in listed)  # noqa: E731
+
+    def waiting(listed: list[tuple[int, int, int]]) -> int:
+        return sum(4712 in (local, remote) and state == 6 for local, remote, state in listed)
+
     lab.wait_until(lambda: waiting(proc_sockets(lab)) == 5, "five sockets in TIME_WAIT")
     assert waiting(ids.sockets()) == 5
     lab.kill(planted)
@@ -220,16 +223,12 @@ def test_an_array_is_read_in_few_requests(guest: Guest, ids: Ids, scalar: Ids) -
 def test_an_undeclared_list_is_learned(lab: LabVM, guest: Guest, ids: Ids) -> None:
     """Mounted file systems: a chain of reads from ``super_blocks`` that nobody declared."""
     head = ids.vmi.translate_ksym2v("super_blocks")
-    types = lambda: [  # noqa: E731
-        ids.vmi.read_str_va(
-            ids.pointer(
-                ids.pointer(link - ids.at("super_block s_list") + ids.at("super_block s_type"))
-                + ids.at("file_system_type name")
-            ),
-            0,
-        )
-        for link in ids.ring(head)
-    ]
+
+    def types() -> list[str]:
+        blocks = [link - ids.at("super_block s_list") for link in ids.ring(head)]
+        kinds = [ids.pointer(block + ids.at("super_block s_type")) for block in blocks]
+        return [ids.vmi.read_str_va(ids.pointer(kind + ids.at("file_system_type name")), 0) for kind in kinds]
+
     first = types()
     assert {"proc", "sysfs", "ext4", "tmpfs"} <= set(first)
     assert requests(guest, types) < 4 * len(first)
