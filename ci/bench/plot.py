@@ -22,22 +22,34 @@ Group = tuple[str, Mapping[str, float]]
 """A name, which may have a second line, and milliseconds by the name of the bar."""
 
 
-def bars(title: str, groups: Sequence[Group]) -> str:
-    """A chart of milliseconds: the bars of each group side by side, those without a value left out."""
+Chart = tuple[str, Sequence[Group]]
+"""A title, and what is below it."""
+
+
+def bars(charts: Sequence[Chart]) -> str:
+    """Charts of milliseconds, one below the other: the bars of each group side by side, those without a value left
+    out."""
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT * len(charts)}" role="img"'
+        f' font-family="system-ui, sans-serif" font-size="12" fill="{INK}">',
+        f"<title>{escape('; '.join(title for title, _ in charts))}</title>",
+    ]
+    for number, (title, groups) in enumerate(charts):
+        out += [f'<g transform="translate(0 {HEIGHT * number})">', *_chart(title, groups), "</g>"]
+    return "\n".join([*out, "</svg>", ""])
+
+
+def _chart(title: str, groups: Sequence[Group]) -> list[str]:
     values = [value for _, costs in groups for value in costs.values()]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values) * 1.3))
+    # Room for the shortest bar to be seen, and for the figure above the longest.
+    low, high = math.floor(math.log10(min(values) * 0.8)), math.ceil(math.log10(max(values) * 1.3))
     names = [name for name in COLOURS if any(name in costs for _, costs in groups)]
     floor = HEIGHT - BOTTOM
 
     def height(value: float) -> float:
         return floor - (math.log10(value) - low) / (high - low) * (floor - TOP)
 
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
-        f' font-family="system-ui, sans-serif" font-size="12" fill="{INK}">',
-        f"<title>{escape(title)}</title>",
-        f'<text x="{LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>',
-    ]
+    out = [f'<text x="{LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>']
     for number, name in enumerate(names):
         at = LEFT + 92 * number
         out.append(f'<rect x="{at}" y="30" width="11" height="11" rx="2" fill="{COLOURS[name]}"/>')
@@ -64,7 +76,7 @@ def bars(title: str, groups: Sequence[Group]) -> str:
         for line, words in enumerate(label.split("\n")):
             middle, below = start + room * (1 - GAP) / 2, floor + 18 + 15 * line
             out.append(f'<text x="{middle:.1f}" y="{below}" text-anchor="middle">{escape(words)}</text>')
-    return "\n".join([*out, "</svg>", ""])
+    return out
 
 
 def duration(ms: float) -> str:

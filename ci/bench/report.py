@@ -28,6 +28,8 @@ class Cost:
     requests: int = 0
     carried: int = 0
     """Bytes of all frames of one listing, both ways."""
+    projected: bool = False
+    """Not run to its end, which would take long: so many reads times what some of them took."""
 
     @property
     def ms(self) -> float:
@@ -148,9 +150,14 @@ def time_rows(cases: Sequence[Case]) -> Rows:
     ratios = (("scalar", "batch"), ("page", "batch"), ("batch", "native"))
     rows: Rows = [("listing", *(f"{way}\nms" for way in WAYS), *("/\n".join(pair) for pair in ratios))]
     for case in cases:
-        costs = [number(case.costs[way].ms) if way in case.costs else "-" for way in WAYS]
-        rows.append((case.name, *costs, *(number(case.times(*pair), "x") for pair in ratios)))
+        costs = [_projected(number(case.costs[way].ms), case, way) if way in case.costs else "-" for way in WAYS]
+        rows.append((case.name, *costs, *(_projected(number(case.times(*pair), "x"), case, *pair) for pair in ratios)))
     return rows
+
+
+def _projected(text: str, case: Case, *ways: str) -> str:
+    """``text``, marked when it rests on a projection."""
+    return f"~{text}" if any(way in case.costs and case.costs[way].projected for way in ways) else text
 
 
 def request_rows(cases: Sequence[Case]) -> Rows:
@@ -325,7 +332,8 @@ the agent in that VM, in the same run:
 
 Times are medians of one run; machines differ, and so do runs, ratios less than times. A ratio is the first way's time
 by the second's: scalar/batch says how many times faster batch is, batch/native what it costs beside native. Planted
-processes and sockets are checked to be in every listing that is measured, whichever way it was read."""
+processes and sockets are checked to be in every listing that is measured, whichever way it was read. A time marked ~ is
+projected: that listing would take many minutes, so it is its number of reads times what the first of them took."""
 
 _EMULATED = """\
 The VM runs under software emulation (TCG): the agent's Python, its cryptography and the kernel's walk are interpreted,
@@ -338,41 +346,48 @@ The table above says what bounds it: what remains of a batch listing is one roun
 reads in Python, each a call and a look-up."""
 
 
-def plotted(ground: Ground) -> str:
+def plotted(grounds: Sequence[Ground]) -> str:
     """docs/benchmark.svg."""
-    groups = [
-        (
-            f"{case.size:,} {case.listing}\n{f'{case.buckets:,} buckets' if case.buckets else ''}".rstrip("\n"),
-            {way: cost.ms for way, cost in case.costs.items()},
-        )
-        for case in ground.cases
-    ]
-    return plot.bars(f"Time of a listing by an unchanged script, Linux {ground.kernel}, {ground.where}", groups)
-
-
-def quote(ground: Ground) -> str:
-    """What the README says of it."""
-    return "\n".join(
+    return plot.bars(
         [
-            MARKS[0],
-            markdown(time_rows(ground.cases)),
-            "",
-            f"Medians of one run; Linux {ground.kernel}, {ground.where}; {ground.machine}. [docs/benchmark.md]"
-            "(docs/benchmark.md) has requests, bytes, where the time goes, and how it was measured.",
-            "",
-            "![Time of a listing, each way to read](docs/benchmark.svg)",
-            MARKS[1],
+            (
+                f"Time of a listing by an unchanged script, Linux {ground.kernel}, {ground.where}",
+                [
+                    (
+                        f"{case.size:,} {case.listing}" + (f"\n{case.buckets:,} buckets" if case.buckets else ""),
+                        {way: cost.ms for way, cost in case.costs.items()},
+                    )
+                    for case in ground.cases
+                ],
+            )
+            for ground in grounds
         ]
     )
 
 
-def quoted(readme: str, ground: Ground) -> str:
+def quote(grounds: Sequence[Ground]) -> str:
+    """What the README says of it."""
+    out = [MARKS[0]]
+    for ground in grounds:
+        out += [f"Linux {ground.kernel}, {ground.where}:", "", markdown(time_rows(ground.cases)), ""]
+    emulated = "The VM is emulated in software, agent and all. " if any(ground.emulated for ground in grounds) else ""
+    out += [
+        f"Medians of one run; {grounds[0].machine}. {emulated}[docs/benchmark.md](docs/benchmark.md) has requests, "
+        "bytes, where the time goes, how it was measured, and which goals were not reached.",
+        "",
+        "![Time of a listing, each way to read](docs/benchmark.svg)",
+        MARKS[1],
+    ]
+    return "\n".join(out)
+
+
+def quoted(readme: str, grounds: Sequence[Ground]) -> str:
     """The README with the result between its marks. :raises ValueError: it has no marks"""
     before, begin, rest = readme.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not begin or not end:
         raise ValueError(f"README.md has no {MARKS[0]} ... {MARKS[1]}")
-    return before + quote(ground) + after
+    return before + quote(grounds) + after
 
 
 def as_json(ground: Ground) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from ci.bench import plot, report
 from ci.bench.report import Case, Cost, Ground, Part
 
+SVG = "{http://www.w3.org/2000/svg}"
 ROOT = Path(__file__).parents[2]
 
 
@@ -94,6 +95,12 @@ def test_a_way_that_was_not_measured_is_a_dash() -> None:
     assert row == ("38 modules", "80.0", "30.0", "4.00", "-", "20.0x", "7.50x", "-")
 
 
+def test_what_is_projected_is_marked() -> None:
+    costs = {"scalar": Cost([40.0], projected=True), "page": Cost([0.5]), "batch": Cost([0.05])}
+    row = report.time_rows([Case("sockets", 20, 262_264, costs, 1 << 18)])[1]
+    assert row == ("20 sockets in 262,144 buckets", "~40,000", "500", "50.0", "-", "~800x", "10.0x", "-")
+
+
 def test_goals_say_what_is_not_reached() -> None:
     reached = {goal.what: (goal.reached, goal.figures) for goal in report.goals(GROUND)}
     assert reached == {
@@ -142,40 +149,44 @@ def test_the_document_names_what_costs_most_and_what_was_missed() -> None:
 
 def test_only_the_marked_part_of_the_readme_changes() -> None:
     readme = f"before\n{report.MARKS[0]}\nold\n{report.MARKS[1]}\nafter\n"
-    text = report.quoted(readme, GROUND)
-    assert text.startswith("before\n<!-- bench -->\n| listing | scalar, ms |")
+    text = report.quoted(readme, [GROUND])
+    assert text.startswith(
+        "before\n<!-- bench -->\nLinux 6.1.0-56-cloud-amd64, lab VM (tcg, 1 CPU):\n\n| listing | scalar, ms |"
+    )
     assert text.endswith("<!-- /bench -->\nafter\n")
     assert "old" not in text
-    assert report.quoted(text, GROUND) == text
+    assert report.quoted(text, [GROUND]) == text
 
 
 def test_a_readme_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="has no <!-- bench -->"):
-        report.quoted("nothing\n", GROUND)
+        report.quoted("nothing\n", [GROUND])
 
 
 def test_our_readme_has_the_marks() -> None:
-    report.quoted((ROOT / "README.md").read_text(), GROUND)
+    report.quoted((ROOT / "README.md").read_text(), [GROUND])
 
 
 def test_the_record_is_json() -> None:
     assert json.loads(json.dumps(report.as_json(GROUND)))["cases"][0]["costs"]["page"]["requests"] == 7
 
 
+def boxes(drawing: str) -> list[float]:
+    """Heights of a plot's boxes, those of its legends among them."""
+    return [float(box.get("height", "0")) for box in ElementTree.fromstring(drawing).iter(f"{SVG}rect")]
+
+
 def test_the_plot_has_a_bar_for_each_way_of_each_listing() -> None:
-    drawing = ElementTree.fromstring(report.plotted(GROUND))
-    space = "{http://www.w3.org/2000/svg}"
-    legend, bars = len(plot.COLOURS), sum(len(found.costs) for found in GROUND.cases)
-    boxes = drawing.findall(f"{space}rect")
-    assert len(boxes) == legend + bars
-    texts = [text.text for text in drawing.findall(f"{space}text")]
-    assert {"scalar", "page", "batch", "native", "100 processes", "8,192 buckets", "41s"} <= set(texts)
+    drawing = report.plotted([GROUND, GROUND])
+    bars = sum(len(found.costs) for found in GROUND.cases)
+    assert len(boxes(drawing)) == 2 * (len(plot.COLOURS) + bars)
+    texts = {text.text for text in ElementTree.fromstring(drawing).iter(f"{SVG}text")}
+    assert {"scalar", "page", "batch", "native", "100 processes", "8,192 buckets", "41s"} <= texts
 
 
 def test_bars_are_as_long_as_the_logarithm_of_their_time() -> None:
-    drawing = ElementTree.fromstring(
-        plot.bars("t", [("a", {"batch": 1.0}), ("b", {"batch": 10.0}), ("c", {"batch": 100.0})])
+    _, *heights = boxes(
+        plot.bars([("t", [(name, {"batch": ms}) for name, ms in (("a", 1.0), ("b", 10.0), ("c", 100.0))])])
     )
-    heights = [float(box.get("height", "0")) for box in drawing.findall("{http://www.w3.org/2000/svg}rect")[1:]]
     assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0], abs=0.2)
-    assert heights[1] > heights[0]
+    assert heights[1] > heights[0] > 0
