@@ -10,6 +10,10 @@ demo: setup ## boot a VM, list its processes by an unchanged LibVMI script, comp
 test: setup ## check everything: style, types, unit tests, contract tests, tests in a booted VM
 	@ci/check
 
+kernels: setup ## the tests that depend on the kernel, in a VM of each kernel of ci/kernels.toml
+	@ci/check --kernel all tests/guest/test_agent.py tests/guest/test_readahead.py tests/guest/test_walks.py \
+		tests/guest/test_injection.py
+
 bench: setup ## measure listings of 100, 300 and 1,000 processes, each way to read
 	@$(PYTHON) -m ci.bench
 
@@ -25,4 +29,4 @@ clean: ## remove what was made here; the lab image stays in its cache
 	@$(MAKE) --silent -C bpf clean
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test bench lint setup clean
+.PHONY: help demo test kernels bench lint setup clean
