@@ -199,10 +199,10 @@ def part_rows(ground: Ground) -> Rows:
 def terminal(title: str, rows: Rows, console: Console) -> None:
     """Print a table."""
     console.print(f"\n[bold]{title}[/bold]\n")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for column, (name, cells) in enumerate(zip(rows[0], zip(*rows[1:], strict=True), strict=True)):
         left = not column or not any(any(map(str.isdigit, cell)) for cell in cells)
-        table.add_column(name, justify="left" if left else "right")
+        table.add_column(name, justify="left" if left else "right", no_wrap=not column)
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
@@ -314,7 +314,7 @@ def document(grounds: Sequence[Ground], command: str) -> str:
             out += ["", f"What costs most: {', '.join(f'{part.what} ({number(part.ms)} ms)' for part in costs)}."]
         missed = [goal.what for goal in goals(ground) if not goal.reached]
         if missed:
-            out += ["", f"Not reached here: {'; '.join(missed)}.", "", _BOUND]
+            out += ["", f"Not reached here: {'; '.join(missed)}.", "", _bound(ground)]
     return "\n".join([*out, ""])
 
 
@@ -341,9 +341,19 @@ several times slower than on hardware, and every request crosses QEMU's user-mod
 that, it reads a file on this machine. So ratios to native are worse here than they would be under KVM; scalar pays the
 emulated round trip for each read, so ratios to scalar are better."""
 
-_BOUND = """\
-The table above says what bounds it: what remains of a batch listing is one round trip to the agent and the script's own
-reads in Python, each a call and a look-up."""
+
+def _bound(ground: Ground) -> str:
+    """Why no batch is faster."""
+    text = (
+        "What bounds it: a batch listing is one round trip to the agent, the walk, what it brought unpacked into "
+        "Python's dictionaries, and the script's own reads, each a call in Python."
+    )
+    most = max(ground.cases, key=lambda case: case.reads)
+    calls = most.reads * ground.cached.get("batch", 0.0) / 1e6
+    if calls:
+        text += f" Of {most.name}, {number(calls)} ms are its {most.reads:,} calls, which no walk can save"
+        text += f": {number(calls / most.costs['native'].ms, 'x')} of native." if "native" in most.costs else "."
+    return text
 
 
 def plotted(grounds: Sequence[Ground]) -> str:
