@@ -24,12 +24,18 @@ examples:
   vmishim ps web-1 --tree                   the processes of a guest
   vmishim lsmod web-1 --json | jq .         its modules, for programs
   vmishim ss web-1                          its TCP sockets, and whose they are
+  vmishim ps --domains 'web-*'              the processes of many guests at once
   vmishim run process_list.py web-1         run an unchanged LibVMI script on it
   vmishim compare process_list.py web-1     the same on every road to it: are the answers the same, what do they cost
   vmishim doctor web-1                      what works, what does not, what to do
 
 A DOMAIN is a guest that was enrolled (vmishim domains lists them). Exit status: 0 all well, 1 something was wrong with
 the guest or the machine, 2 something was wrong with the command line.
+"""
+
+FLEET = """\
+With --domains: a table with a column for the guest, or with --json one object a line as guests answer. A guest that
+can't be read is a line of its own, with "error", and does not hold the others up; the exit status is 1 then.
 """
 
 Command = Callable[[argparse.Namespace], int]
@@ -69,17 +75,17 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    ps = command("ps", "listing:ps", "list the processes of a guest")
-    _guest(ps)
+    ps = command("ps", "listing:ps", "list the processes of a guest, or of many", epilog=FLEET)
+    _guests(ps)
     ps.add_argument("--tree", action="store_true", help="children below their parents")
     _listing(ps)
 
-    lsmod = command("lsmod", "listing:lsmod", "list the kernel modules of a guest")
-    _guest(lsmod)
+    lsmod = command("lsmod", "listing:lsmod", "list the kernel modules of a guest, or of many", epilog=FLEET)
+    _guests(lsmod)
     _listing(lsmod)
 
-    ss = command("ss", "listing:ss", "list the TCP sockets of a guest, in all its network namespaces")
-    _guest(ss)
+    ss = command("ss", "listing:ss", "list the TCP sockets of a guest, or of many", epilog=FLEET)
+    _guests(ss)
     _listing(ss)
 
     run = command(
@@ -191,10 +197,23 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _guest(command: argparse.ArgumentParser, needed: bool = True) -> None:
+def _guests(command: argparse.ArgumentParser) -> None:
+    which = _guest(command)
+    which.add_argument("--domains", metavar="PATTERN", help="every guest whose name is like this, such as 'web-*'")
+    # vmishim.fleet.DEADLINE, which a test compares.
+    command.add_argument(
+        "--deadline", type=float, default=30.0, metavar="S", help="seconds that --domains may take (%(default)g)"
+    )
+    command.add_argument(
+        "--engine", default="", metavar="dask://HOST:PORT", help="ask --domains from the workers of a Dask cluster"
+    )
+
+
+def _guest(command: argparse.ArgumentParser, needed: bool = True) -> argparse._MutuallyExclusiveGroup:
     which = command.add_mutually_exclusive_group(required=needed)
     which.add_argument("domain", nargs="?", metavar="DOMAIN", help="the guest's name").complete = _DOMAINS  # type: ignore[attr-defined]
     which.add_argument("--local", action="store_true", help="this very machine; needs root")
+    return which
 
 
 def _listing(command: argparse.ArgumentParser) -> None:

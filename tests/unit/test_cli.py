@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vmishim.fleet
 import vmishim.guest
 from vmishim import cli, domains
 from vmishim.commands import CommandError, enrolment, listing
@@ -24,7 +25,9 @@ from vmishim.lists import Task
 from vmishim.wire.keys import generate, load_private, save_private, save_public
 
 AGENT = generate().public
-COMMANDS = ("ps", "lsmod", "run", "keygen", "enroll", "domains", "config", "bundle", "doctor", "completion")
+COMMANDS = (
+    "ps", "lsmod", "ss", "run", "compare", "keygen", "enroll", "domains", "config", "bundle", "doctor", "completion",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +71,10 @@ def test_the_ways_to_read_are_those_there_are() -> None:
         assert cli.parser().parse_args(["run", "--way", way, "script.py"]).way == way
 
 
+def test_the_fleet_has_the_time_it_says() -> None:
+    assert cli.parser().parse_args(["ps", "--local"]).deadline == vmishim.fleet.DEADLINE
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -89,7 +96,9 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "status", "told"),
     [
-        (["ps"], 2, "one of the arguments DOMAIN --local is required"),
+        (["ps"], 2, "one of the arguments DOMAIN --local --domains is required"),
+        (["ps", "--domains", "web-*"], 1, "no domain is named like 'web-*'"),
+        (["ps", "--domains", "web-*", "--tree"], 1, "leave one of them out"),
         (["ps", "web-1", "--local"], 2, "not allowed with argument"),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         (["ps", "web-1", "--way", "quick"], 2, "invalid choice: 'quick'"),

@@ -3,58 +3,125 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from vmishim import lists
+from vmishim import fleet, lists
+from vmishim.commands import CommandError
 from vmishim.commands.guests import libvmi
 from vmishim.commands.tables import dump, show, watched
+from vmishim.fleet import Answer
 from vmishim.libvmi import pause
 from vmishim.lists import Module, Socket, Task
 
 
+@dataclass(frozen=True)
+class Shape:
+    """How a list is shown to people.
+
+    :ivar what: its entries, in the plural
+    :ivar columns: titles; those that begin with ``-`` may be left out
+    :ivar row: an entry's cells
+    """
+
+    what: str
+    columns: tuple[str, ...]
+    row: Callable[[Any], tuple[Any, ...]]
+
+
+SHAPES = {
+    "ps": Shape(
+        "processes",
+        ("PID", "PPID", "UID", "STATE", "-TASK_STRUCT", "NAME"),
+        lambda task: (task.pid, task.ppid, task.uid, task.state, f"{task.address:x}", task.comm),
+    ),
+    "lsmod": Shape(
+        "modules",
+        ("SIZE", "STATE", "-CODE", "-STRUCT MODULE", "NAME"),
+        lambda module: (module.size, module.state, f"{module.base:x}", f"{module.address:x}", module.name),
+    ),
+    "ss": Shape(
+        "sockets",
+        ("STATE", "LOCAL", "REMOTE", "UID", "-INODE", "-NETNS", "OWNER"),
+        lambda each: (each.state, *ends(each), each.uid, each.inode, each.namespace, owner(each)),
+    ),
+}
+
+
 def ps(options: argparse.Namespace) -> int:
     """List processes. :raises LibvmiError: they can't be read"""
+    if options.domains and options.tree:
+        raise CommandError("--tree shows one guest, --domains many; leave one of them out")
+    if options.domains or not options.tree or options.json:
+        return _list(options, "ps")
     with libvmi(options) as vmi, pause(vmi):
         tasks = list(watched(lists.tasks(vmi), "processes"))
-    if options.json:
-        dump([_plain(task) for task in tasks])
-    elif options.tree:
-        rows = ((task.pid, task.uid, task.state, branch + task.comm) for branch, task in tree(tasks))
-        show(("PID", "UID", "STATE", "NAME"), rows)
-    else:
-        flat = ((task.pid, task.ppid, task.uid, task.state, f"{task.address:x}", task.comm) for task in tasks)
-        show(("PID", "PPID", "UID", "STATE", "-TASK_STRUCT", "NAME"), flat)
+    rows = ((task.pid, task.uid, task.state, branch + task.comm) for branch, task in tree(tasks))
+    show(("PID", "UID", "STATE", "NAME"), rows)
     return 0
 
 
 def lsmod(options: argparse.Namespace) -> int:
     """List modules. :raises LibvmiError: they can't be read"""
-    with libvmi(options) as vmi, pause(vmi):
-        modules = list(watched(lists.modules(vmi), "modules"))
-        release = vmi.vmi.profile.release
-    if options.json:
-        dump([_plain(module) for module in modules])
-    elif modules:
-        rows = ((each.size, each.state, f"{each.base:x}", f"{each.address:x}", each.name) for each in modules)
-        show(("SIZE", "STATE", "-CODE", "-STRUCT MODULE", "NAME"), rows)
-    else:
-        print(f"Linux {release} has no modules loaded", file=sys.stderr)
-    return 0
+    return _list(options, "lsmod")
 
 
 def ss(options: argparse.Namespace) -> int:
     """List TCP sockets. :raises LibvmiError: they can't be read"""
+    return _list(options, "ss")
+
+
+def _list(options: argparse.Namespace, name: str) -> int:
+    if options.domains:
+        return _lists(options, name)
+    shape = SHAPES[name]
     with libvmi(options) as vmi, pause(vmi):
-        sockets = list(watched(lists.sockets(vmi), "sockets"))
+        entries = list(watched(fleet.LISTS[name](vmi), shape.what))
+        release = vmi.vmi.profile.release
     if options.json:
-        dump([_plain(socket) for socket in sockets])
+        dump([_plain(entry) for entry in entries])
+    elif entries:
+        show(shape.columns, map(shape.row, entries))
     else:
-        rows = ((each.state, *ends(each), each.uid, each.inode, each.namespace, owner(each)) for each in sockets)
-        show(("STATE", "LOCAL", "REMOTE", "UID", "-INODE", "-NETNS", "OWNER"), rows)
+        print(f"Linux {release} has no {shape.what}", file=sys.stderr)
     return 0
+
+
+def _lists(options: argparse.Namespace, name: str) -> int:
+    """The same of many guests: a table with a column for the guest, or one JSON object a line, as they come. 1 if any
+    of them could not be read.
+
+    :raises CommandError: no guest has such a name
+    """
+    chosen = fleet.matching(options.domains)
+    if not chosen:
+        raise CommandError(f"no domain is named like {options.domains!r}; `vmishim domains` lists them")
+    shape, begun = SHAPES[name], time.monotonic()
+    answers = {}
+    for answer in watched(fleet.engine(options.engine)(chosen, name, options.way, options.deadline), "guests"):
+        answers[answer.domain] = answer
+        if options.json:
+            rows = [_plain(entry) for entry in answer.entries] if not answer.error else [{"error": answer.error}]
+            for row in rows:
+                print(json.dumps({"domain": answer.domain} | row), flush=True)
+    failed = sum(bool(answer.error) for answer in answers.values())
+    if not options.json:
+        show(("DOMAIN", *shape.columns), _table([answers[domain.name] for domain in chosen], shape))
+    if options.stats or failed:
+        told = f"{len(answers)} guests, {failed} not read" if failed else f"{len(answers)} guests"
+        print(f"vmishim: {told}, {time.monotonic() - begun:.3f} s", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _table(answers: Sequence[Answer], shape: Shape) -> Iterator[tuple[Any, ...]]:
+    for answer in answers:
+        if answer.error:
+            yield (answer.domain, *[""] * (len(shape.columns) - 1), f"not read: {answer.error}")
+        yield from ((answer.domain, *shape.row(entry)) for entry in answer.entries)
 
 
 def ends(socket: Socket) -> tuple[str, str]:

@@ -21,8 +21,8 @@ def printable(text: str) -> str:
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; whole numbers stand to the right. On a terminal too narrow for it, columns whose title begins with
-    ``-`` are left out, and then the last one is cut."""
+    """Print a table; whole numbers, and gaps among them, stand to the right. On a terminal too narrow for it, columns
+    whose title begins with ``-`` are left out, and then the last one is cut."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -38,7 +38,7 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for title, cells in whole:
         if title in widths:
-            right = all(isinstance(cell, int) for cell in cells)
+            right = all(isinstance(cell, int) or cell == "" for cell in cells)
             last = title == columns[-1]
             table.add_column(
                 title.removeprefix("-"),
