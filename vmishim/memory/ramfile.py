@@ -1,7 +1,7 @@
 """Ordinary VMs: the guest's RAM in a file, read without anybody's help.
 
-The file is a ``memory-backend-file`` of QEMU (``share=on``), which shows the running guest, or a raw image of its
-memory.
+The file is a ``memory-backend-file`` of QEMU (``share=on``), which shows the running guest; or a dump of its memory: a
+raw image, an ELF core or a compressed dump (``vmishim.memory.dumps``).
 The kernel, its place under KASLR, its page tables, symbols and structure layouts are all found in that memory itself.
 
 This is the road for machines that are not confidential, and the yardstick for the agent: same API, same contract, no
@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import mmap
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from struct import unpack_from
-from typing import NamedTuple
 
 from vmishim.errors import FaultError, LibvmiError, LinkError
 from vmishim.kernel import btf, kallsyms
 from vmishim.kernel.btf import Btf
 from vmishim.kernel.profile import Member
-from vmishim.memory import pagetable
+from vmishim.memory import dumps, pagetable
+from vmishim.memory.dumps import Segment
 from vmishim.memory.reader import KERNEL, PAGE_SIZE, PHYSICAL
 
 GIB = 1 << 30
@@ -35,17 +36,6 @@ TEXT = 0xFFFF_FFFF_8100_0000
 IMAGE_ALIGN = 2 << 20
 """Alignment of the kernel image, virtual and physical (``CONFIG_PHYSICAL_ALIGN`` of x86-64)."""
 BANNER = b"Linux version "
-
-
-class Segment(NamedTuple):
-    """Guest physical memory that lies in one piece in the file."""
-
-    start: int
-    """Guest physical address."""
-    end: int
-    """One past its last byte."""
-    offset: int
-    """Of ``start`` in the file."""
 
 
 def layouts(size: int) -> Iterator[tuple[Segment, ...]]:
@@ -68,18 +58,27 @@ class Ram:
     """A file of guest RAM, by guest physical address.
 
     :param path: the file
-    :raises LibvmiError: ``VM_NOT_FOUND``: there is no such file, or it is empty
+    :ivar layouts: where its parts may belong, likelier ones first; a dump says so itself
+    :raises LibvmiError: ``VM_NOT_FOUND``: there is no such file, it is empty, or a dump that is cut off or of a kind we
+        do not know
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
-            with open(path, "rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
-                self.data = tuple(_data(file.fileno(), self.size))
-                self.map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            with open(path, "rb") as file, dumps.unpacked(file) as (memory, segments):
+                size = os.fstat(memory.fileno()).st_size
+                self.data = tuple(_data(memory.fileno(), size))
+                self.map: mmap.mmap | None = mmap.mmap(memory.fileno(), 0, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:
             raise LibvmiError(f"VM_NOT_FOUND: guest memory {os.fspath(path)} cannot be read: {error}") from None
-        self.segments: tuple[Segment, ...] = next(layouts(self.size))
+        self.is_dump = bool(segments)
+        self.layouts = (segments,) if segments else tuple(layouts(size))
+        self.arrange(self.layouts[0])
+
+    def arrange(self, segments: tuple[Segment, ...]) -> None:
+        """Take the file's parts to belong there. In the order of addresses."""
+        self.segments = segments
+        self._starts = [segment.start for segment in segments]
 
     def read(self, address: int, count: int) -> bytes:
         """``count`` bytes at a guest physical address.
@@ -89,13 +88,31 @@ class Ram:
         """
         if self.map is None:
             raise LinkError("the guest's memory was let go of: make a new Libvmi")
-        for start, end, offset in self.segments:
-            if start <= address < end:
-                data = self.map[address - start + offset : min(address + count, end) - start + offset]
-                if len(data) == count:
-                    return data
-                raise FaultError(address + len(data), data)
-        raise FaultError(address)
+        start, end, offset = self.segments[bisect_right(self._starts, address) - 1]
+        if not start <= address < end:
+            raise FaultError(address)
+        if address + count > end:
+            return self._read_across(address, count)
+        return self.map[address - start + offset : address - start + offset + count]
+
+    def _read_across(self, address: int, count: int) -> bytes:
+        """As ``read``, from as many segments as it takes: of a dump one may begin where another ends."""
+        data = b""
+        for start, end, _ in self.segments[bisect_right(self._starts, address) - 1 :]:
+            if len(data) == count or not start <= address + len(data) < end:
+                break
+            at = address + len(data)
+            data += self.read(at, min(address + count, end) - at)
+        if len(data) == count:
+            return data
+        raise FaultError(address + len(data), data)
+
+    def place(self, offset: int) -> int:
+        """The guest physical address of what is there in the file. :raises FaultError: it is no memory"""
+        for segment in self.segments:
+            if 0 <= offset - segment.offset < segment.end - segment.start:
+                return offset - segment.offset + segment.start
+        raise FaultError(offset)
 
     def find(self, pattern: bytes) -> Iterator[int]:
         """File offsets of ``pattern``, holes of the file skipped."""
@@ -143,8 +160,8 @@ class Kernel:
                 "OS: no Linux kernel in the guest's memory: has it booted, and is this all of its memory?"
             )
         for self._symbols in _tables(ram) if symbols is None else _map(symbols):
-            for banner, layout in product(banners, layouts(ram.size)):
-                ram.segments = layout
+            for banner, layout in product(banners, ram.layouts):
+                ram.arrange(layout)
                 if self._locate(banner):
                     self._describe(banner)
                     return
@@ -159,7 +176,7 @@ class Kernel:
         try:
             # The image is one piece. In it, phys_base is the kernel's own word for how far it was moved physically,
             # so that the rest is how far it was moved virtually; nothing, if the symbols come from the running kernel.
-            moved_both = self._physical(banner) - (names["linux_banner"] - KERNEL_MAP)
+            moved_both = self._ram.place(banner) - (names["linux_banner"] - KERNEL_MAP)
             where = names["phys_base"] - KERNEL_MAP + moved_both
             base: int = unpack_from("<q", self._ram.read(where, 8))[0]
             self._moved = moved_both - base
@@ -170,15 +187,9 @@ class Kernel:
         except (FaultError, KeyError):
             return False
         for self.levels in (4, 5):
-            if self._maps(names["linux_banner"] + self._moved, self._physical(banner)) and self._maps_end():
+            if self._maps(names["linux_banner"] + self._moved, self._ram.place(banner)) and self._maps_end():
                 return True
         return False
-
-    def _physical(self, offset: int) -> int:
-        for segment in self._ram.segments:
-            if 0 <= offset - segment.offset < segment.end - segment.start:
-                return offset - segment.offset + segment.start
-        raise FaultError(offset)
 
     def _maps(self, address: int, physical: int) -> bool:
         try:
@@ -188,7 +199,7 @@ class Kernel:
 
     def _maps_end(self) -> bool:
         """Whether the direct map reaches to the end of RAM: it does not in a wrong layout."""
-        if len(self._ram.segments) == 1 and self._ram.size < 0xB000_0000:
+        if len(self._ram.layouts) == 1:
             return True
         end = self._ram.segments[-1].end - PAGE_SIZE
         return self._maps(self._find_page_offset() + end, end)
@@ -202,11 +213,18 @@ class Kernel:
         return int.from_bytes(self._ram.read(place.physical, 8), "little")
 
     def _describe(self, banner: int) -> None:
-        self.release = self._ram.read(self._physical(banner), 256).split()[2].decode("ascii", "replace")
+        self.release = self._ram.read(self._ram.place(banner), 256).split()[2].decode("ascii", "replace")
         self.page_offset = self._find_page_offset()
         self.kaslr_offset = self.symbol("_text") - TEXT
-        self.memory_size = self._ram.segments[-1].end
+        self.memory_size = self._find_end()
         self.vcpus = self._count_cpus()
+
+    def _find_end(self) -> int:
+        """The end of the highest RAM. A dump may hold firmware too, which lies just below 4 GiB."""
+        if self._ram.is_dump and "max_pfn" in self._symbols.addresses:
+            last = int.from_bytes(self.read("max_pfn", 8), "little") * PAGE_SIZE - 1
+            return next((end for start, end, _ in self._ram.segments if start <= last < end), last + 1)
+        return self._ram.segments[-1].end
 
     def _count_cpus(self) -> int:
         try:

@@ -1,0 +1,204 @@
+"""Files that hold guest memory as dumps do: ELF cores and kdump's compressed format.
+
+An ELF core (QEMU's ``dump-guest-memory``, ``virsh dump --memory-only``, a kernel's ``/proc/vmcore``) says where each
+of its pieces belongs, and is mapped as it is. A compressed dump (``makedumpfile -c``, ``dump-guest-memory -z``) is
+unpacked to a temporary file, which has holes for pages that were left out; it may be "flattened", as makedumpfile
+writes it to a pipe and QEMU always.
+
+Source: ``elf(5)``; ``diskdump_mod.h`` and ``makedumpfile.h`` of makedumpfile; ``dump/dump.c`` of QEMU.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from struct import Struct, calcsize, unpack_from
+from typing import IO, NamedTuple
+
+from vmishim.memory.reader import PAGE_SIZE
+
+HIGHEST = 1 << 52
+"""No physical address is as high."""
+
+
+class Segment(NamedTuple):
+    """Guest physical memory that lies in one piece in the file."""
+
+    start: int
+    """Guest physical address."""
+    end: int
+    """One past its last byte."""
+    offset: int
+    """Of ``start`` in the file."""
+
+
+@contextmanager
+def unpacked(file: IO[bytes]) -> Iterator[tuple[IO[bytes], tuple[Segment, ...]]]:
+    """The file that holds the memory itself, open for as long as the block runs, and what lies where in it.
+
+    :returns: ``file`` itself and no segments if it is no dump: a raw image does not say where its memory belongs
+    :raises ValueError: a dump of a kind that is not known, or cut off
+    :raises OSError: it cannot be read, or there is no room for what is in it
+    """
+    start = file.read(PAGE_SIZE)
+    if start.startswith(b"\x7fELF"):
+        yield file, _elf(file, start)
+    elif start.startswith(_FLAT):
+        with tempfile.TemporaryFile() as rearranged, tempfile.TemporaryFile() as memory:
+            _unflatten(file, rearranged)
+            yield memory, _expand(rearranged, memory)
+    elif start.startswith(_KDUMP):
+        with tempfile.TemporaryFile() as memory:
+            yield memory, _expand(file, memory)
+    else:
+        yield file, ()
+
+
+def _at(file: IO[bytes], offset: int, count: int) -> bytes:
+    """:raises ValueError: the file ends before that"""
+    data = os.pread(file.fileno(), count, offset)
+    while 0 < len(data) < count:  # one call gives 2 GiB at most
+        more = os.pread(file.fileno(), count - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    if len(data) != count:
+        raise ValueError(f"the dump is cut off: {count} bytes are due at {offset}, {len(data)} are there")
+    return data
+
+
+# ELF
+
+_HEADER = Struct("<4sBB10xHHIQQQIHHHHHH")
+_PROGRAM = Struct("<IIQQQQQQ")
+_SECTION_INFO = Struct("<44xI")
+_CORE, _LOAD, _CLASS_64, _LITTLE, _MANY = 4, 1, 2, 1, 0xFFFF
+
+
+def _elf(file: IO[bytes], start: bytes) -> tuple[Segment, ...]:
+    if len(start) < _HEADER.size:
+        raise ValueError("the dump is cut off within its header")
+    _, bits, order, kind, _, _, _, programs, sections, _, _, size, count, *_ = _HEADER.unpack_from(start)
+    if kind != _CORE or bits != _CLASS_64 or order != _LITTLE or size != _PROGRAM.size:
+        raise ValueError("this is ELF, but no 64-bit core that holds a guest's memory")
+    if count == _MANY:
+        (count,) = _SECTION_INFO.unpack(_at(file, sections, _SECTION_INFO.size))
+    length = os.fstat(file.fileno()).st_size
+    found = []
+    for part, _, offset, _, physical, stored, _, _ in _PROGRAM.iter_unpack(_at(file, programs, count * size)):
+        end = physical + min(stored, max(length - offset, 0))
+        if part == _LOAD and physical < end <= HIGHEST:
+            found.append(Segment(physical, end, offset))
+    if not found:
+        raise ValueError("this ELF core holds no memory")
+    return tuple(_apart(sorted(found)))
+
+
+def _apart(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Segments in order, none twice: a kernel's own core has its text once more, at its virtual address."""
+    last = 0
+    for start, end, offset in segments:
+        if end > last:
+            skipped = max(last - start, 0)
+            yield Segment(start + skipped, end, offset + skipped)
+            last = end
+
+
+# kdump
+
+_KDUMP, _FLAT = b"KDUMP   ", b"makedumpfile\0\0\0\0"
+_FLAT_HEADER, _FLAT_RECORD = 4096, Struct(">qq")
+_COUNTS = Struct("<424xIIIII")
+"""Of the header: status, bytes of a block, blocks of the sub-header, blocks of the bitmaps, pages."""
+_PAGES_64 = 96
+"""Where the sub-header has the number of pages since version 6, for more than 16 TiB."""
+_DESCRIPTOR = Struct("<QII8x")
+_STORED, _ZLIB, _KINDS = 0, 1, {2: "LZO", 4: "Snappy", 0x20: "Zstandard"}
+_CHUNK = 1 << 20
+_MOST_PAGES = HIGHEST // PAGE_SIZE
+
+
+def _unflatten(file: IO[bytes], target: IO[bytes]) -> None:
+    """Put the records of a flattened dump where they belong."""
+    at = _FLAT_HEADER
+    while True:
+        offset, size = _FLAT_RECORD.unpack(_at(file, at, _FLAT_RECORD.size))
+        at += _FLAT_RECORD.size
+        if offset < 0 or size < 0:
+            return  # the record that ends it
+        for done in range(0, size, _CHUNK):
+            part = _at(file, at + done, min(_CHUNK, size - done))
+            os.pwrite(target.fileno(), part, offset + done)
+        at += size
+
+
+def _expand(file: IO[bytes], target: IO[bytes]) -> tuple[Segment, ...]:
+    """Write every page of a compressed dump to its guest physical address."""
+    header = _at(file, 0, _COUNTS.size)
+    if not header.startswith(_KDUMP):
+        raise ValueError("a flattened dump of another kind than kdump's")
+    version = unpack_from("<I", header, len(_KDUMP))[0]
+    _, block, sub_blocks, bitmap_blocks, pages = _COUNTS.unpack(header)
+    if block != PAGE_SIZE:
+        raise ValueError(f"a dump with pages of {block} bytes, which is no x86-64 one")
+    if version >= 6:
+        (pages,) = unpack_from("<Q", _at(file, block + _PAGES_64, calcsize("<Q")))
+    # Of two bitmaps the second has the pages that were dumped; the first those that the machine has.
+    half = bitmap_blocks * block // 2
+    bitmap = _at(file, (1 + sub_blocks) * block + half, half)
+    segments = tuple(_runs(bitmap, min(pages, 8 * half, _MOST_PAGES)))
+    if not segments:
+        raise ValueError("this dump holds no memory")
+    count = sum(end - start for start, end, _ in segments) // PAGE_SIZE
+    descriptors_at = (1 + sub_blocks + bitmap_blocks) * block
+    numbers = (page for start, end, _ in segments for page in range(start, end, PAGE_SIZE))
+    os.ftruncate(target.fileno(), segments[-1].end)
+    zeros = -1
+    for first in range(0, count, _CHUNK // _DESCRIPTOR.size):
+        part = min(_CHUNK // _DESCRIPTOR.size, count - first)
+        descriptors = _at(file, descriptors_at + first * _DESCRIPTOR.size, part * _DESCRIPTOR.size)
+        for offset, size, flags in _DESCRIPTOR.iter_unpack(descriptors):
+            page = next(numbers)
+            if offset == zeros:
+                continue  # QEMU stores one page for all that are zero; they stay holes
+            data = _page(_at(file, offset, size), flags)
+            if data.strip(b"\0"):
+                os.pwrite(target.fileno(), data, page)
+            else:
+                zeros = offset
+    return segments
+
+
+def _page(data: bytes, flags: int) -> bytes:
+    if flags & _ZLIB:
+        try:
+            data = zlib.decompressobj().decompress(data, PAGE_SIZE)
+        except zlib.error as error:
+            raise ValueError(f"a page of the dump cannot be unpacked: {error}") from None
+    elif flags != _STORED:
+        kind = next((name for bit, name in _KINDS.items() if flags & bit), f"method {flags:#x}")
+        raise ValueError(f"this dump is packed by {kind}; pack it by zlib (makedumpfile -c)")
+    if len(data) != PAGE_SIZE:
+        raise ValueError(f"a page of the dump has {len(data)} bytes")
+    return data
+
+
+def _runs(bitmap: bytes, pages: int) -> Iterator[Segment]:
+    """Pages whose bits are set, neighbours in one."""
+    at = 0
+    first = -1
+    while at < pages:
+        byte = bitmap[at // 8]
+        if at % 8 == 0 and byte == (0xFF if first >= 0 else 0):
+            at += 8  # nothing changes here
+            continue
+        if bool(byte >> at % 8 & 1) != (first >= 0):
+            if first >= 0:
+                yield Segment(first * PAGE_SIZE, at * PAGE_SIZE, first * PAGE_SIZE)
+            first = at if first < 0 else -1
+        at += 1
+    if first >= 0:
+        yield Segment(first * PAGE_SIZE, pages * PAGE_SIZE, first * PAGE_SIZE)
