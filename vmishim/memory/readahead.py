@@ -15,8 +15,9 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from struct import Struct
 
 from vmishim.errors import FaultError
@@ -67,24 +68,37 @@ class Listing:
         self.place = place
         self.fields = Fields(place.fields)
         self.snapshot: Snapshot | None = None
-        self.entrance: dict[int, int] = {}
-        """Pointers that the doors hold. Kept out of what is known: reading one means something."""
-        self.beyond: dict[int, int] = {}
-        """Links one step from the head, likewise: reading one says that the listing has moved on."""
-        self.looks: Counter[int] = Counter()
-        """Times each door was read in this listing."""
+        self.entrance = Known()
+        """The doors' pointers, and all of the head's own node. What has a door in it is kept out of what is known:
+        reading it means something."""
+        self.beyond = Known()
+        """The nodes one step from the head, likewise: reading one says that the listing has moved on."""
+        self.edges: tuple[tuple[int, int], ...] = ()
+        """Where these are, as (start, end); empty once the listing has moved on."""
+        self.looks: dict[int, int] = {}
+        """Times each door was read in this listing; those that it has passed by are left out."""
+        self.visitor = 0
+        """The thread that began it."""
         self.empty: dict[int, int] = {}
         """For a table, what its heads hold when they are empty."""
+        self.filled = False
+        """Whether a head of which the last walk said nothing is empty."""
         self.companions: OrderedDict[tuple[int, int], bool] = OrderedDict()
         """Single reads, address and count, that go with this listing; true for those met more than once, which come
         along."""
         self.expires = 0.0
+        self.forgotten = False
+        """Whether the snapshot's memory was forgotten since; where its nodes were is not."""
         self.walks = 0
+
+    def touches(self, address: int, count: int) -> bool:
+        """Whether a read is of what is one step from the head."""
+        return any(start < address + count and address < end for start, end in self.edges)
 
     def clear(self) -> None:
         """Forget the last walk, not what was learned."""
-        self.snapshot, self.entrance, self.beyond = None, {}, {}
-        self.looks.clear()
+        self.snapshot, self.entrance, self.beyond = None, Known(), Known()
+        self.edges, self.looks = (), {}
 
 
 class ReadAhead:
@@ -127,9 +141,11 @@ class ReadAhead:
                 return self._pages.read(address, count, space)
             if count <= 0:
                 return b""
-            listing = self._doors.get(address)
+            listing, door = self._doors.get(address), address
+            if listing is None and count > WORD and not text:
+                listing, door = self._copied(address, count)
             if listing is not None:
-                return self._enter(listing, address, count)
+                return self._enter(listing, door, address, count)
             data = self._find(address, count, text)
             if data is not None:
                 return data
@@ -189,23 +205,34 @@ class ReadAhead:
         for door in listing.place.doors:
             self._doors[door] = listing
 
-    def _enter(self, listing: Listing, address: int, count: int) -> bytes:
+    def _copied(self, address: int, count: int) -> tuple[Listing | None, int]:
+        """The list whose head lies in what is read of its own node, and the door; None when none does."""
+        for listing in self.listings.values():
+            start = listing.place.start
+            if listing.place.is_head_node(address) and address < start + 2 * WORD and start < address + count:
+                return listing, start
+        return None, 0
+
+    def _enter(self, listing: Listing, door: int, address: int, count: int) -> bytes:
         """A door was read: a new listing begins, unless this is its second look at the head."""
         if self._holding:
             fresh = listing.snapshot is not None
         else:
             # Scripts read the head twice before they move on (LibVMI's own process-list.py does), rarely more often.
-            fresh = bool(listing.beyond) and listing.looks[address] < 2 and time.monotonic() < listing.expires
+            # Another thread's first look is not the second one of this.
+            known = bool(listing.edges) and listing.visitor == threading.get_ident()
+            fresh = known and listing.looks.get(door, 2) < 2 and time.monotonic() < listing.expires
         if not fresh:
             self._walk(listing)
+            doors = listing.place.doors
+            # Whoever ends at a door has passed those before it: reading them next is a listing of its own.
+            listing.looks = dict.fromkeys(doors[doors.index(door) :], 0)
         self._current = listing
-        listing.looks[address] += 1
-        data = b""
-        while len(data) < count and (word := listing.entrance.get(address + len(data))) is not None:
-            data += word.to_bytes(WORD, "little")
-        if len(data) >= count:
-            return data[:count]
-        return self._single(address, count)
+        listing.looks[door] = listing.looks.get(door, 0) + 1
+        if count > WORD and listing.touches(address, count):
+            self._move_on(listing)
+        data = listing.entrance.read(address, count)
+        return data if data is not None else self._single(address, count)
 
     def _walk(self, listing: Listing) -> None:
         """Take a new snapshot of a list."""
@@ -223,11 +250,19 @@ class ReadAhead:
                 (self._walk_rings if stage.root[-1].span == RING else self._gather)(snapshot, stage)
         except BaseException:
             listing.clear()  # half a snapshot is none
+            self._known.drop(listing.empty, ())
             raise
         listing.snapshot = snapshot
-        self.words.update(listing.empty)
-        self._publish(listing)
+        words = snapshot.words
+        if listing.filled:
+            words = listing.empty.copy()  # at once, or another thread would find a chain empty that is not
+            words.update(snapshot.words)
+        else:
+            self._known.drop(listing.empty, ())
+        self._publish(listing, words, snapshot.cells)
+        listing.visitor, listing.looks = threading.get_ident(), dict.fromkeys(listing.place.doors, 0)
         listing.walks += 1
+        listing.forgotten = False
         listing.expires = time.monotonic() + STALE
         if not self._holding:
             self._clock.start(STALE)
@@ -259,30 +294,40 @@ class ReadAhead:
                     else:
                         snapshot.words[address] = value if kind == Kind.HEAD else value + place.link - place.bias
                 before = head
-        _report(place.name, chunk)
+        whole = not _report(place.name, chunk)
         for address, data in found.items():
             if len(data) == WORD:
                 snapshot.words[address] = int.from_bytes(data, "little")
             else:
                 snapshot.cells[address] = data
+        # Past the end of a walk that was cut short, and where a chain's first node can't be read, no head is empty.
+        listing.filled = whole and bool(listing.empty)
         nodes, words = snapshot.nodes[()], snapshot.words
-        beyond: list[int] = []
+        doors: dict[int, int] = {}
+        edges: list[int] = []
         if place.step in (Step.RING, Step.RING_NODE):
-            listing.entrance = {place.start: chunk.head[0], place.start + WORD: chunk.head[1]}
-            beyond = [chunk.head[0], chunk.head[1] + WORD]
+            if any(chunk.head):
+                doors = {place.start: chunk.head[0], place.start + WORD: chunk.head[1]}
+                edges = [link - place.link for link in dict.fromkeys(chunk.head) if link != place.start]
         elif place.table is not None:
-            empty = listing.empty | {place.table[0]: place.start - place.table[2]}
-            listing.entrance = {door: words.get(door, empty[door]) for door in place.doors if door in empty}
+            heads = (listing.empty if listing.filled else {}) | {place.table[0]: place.start - place.table[2]}
+            doors = {door: words.get(door, heads.get(door, -1)) for door in place.doors}
+            doors = {door: value for door, value in doors.items() if value >= 0}
+            edges = nodes[:1]
             second = place.start + place.stride
-            if second in empty:
-                words.setdefault(second, empty[second])
-                beyond = [second]
+            if place.heads > 1:
+                listing.edges = ((second, second + WORD),)
+                if second in words or second in heads:
+                    listing.beyond.words[second] = words.setdefault(second, heads.get(second, 0))
         elif nodes:
-            listing.entrance = {place.start: nodes[0] + place.link - place.bias}
-            beyond = [nodes[0] + place.link]
-        listing.beyond = {
-            address: words[address] for address in beyond if address in words and address not in listing.entrance
-        }
+            doors = {place.start: nodes[0] + place.link - place.bias}
+            edges = nodes[:1]
+        listing.edges += tuple((node - place.before, node + place.after) for node in edges)
+        at = {field.offset for field in listing.fields}
+        _copy(snapshot, [node + offset for node in edges for offset in at], listing.beyond)
+        if place.step == Step.RING_NODE:
+            _copy(snapshot, [place.start - place.link + offset for offset in at], listing.entrance)
+        listing.entrance.words.update(doors)
 
     def _gather(self, snapshot: Snapshot, stage: Stage) -> None:
         """Collect fields wherever a path leads."""
@@ -309,15 +354,34 @@ class ReadAhead:
             for number, head in enumerate(some):
                 snapshot.words[head], snapshot.words[head + WORD] = ends.get(number, (head, head))
 
-    def _publish(self, listing: Listing) -> None:
-        """Know what a snapshot has, but for what means something when it is read."""
-        snapshot = listing.snapshot
-        assert snapshot is not None
-        for address in (*listing.entrance, *listing.beyond):
-            snapshot.words.pop(address, None)
-        self._known.update(snapshot.words, snapshot.cells)
-        for address in (*listing.entrance, *listing.beyond):
-            self.words.pop(address, None)  # of a table, where it is empty
+    def _publish(self, listing: Listing, words: dict[int, int], cells: dict[int, bytes]) -> None:
+        """Know what was read of a list, but for what means something when it is read, of whatever list."""
+        for other in self.listings.values():
+            if other.place.step == Step.RING_NODE:
+                own = other.place.start - other.place.link
+                for field in listing.fields:  # the head's node may be what the nodes of another list point to
+                    at = own + field.offset
+                    cell = cells.get(at)
+                    if cell is not None and at < other.place.start + 2 * WORD and other.place.start < at + len(cell):
+                        del cells[at]
+                        if other is listing:
+                            other.entrance.update({}, {at: cell})
+        for kept in self._kept():
+            words.pop(kept, None)
+            cells.pop(kept, None)
+        self._known.update(words, cells)
+
+    def _kept(self) -> list[int]:
+        """Addresses kept out of what is known, since reading them means something."""
+        return [
+            *self._doors,
+            *(
+                at
+                for listing in self.listings.values()
+                if listing.edges
+                for at in (*listing.beyond.words, *listing.beyond.cells)
+            ),
+        ]
 
     def _drop(self, listing: Listing) -> None:
         """Know a listing's memory no more."""
@@ -328,19 +392,28 @@ class ReadAhead:
     def _find(self, address: int, count: int, text: bool) -> bytes | None:
         """Memory a snapshot or the hold has."""
         for listing in self.listings.values():
-            if address in listing.beyond:
+            if listing.edges and listing.touches(address, count):
                 self._move_on(listing)
         if text:
             cell = self.cells.get(address)
             if cell is not None and 0 in cell:
                 return cell
-        return self._known.read(address, count)
+        data = self._known.read(address, count)
+        for listing in self.listings.values() if data is None else ():
+            if listing.place.is_head_node(address):
+                data = listing.entrance.read(address, count)
+        return data
 
     def _move_on(self, listing: Listing) -> None:
-        self.words.update(listing.beyond)
+        """The listing is past its first node: know that like any other."""
+        beyond, listing.beyond, listing.edges = listing.beyond, Known(), ()
+        # What is known of it by now is younger.
+        words = {at: word for at, word in beyond.words.items() if at not in self.words}
+        cells = {at: cell for at, cell in beyond.cells.items() if at not in self.cells}
         if listing.snapshot is not None:
-            listing.snapshot.words.update(listing.beyond)
-        listing.beyond = {}
+            listing.snapshot.words.update(words)
+            listing.snapshot.cells.update(cells)
+        self._publish(listing, words, cells)
 
     # ---- learning ----------------------------------------------------------------------------------------------------
 
@@ -433,8 +506,8 @@ class ReadAhead:
         brought = {next(known for known in listing.fields if known.covers(part)) for part in parts}
         places = tuple((known.path, known.offset) for known in brought)
         ops = tuple((Text if known.text else Take)(0, known.offset, known.size) for known in brought)
-        self._gather(snapshot, Stage(field.path, ops, places))
-        self._publish(listing)
+        with self._added(listing, snapshot):
+            self._gather(snapshot, Stage(field.path, ops, places))
         return True
 
     def _learn_rings(self, listing: Listing, snapshot: Snapshot, fields: Sequence[Field]) -> bool:
@@ -443,9 +516,22 @@ class ReadAhead:
         wanted = [Field(root[:-2], root[-2].offset, WORD), *fields]
         if not all(listing.fields.add(field) for field in wanted):
             return False
-        self._walk_rings(snapshot, next(stage for stage in listing.fields.stages if stage.root == root))
-        self._publish(listing)
+        with self._added(listing, snapshot):
+            self._walk_rings(snapshot, next(stage for stage in listing.fields.stages if stage.root == root))
         return True
+
+    @contextmanager
+    def _added(self, listing: Listing, snapshot: Snapshot) -> Iterator[None]:
+        """Know what is added to a snapshot, and that only: another list's of the rest may be younger by now."""
+        words, cells = snapshot.words, snapshot.cells
+        snapshot.words, snapshot.cells = {}, {}
+        try:
+            yield
+            self._publish(listing, snapshot.words, snapshot.cells)
+        finally:
+            words.update(snapshot.words)
+            cells.update(snapshot.cells)
+            snapshot.words, snapshot.cells = words, cells
 
     def _accompany(self, address: int, count: int) -> None:
         """A single read that comes up in one listing after the other comes along with the walk."""
@@ -492,7 +578,7 @@ class ReadAhead:
             found = dict(
                 zip(range(address, address + whole * WORD, WORD), Struct(f"<{whole}Q").unpack_from(data), strict=True)
             )
-            for door in [*self._doors, *(at for listing in self.listings.values() for at in listing.beyond)]:
+            for door in self._kept():
                 found.pop(door, None)
             self._run.brought(found, {})
         else:
@@ -518,14 +604,15 @@ class ReadAhead:
             now = time.monotonic()
             due: list[float] = []
             for listing in self.listings.values():
-                if listing.snapshot is None or not (listing.snapshot.words or listing.snapshot.cells):
+                if listing.snapshot is None or listing.forgotten:
                     continue
                 if listing.expires > now:
                     due.append(listing.expires - now)
                     continue
                 self._drop(listing)
                 # Where the nodes were stays: a listing that goes on is known again by it.
-                listing.snapshot.words, listing.snapshot.cells, listing.beyond = {}, {}, {}
+                listing.snapshot.words, listing.snapshot.cells = {}, {}
+                listing.entrance, listing.beyond, listing.edges, listing.forgotten = Known(), Known(), (), True
             if self._run.words or self._run.cells:
                 if self._run.expires > now:
                     due.append(self._run.expires - now)
@@ -533,6 +620,13 @@ class ReadAhead:
                     self._known.drop(self._run.words, self._run.cells)
                     self._run = Run()
             return max(0.001, min(due)) if due else None
+
+
+def _copy(snapshot: Snapshot, addresses: Iterable[int], into: Known) -> None:
+    """Have what a snapshot has at addresses somewhere else too."""
+    words, cells = snapshot.words, snapshot.cells
+    some = list(addresses)
+    into.update({at: words[at] for at in some if at in words}, {at: cells[at] for at in some if at in cells})
 
 
 def _field(path: Path, offset: int, count: int, text: bool) -> Field:

@@ -1,0 +1,495 @@
+"""The promises of docs/freshness.md, each on lists planted in this machine's kernel, through an agent in this process.
+
+So a test says what the kernel holds at each moment, what becomes of each request, and which thread is where.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from ci import planter
+from ci.planter import Planter
+from guest_agent.agent import Agent
+from guest_agent.kernel import Kernel
+from vmishim.errors import LibvmiError, LinkError
+from vmishim.guest import Guest, Way
+from vmishim.libvmi import Libvmi
+from vmishim.link import Link
+from vmishim.memory.listings import Place
+from vmishim.memory.patterns import STALE
+from vmishim.memory.readahead import ReadAhead
+from vmishim.memory.snapshot import WORD, Field
+from vmishim.wire.messages import More
+from vmishim.wire.plan import Step
+
+LINK, SIZE = 16, 64
+"""Where a planted node has its link, and its bytes."""
+
+
+class Road:
+    """In place of a link: carries requests to an agent in this process, one at a time."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.requests: list[int] = []
+        """The kind of each."""
+        self.before: Callable[[int], None] = lambda number: None
+        """Called with the number of each request, from 1; may fail or take its time."""
+        self._lock = threading.Lock()
+
+    def exchange(self, message: bytes) -> bytes:
+        with self._lock:
+            self.requests.append(message[0])
+            self.before(len(self.requests))
+            return self.agent.answer(b"here", message)
+
+    def renew(self) -> None:
+        """For a forked child."""
+        self._lock = threading.Lock()
+        self.before = lambda number: None
+
+    def close(self) -> None:
+        pass
+
+
+class Planted(Guest):
+    """This machine as a guest that has the planted lists."""
+
+    def __init__(self, road: Road, places: list[Place], way: Way = "batch") -> None:
+        super().__init__("planted", cast(Link, road), way)
+        if way == "batch":
+            self.reader = self._cache = ReadAhead(self.remote, places)
+            self.words, self.cells = self._cache.words, self._cache.cells
+
+
+class Ground:
+    """Planted memory, and scripts that read it."""
+
+    def __init__(self, planted: Planter, agent: Agent) -> None:
+        self.planter = planted
+        self.base = planted.address
+        self.agent = agent
+        self.road = Road(agent)
+
+    def put(self, at: int, *values: int) -> None:
+        self.planter.words(at, *values)
+
+    def ring(self, first: int, nodes: list[int]) -> None:
+        """A ring of links, at offsets; ``first`` is the head."""
+        links = [first, *nodes]
+        for at, link in enumerate(links):
+            self.put(link, self.base + links[(at + 1) % len(links)], self.base + links[at - 1])
+
+    def read(self, *places: Place, way: Way = "batch") -> Libvmi:
+        self.road = Road(self.agent)
+        return Libvmi.over(Planted(self.road, list(places), way))
+
+
+@pytest.fixture(scope="module")
+def _parts() -> Iterator[tuple[Planter, Agent]]:
+    if os.geteuid():
+        pytest.skip("only root can plant lists in this kernel")
+    kernel = Kernel()
+    with planter.here() as planted:
+        yield planted, Agent(kernel)
+    kernel.close()
+
+
+@pytest.fixture
+def ground(_parts: tuple[Planter, Agent]) -> Ground:
+    planted, agent = _parts
+    planted.write(0, bytes(1 << 18))
+    return Ground(planted, agent)
+
+
+def tasks(ground: Ground, count: int, *fields: Field) -> tuple[Place, list[int]]:
+    """A ring like the task list: its head sits in node 0. The place, and the nodes as offsets."""
+    nodes = [SIZE * (2 * number + 1) for number in range(count)]
+    for number, node in enumerate(nodes):
+        ground.put(node, 1000 + number)
+    ground.ring(nodes[0] + LINK, [node + LINK for node in nodes[1:]])
+    own = (Field((), LINK, WORD), Field((), LINK + WORD, WORD), *fields)
+    return Place("tasks", ground.base + nodes[0] + LINK, Step.RING_NODE, LINK, 0, SIZE, own), nodes
+
+
+def add(ground: Ground, nodes: list[int]) -> None:
+    """A process is started."""
+    nodes.append(nodes[-1] + 2 * SIZE)
+    ground.put(nodes[-1], 1000 + len(nodes) - 1)
+    ground.ring(nodes[0] + LINK, [node + LINK for node in nodes[1:]])
+
+
+def forward(vmi: Libvmi, head: int) -> list[int]:
+    """Links by reads of one pointer."""
+    found, link = [], vmi.read_addr_va(head, 0)
+    while link != head:
+        found.append(link)
+        link = vmi.read_addr_va(link, 0)
+    return found
+
+
+def backward(vmi: Libvmi, head: int) -> list[int]:
+    found, link = [], vmi.read_addr_va(head + 8, 0)
+    while link != head:
+        found.append(link)
+        link = vmi.read_addr_va(link + 8, 0)
+    return found[::-1]
+
+
+def twice(vmi: Libvmi, head: int) -> list[int]:
+    """The head is looked at twice: is the list empty?"""
+    return [] if vmi.read_addr_va(head, 0) == head else forward(vmi, head)
+
+
+def pairs(vmi: Libvmi, head: int) -> list[int]:
+    """Links by reads of both pointers."""
+    found, link = [], int.from_bytes(vmi.read_va(head, 0, 16)[0][:8], "little")
+    while link != head:
+        found.append(link)
+        link = int.from_bytes(vmi.read_va(link, 0, 16)[0][:8], "little")
+    return found
+
+
+def pairs_backward(vmi: Libvmi, head: int) -> list[int]:
+    found, link = [], int.from_bytes(vmi.read_va(head, 0, 16)[0][8:], "little")
+    while link != head:
+        found.append(link)
+        link = int.from_bytes(vmi.read_va(link, 0, 16)[0][8:], "little")
+    return found[::-1]
+
+
+def copies(vmi: Libvmi, head: int) -> list[int]:
+    """Each node is copied whole, the head's own too, and taken apart here."""
+    found: list[int] = []
+    node = head - LINK
+    while True:
+        link = int.from_bytes(vmi.read_va(node, 0, SIZE)[0][LINK : LINK + 8], "little")
+        if link == head:
+            return found
+        found.append(link)
+        node = link - LINK
+
+
+def copies_by_head(vmi: Libvmi, head: int) -> list[int]:
+    found, link = [], vmi.read_addr_va(head, 0)
+    while link != head:
+        found.append(link)
+        link = int.from_bytes(vmi.read_va(link - LINK, 0, SIZE)[0][LINK : LINK + 8], "little")
+    return found
+
+
+def until_head(vmi: Libvmi, head: int) -> list[int]:
+    """LibVMI's process-list.py: each round reads the node's number, then its link."""
+    found: list[int] = []
+    link = head
+    vmi.read_addr_va(head, 0)
+    while True:
+        vmi.read_32_va(link - LINK, 0)
+        after = vmi.read_addr_va(link, 0)
+        if after == head:
+            return found
+        found.append(after)
+        link = after
+
+
+def checked(vmi: Libvmi, head: int) -> list[int]:
+    """Forward, then a look at the head's other pointer."""
+    found = forward(vmi, head)
+    vmi.read_addr_va(head + 8, 0)
+    return found
+
+
+WAYS = [forward, backward, twice, pairs, pairs_backward, copies, copies_by_head, until_head, checked]
+
+
+@pytest.mark.parametrize("listing", WAYS)
+def test_what_was_added_between_two_listings_is_in_the_second(
+    ground: Ground, listing: Callable[[Libvmi, int], list[int]]
+) -> None:
+    place, nodes = tasks(ground, 6, Field((), 0, 4))
+    vmi = ground.read(place)
+    for _ in range(8):
+        assert listing(vmi, place.start) == [ground.base + node + LINK for node in nodes[1:]]
+        add(ground, nodes)
+
+
+@pytest.mark.parametrize("listing", WAYS)
+def test_an_unchanged_listing_is_one_request(ground: Ground, listing: Callable[[Libvmi, int], list[int]]) -> None:
+    place, _ = tasks(ground, 20, Field((), 0, 4))
+    vmi = ground.read(place)
+    for _ in range(4):
+        listing(vmi, place.start)
+    before = len(ground.road.requests)
+    listing(vmi, place.start)
+    assert len(ground.road.requests) - before <= (2 if listing is checked else 1)
+
+
+def test_a_listing_given_up_early_is_no_part_of_the_next(ground: Ground) -> None:
+    """Its first node was the one that was looked for."""
+    place, nodes = tasks(ground, 6, Field((), 0, 4))
+    vmi = ground.read(place)
+    first = vmi.read_addr_va(place.start, 0)
+    assert vmi.read_32_va(first - LINK, 0) == 1001
+    add(ground, nodes)
+    assert len(forward(vmi, place.start)) == 6
+
+
+def test_the_first_look_of_one_thread_is_not_the_second_of_another(ground: Ground) -> None:
+    place, nodes = tasks(ground, 6)
+    vmi = ground.read(place)
+    vmi.read_addr_va(place.start, 0)
+    add(ground, nodes)
+    found: list[int] = []
+    other = threading.Thread(target=lambda: found.extend(forward(vmi, place.start)))
+    other.start()
+    other.join()
+    assert len(found) == 6
+
+
+def test_what_points_at_the_head_is_no_way_around_it(ground: Ground) -> None:
+    """Each node points to its parent, all to that which holds the head, and the parents are copied whole."""
+    place, nodes = tasks(ground, 6, Field((), 8, WORD))
+    vmi = ground.read(place)
+
+    def parents() -> list[int]:
+        found, link = [], vmi.read_addr_va(place.start, 0)
+        while link != place.start:
+            found.append(link)
+            vmi.read_va(vmi.read_addr_va(link - LINK + 8, 0), 0, SIZE)
+            link = vmi.read_addr_va(link, 0)
+        return found
+
+    for _ in range(4):
+        for node in nodes:
+            ground.put(node + 8, ground.base + nodes[0])
+        assert len(parents()) == len(nodes) - 1
+        add(ground, nodes)
+        assert len(copies(vmi, place.start)) == len(nodes) - 1
+
+
+def test_what_another_list_knows_of_the_head_is_forgotten_in_time(ground: Ground) -> None:
+    place, nodes = tasks(ground, 6)
+    ground.ring(0x40000, [node + 40 for node in nodes])
+    fields = (Field((), -40, SIZE), Field((), 0, 8), Field((), 8, 8))
+    other = Place("other", ground.base + 0x40000, Step.RING, 0, 40, SIZE, fields)
+    vmi = ground.read(place, other)
+    assert len(forward(vmi, other.start)) == 6
+    assert vmi.read_32_va(ground.base + nodes[0], 0) == 1000
+    ground.put(nodes[0], 77)
+    time.sleep(STALE + 0.2)
+    assert vmi.read_32_va(ground.base + nodes[0], 0) == 77
+    add(ground, nodes)
+    assert len(copies(vmi, place.start)) == 6
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+HEADS, TABLE = 256, 0x10000
+
+
+def table(ground: Ground, filled: dict[int, int]) -> Place:
+    """A table of chains at TABLE, pointer and mask before it; ``filled`` are buckets and how many nodes each has."""
+    ground.put(TABLE - 16, ground.base + TABLE, HEADS - 1)
+    ground.put(TABLE, *(number << 1 | 1 for number in range(HEADS)))
+    for number, count in filled.items():
+        fill(ground, number, count)
+    fields = (Field((), LINK, WORD), Field((), 0, 4))
+    at = ground.base + TABLE
+    return Place("table", 0, Step.NULLS, LINK, 0, SIZE, fields, stride=8, table=(at - 16, at - 8, 0))
+
+
+def fill(ground: Ground, number: int, count: int) -> None:
+    links = [0x20000 + (number * 4 + node) * SIZE + LINK for node in range(count)]
+    for here, there in zip([TABLE + 8 * number, *links], [*links, None], strict=True):
+        ground.put(here, number << 1 | 1 if there is None else ground.base + there)
+
+
+def sockets(vmi: Libvmi, ground: Ground, order: Callable[[range], Any] = iter) -> list[int]:
+    """Links of all nodes."""
+    found = []
+    start = vmi.read_addr_va(ground.base + TABLE - 16, 0)
+    count = vmi.read_32_va(ground.base + TABLE - 8, 0) + 1
+    for at in order(range(start, start + 8 * count, 8)):
+        link = vmi.read_addr_va(at, 0)
+        while not link & 1:
+            found.append(link)
+            link = vmi.read_addr_va(link, 0)
+    return found
+
+
+def in_bulk(vmi: Libvmi, ground: Ground) -> list[int]:
+    """The table in one read, and then the chains."""
+    start = vmi.read_addr_va(ground.base + TABLE - 16, 0)
+    data, _ = vmi.read_va(start, 0, 8 * HEADS)
+    found = []
+    for at in range(0, len(data), 8):
+        link = int.from_bytes(data[at : at + 8], "little")
+        while not link & 1:
+            found.append(link)
+            link = vmi.read_addr_va(link, 0)
+    return found
+
+
+@pytest.mark.parametrize("order", [iter, reversed])
+@pytest.mark.parametrize("number", [0, 1, 2, 100, HEADS - 1])
+def test_a_chain_that_was_empty_a_listing_ago(ground: Ground, number: int, order: Callable[[range], Any]) -> None:
+    place = table(ground, {7: 2})
+    vmi = ground.read(place)
+    for _ in range(3):
+        for count in (0, 3, 1):
+            fill(ground, number, count)
+            assert len(sockets(vmi, ground, order)) == 2 + count
+
+
+def test_chains_behind_a_table_that_is_read_at_once(ground: Ground) -> None:
+    place = table(ground, {7: 1})
+    vmi = ground.read(place)
+    for _ in range(3):
+        for count in (1, 3, 2):
+            fill(ground, 7, count)
+            assert len(in_bulk(vmi, ground)) == count
+
+
+def test_no_thread_finds_a_chain_empty_while_another_walks(ground: Ground) -> None:
+    heads, at = 1 << 15, 0x80000
+    node, full = ground.base + 0x20000 + LINK, ground.base + at + 8 * 1000
+    ground.put(at - 16, ground.base + at, heads - 1)
+    ground.put(at, *(number << 1 | 1 for number in range(heads)))
+    ground.put(at + 8 * 1000, node)
+    ground.put(0x20000 + LINK, 1000 << 1 | 1)
+    start = ground.base + at
+    fields = (Field((), LINK, WORD),)
+    place = Place("table", 0, Step.NULLS, LINK, 0, SIZE, fields, stride=8, table=(start - 16, start - 8, 0))
+    vmi = ground.read(place)
+    over = threading.Event()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+
+    def walks() -> None:
+        while not over.is_set():
+            vmi.read_addr_va(start - 16, 0)
+            vmi.read_addr_va(start + 8, 0)
+
+    other = threading.Thread(target=walks)
+    other.start()
+    try:
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            assert vmi.read_addr_va(full, 0) == node
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
+        other.join()
+
+
+def test_an_empty_chain_is_forgotten_in_time(ground: Ground) -> None:
+    """In a table that has nothing at all, so that nothing else is to be forgotten."""
+    place = table(ground, {})
+    vmi = ground.read(place)
+    vmi.read_addr_va(ground.base + TABLE - 16, 0)
+    assert vmi.read_addr_va(ground.base + TABLE + 800, 0) & 1
+    fill(ground, 100, 1)
+    time.sleep(STALE + 0.2)
+    assert vmi.read_addr_va(ground.base + TABLE + 800, 0) & 1 == 0
+
+
+def test_an_empty_chain_is_forgotten_when_the_agent_is_gone(ground: Ground) -> None:
+    place = table(ground, {7: 2})
+    vmi = ground.read(place)
+    sockets(vmi, ground)
+
+    def gone(number: int) -> None:
+        raise LinkError("the agent is gone")
+
+    ground.road.before = gone
+    with pytest.raises(LinkError):
+        sockets(vmi, ground)
+    ground.road.before = lambda number: None
+    fill(ground, 100, 1)
+    assert vmi.read_addr_va(ground.base + TABLE + 800, 0) & 1 == 0
+
+
+def test_a_chain_whose_first_node_cannot_be_read_is_not_empty(ground: Ground) -> None:
+    place = table(ground, {7: 2})
+    poison = 0xDEAD000000000100 + LINK
+    ground.put(TABLE + 8 * 50, poison)
+    vmi = ground.read(place)
+    vmi.read_addr_va(ground.base + TABLE - 16, 0)
+    assert vmi.read_addr_va(ground.base + TABLE + 8 * 50, 0) == poison
+    with pytest.raises(LibvmiError, match="VMI_FAILURE"):
+        sockets(vmi, ground)
+
+
+def test_chains_past_a_walk_that_was_cut_short_are_not_empty(ground: Ground) -> None:
+    place = table(ground, dict.fromkeys(range(HEADS), 2))
+    vmi = ground.read(replace(place, max_nodes=100))
+    for _ in range(2):
+        assert len(sockets(vmi, ground)) == 2 * HEADS
+
+
+# ---- age -------------------------------------------------------------------------------------------------------------
+
+ARRAY = 0x30000
+
+
+def test_a_field_learned_of_one_list_makes_none_of_another_older(ground: Ground) -> None:
+    """Two lists through the same nodes; the one is listed, then the other, then something is learned of the first."""
+    place, nodes = tasks(ground, 6, Field((), 0, 8))
+    ground.ring(0x40000, [node + 40 for node in nodes])
+    other = Place("other", ground.base + 0x40000, Step.RING, 40, 0, 16, (Field((), 0, 8), Field((), 40, 8)))
+    vmi = ground.read(place, other)
+    forward(vmi, place.start)
+    ground.put(nodes[3], 77)
+    forward(vmi, other.start)
+    assert vmi.read_64_va(ground.base + nodes[3], 0) == 77
+    for node in nodes[1:4]:
+        vmi.read_16_va(ground.base + node + 32, 0)
+    assert vmi.read_64_va(ground.base + nodes[3], 0) == 77
+
+
+# ---- holds -----------------------------------------------------------------------------------------------------------
+
+
+# ---- forks -----------------------------------------------------------------------------------------------------------
+
+
+def in_a_child(check: Callable[[], bool], seconds: float = 5) -> bool:
+    """What ``check`` says in a forked child."""
+    child = os.fork()
+    if not child:
+        signal.alarm(int(seconds))
+        status = 1
+        with suppress(BaseException):
+            status = 0 if check() else 1
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# ---- in the long run -------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_is_restarted_in_the_middle_of_a_walk(ground: Ground) -> None:
+    """Its unfinished walks are lost: the listing fails, as the road did, and the next is whole."""
+    place, nodes = tasks(ground, 200)
+    wide = tuple(Field((), at, 4096) for at in (SIZE, SIZE + 4096, SIZE + 8192))
+    vmi = ground.read(replace(place, fields=(*place.fields, *wide)))
+
+    def restart(number: int) -> None:
+        if ground.road.requests[-1] == More.KIND:
+            ground.road.agent, ground.road.before = Agent(ground.agent._kernel), lambda number: None
+
+    ground.road.before = restart
+    with pytest.raises(LinkError, match="begin it again"):
+        forward(vmi, place.start)
+    add(ground, nodes)
+    assert len(forward(vmi, place.start)) == len(nodes) - 1
