@@ -23,11 +23,12 @@ from guest_agent.agent import Agent
 from guest_agent.kernel import Kernel
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guest import Guest, Way
-from vmishim.libvmi import Libvmi
+from vmishim.libvmi import Libvmi, pause
 from vmishim.link import Link
 from vmishim.memory.listings import Place
 from vmishim.memory.patterns import STALE
 from vmishim.memory.readahead import ReadAhead
+from vmishim.memory.reader import Extent
 from vmishim.memory.snapshot import WORD, Field
 from vmishim.wire.messages import More
 from vmishim.wire.plan import Step
@@ -256,6 +257,18 @@ def test_the_first_look_of_one_thread_is_not_the_second_of_another(ground: Groun
     assert len(found) == 6
 
 
+def test_a_list_that_was_learned_is_as_fresh_as_one_that_was_known(ground: Ground) -> None:
+    """A ring that nobody declared: a chain of reads from its head."""
+    _, nodes = tasks(ground, 20)
+    vmi = ground.read()
+    for _ in range(6):
+        assert len(forward(vmi, ground.base + nodes[0] + LINK)) == len(nodes) - 1
+        add(ground, nodes)
+    before = len(ground.road.requests)
+    forward(vmi, ground.base + nodes[0] + LINK)
+    assert len(ground.road.requests) - before == 1
+
+
 def test_what_points_at_the_head_is_no_way_around_it(ground: Ground) -> None:
     """Each node points to its parent, all to that which holds the head, and the parents are copied whole."""
     place, nodes = tasks(ground, 6, Field((), 8, WORD))
@@ -437,9 +450,56 @@ def test_chains_past_a_walk_that_was_cut_short_are_not_empty(ground: Ground) -> 
         assert len(sockets(vmi, ground)) == 2 * HEADS
 
 
+def test_a_ring_past_a_walk_that_was_cut_short_goes_on(ground: Ground) -> None:
+    place, nodes = tasks(ground, 50)
+    vmi = ground.read(replace(place, max_nodes=10))
+    for _ in range(3):
+        assert len(forward(vmi, place.start)) == len(nodes) - 1
+        add(ground, nodes)
+
+
 # ---- age -------------------------------------------------------------------------------------------------------------
 
 ARRAY = 0x30000
+
+
+def test_an_array_that_is_read_through_slowly_is_no_older_than_promised(ground: Ground) -> None:
+    """Each part that is brought has its own time."""
+    vmi = ground.read()
+    at = ground.base + ARRAY
+    for number in range(6):
+        assert vmi.read_64_va(at + 8 * number, 0) == 0
+    ground.put(ARRAY + 40, 77)
+    deadline = time.monotonic() + STALE + 0.3
+    number = 6
+    while vmi.read_64_va(at + 40, 0) != 77:
+        assert time.monotonic() < deadline, "it is older than promised"
+        for _ in range(400):
+            vmi.read_64_va(at + 8 * number, 0)
+            number += 1
+        time.sleep(0.1)
+
+
+def test_four_words_read_over_and_over_change_in_time(ground: Ground) -> None:
+    vmi = ground.read()
+    at = ground.base + ARRAY
+    for value in range(1, 4):
+        ground.put(ARRAY, *[value] * 4)
+        deadline = time.monotonic() + STALE + 0.3
+        while [vmi.read_64_va(at + 8 * number, 0) for number in range(4)] != [value] * 4:
+            assert time.monotonic() < deadline
+
+
+def test_what_a_program_brought_is_no_older_than_promised(ground: Ground) -> None:
+    vmi = ground.read()
+    target = cast(Planted, vmi.vmi)
+    target.learned([Extent(ground.base + ARRAY, bytes(8))])
+    ground.put(ARRAY, 77)
+    deadline = time.monotonic() + STALE + 0.3
+    while vmi.read_64_va(ground.base + ARRAY, 0) != 77:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        target.learned([Extent(ground.base + ARRAY + 64, bytes(8))])
 
 
 def test_a_field_learned_of_one_list_makes_none_of_another_older(ground: Ground) -> None:
@@ -458,6 +518,48 @@ def test_a_field_learned_of_one_list_makes_none_of_another_older(ground: Ground)
 
 
 # ---- holds -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_learned_in_a_hold_changes_no_answer(ground: Ground) -> None:
+    place, nodes = tasks(ground, 6)
+    vmi = ground.read(place)
+    with pause(vmi):
+        listed = forward(vmi, place.start)
+        first = [vmi.read_32_va(listed[0] - LINK, 0)]
+        for node in nodes:
+            ground.put(node, 5)
+        for link in listed[1:]:
+            vmi.read_32_va(link - LINK, 0)
+        assert vmi.read_32_va(listed[0] - LINK, 0) == first[0]
+    forward(vmi, place.start)
+    assert vmi.read_32_va(listed[0] - LINK, 0) == 5
+
+
+def test_an_array_in_a_hold_has_one_answer(ground: Ground) -> None:
+    vmi = ground.read()
+    at = ground.base + ARRAY
+    with pause(vmi):
+        assert vmi.read_64_va(at + 64, 0) == 0
+        ground.put(ARRAY, *[7] * 20)
+        answers = [vmi.read_64_va(at + 8 * number, 0) for number in range(20)]
+        assert answers == [vmi.read_64_va(at + 8 * number, 0) for number in range(20)]
+        assert vmi.read_64_va(at + 64, 0) == 0
+
+
+def test_a_chain_that_came_to_nothing_in_a_hold_changes_no_answer(ground: Ground) -> None:
+    place, nodes = tasks(ground, 6, Field((), 0, 8))
+    vmi = ground.read(place)
+    ground.put(ARRAY, *(ground.base + ARRAY + 8 * number for number in range(100, 0, -1)))
+    for number, target in ((0, 0x31000), (0x200, 0x32000), (0x400, 0x33000)):
+        ground.put(ARRAY + 0x1000 * (number >> 9) if number else ARRAY, ground.base + target)
+    ground.put(0x33000, ground.base + nodes[3])
+    with pause(vmi):
+        forward(vmi, place.start)
+        link = ground.base + ARRAY
+        ground.put(nodes[3], 77)
+        for _ in range(4):
+            link = vmi.read_addr_va(link, 0)
+        assert vmi.read_64_va(ground.base + nodes[3], 0) == 1003
 
 
 # ---- forks -----------------------------------------------------------------------------------------------------------
@@ -493,3 +595,18 @@ def test_an_agent_that_is_restarted_in_the_middle_of_a_walk(ground: Ground) -> N
         forward(vmi, place.start)
     add(ground, nodes)
     assert len(forward(vmi, place.start)) == len(nodes) - 1
+
+
+def test_chains_that_come_to_nothing_are_not_remembered_for_ever(ground: Ground) -> None:
+    vmi = ground.read()
+    for number in range(1500):
+        at = 0x40000 + number * 128
+        ground.put(at, *(ground.base + at + 32 * link for link in range(1, 4)))
+        for link in range(4):
+            ground.put(at + 32 * link, ground.base + at + 32 * (link + 1))
+        link = ground.base + at
+        for _ in range(4):
+            link = vmi.read_addr_va(link, 0)
+    reader = cast(Planted, vmi.vmi).reader
+    assert isinstance(reader, ReadAhead)
+    assert len(reader._fruitless) <= 1024

@@ -6,7 +6,6 @@ import time
 from collections import OrderedDict, deque
 
 from vmishim.memory.reader import KERNEL_FLOOR
-from vmishim.memory.snapshot import WORD
 
 STALE = 1.0
 """Seconds after which memory that was read ahead is forgotten outside a hold; LibVMI's KVM driver keeps pages as long
@@ -27,9 +26,7 @@ class Run:
     """Reads one behind the other, and what was brought ahead of them."""
 
     def __init__(self) -> None:
-        self.words: dict[int, int] = {}
-        self.cells: dict[int, bytes] = {}
-        self.expires = 0.0
+        self._kept: deque[tuple[float, dict[int, int], dict[int, bytes]]] = deque()
         self._next = -1
         self._length = 0
         self._bytes = RUN_BYTES
@@ -47,16 +44,27 @@ class Run:
         self._bytes = min(self._bytes * 2, RUN_BYTES_MAX)
         return ahead
 
-    def keep(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
-        """Remember what was brought, to be forgotten in time."""
-        self.words |= words
-        self.cells |= cells
-        self.expires = time.monotonic() + STALE
+    @property
+    def expires(self) -> float | None:
+        """When the first of what was brought is due; None when there is nothing."""
+        return self._kept[0][0] if self._kept else None
 
-    def brought(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
-        """The same for what comes next in the array, which goes on behind it."""
-        self.keep(words, cells)
-        self._next = max([self._next, *(at + WORD for at in words), *(at + len(cell) for at, cell in cells.items())])
+    def keep(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
+        """Remember what was brought, to be forgotten in time: each part in its own."""
+        self._kept.append((time.monotonic() + STALE, words, cells))
+
+    def due(self, now: float) -> list[tuple[dict[int, int], dict[int, bytes]]]:
+        """What is due."""
+        return [(words, cells) for expires, words, cells in list(self._kept) if expires <= now]
+
+    def forget(self, now: float) -> None:
+        """Remember no more what is due."""
+        while self._kept and self._kept[0][0] <= now:
+            self._kept.popleft()
+
+    def go_on(self, address: int) -> None:
+        """The array was brought up to ``address``, and is read on from there."""
+        self._next = address
 
 
 class Chains:

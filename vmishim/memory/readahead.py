@@ -57,6 +57,8 @@ CHAINS = 16
 """Lists learned from chains of reads that are kept; the one learned first makes room."""
 CHAIN_WORTH = 8
 """Nodes from which on such a list is worth a walk of its own."""
+FRUITLESS_MAX = 1024
+"""Chains that are remembered as not worth one."""
 COMPANIONS = 32
 """Single reads of a listing that are remembered, to be brought along once they come again."""
 
@@ -83,6 +85,8 @@ class Listing:
         """For a table, what its heads hold when they are empty."""
         self.filled = False
         """Whether a head of which the last walk said nothing is empty."""
+        self.seen: set[tuple[Path, int]] = set()
+        """Fields that were met once."""
         self.companions: OrderedDict[tuple[int, int], bool] = OrderedDict()
         """Single reads, address and count, that go with this listing; true for those met more than once, which come
         along."""
@@ -120,9 +124,8 @@ class ReadAhead:
         self.listings: OrderedDict[int, Listing] = OrderedDict()
         self._doors: dict[int, Listing] = {}
         self._holding = False
-        self._seen: set[tuple[int, Path, int]] = set()
         self._chains = Chains()
-        self._fruitless: set[int] = set()
+        self._fruitless: OrderedDict[int, bool] = OrderedDict()
         self._current: Listing | None = None
         """The listing that was begun last."""
         self._run = Run()
@@ -151,7 +154,12 @@ class ReadAhead:
                 return data
             if address < KERNEL_FLOOR:
                 raise FaultError(address)
-            return self._miss(address, count, text)
+            data = self._miss(address, count, text)
+            if self._holding and count <= COMPANION_MAX:
+                # What is learned later in the hold is of a later instant: this stays the answer.
+                word = count == WORD
+                self._know({address: int.from_bytes(data, "little")} if word else {}, {} if word else {address: data})
+            return data
 
     def hold(self) -> None:
         """From now on everything is as of one hold."""
@@ -178,10 +186,17 @@ class ReadAhead:
         with self.lock:
             cells = {address: data for address, data in extents if data and address not in self._doors}
             words = {at: int.from_bytes(data, "little") for at, data in cells.items() if len(data) == WORD}
-            self._run.keep(words, {at: data for at, data in cells.items() if at not in words})
-            self._known.update(self._run.words, self._run.cells)
-            if not self._holding:
-                self._clock.start(STALE)
+            self._keep(words, {at: data for at, data in cells.items() if at not in words})
+
+    def _keep(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
+        """Know for a while what belongs to no list."""
+        for place in [listing.place for listing in self.listings.values() if listing.place.step == Step.RING_NODE]:
+            for at in [at for at, data in cells.items() if len(data) > WORD and place.is_head_node(at)]:
+                del cells[at]
+        self._know(words, cells)
+        self._run.keep(words, cells)
+        if not self._holding:
+            self._clock.start(STALE)
 
     def after_fork(self) -> None:
         """Begin anew in a forked child."""
@@ -366,9 +381,16 @@ class ReadAhead:
                         del cells[at]
                         if other is listing:
                             other.entrance.update({}, {at: cell})
+        self._know(words, cells)
+
+    def _know(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
+        """Know these, but for what means something when it is read. Takes out of them what is not to be known."""
         for kept in self._kept():
             words.pop(kept, None)
             cells.pop(kept, None)
+        if self._holding:  # what was answered once is the answer
+            words = {at: word for at, word in words.items() if at not in self.words}
+            cells = {at: cell for at, cell in cells.items() if at not in self.cells}
         self._known.update(words, cells)
 
     def _kept(self) -> list[int]:
@@ -442,7 +464,7 @@ class ReadAhead:
                 if data is not None:
                     return data
             return self._single(address, count)
-        ahead = self._run.bytes_ahead(address, count)
+        ahead = 0 if self._holding else self._run.bytes_ahead(address, count)
         if ahead:
             return self._read_on(address, count, ahead)
         data = self._single(address, count)
@@ -496,9 +518,9 @@ class ReadAhead:
         parts = [part for part in field.parts() if part not in listing.fields]
         if not parts:
             return False  # it comes along already: here it could not be read
-        key = (id(listing), field.path, field.offset)
-        if key not in self._seen:
-            self._seen.add(key)  # once may be a look at one node only
+        key = field.path, field.offset
+        if key not in listing.seen:
+            listing.seen.add(key)  # once may be a look at one node only
             return False
         if not all(listing.fields.add(part) for part in parts):
             return False
@@ -545,25 +567,37 @@ class ReadAhead:
             listing.companions.popitem(last=False)
 
     def _learn_chain(self, start: int, bias: int) -> None:
-        if start in self._fruitless:
+        if start in self._fruitless or start in self._doors:
             return
         reach = ARRAY // 4
         name = f"chain at {start:#x}"
         place = Place(name, start, Step.CHAIN, 0, reach, reach, (Field((), 0, WORD),), bias=bias, max_nodes=1 << 16)
-        learned = [at for at, listing in self.listings.items() if listing.place.step == Step.CHAIN]
-        if len(learned) >= CHAINS:
-            gone = self.listings.pop(learned[0])
-            for door in gone.place.doors:
-                self._doors.pop(door, None)
-            self._drop(gone)
         listing = Listing(place)
-        self._walk(listing)
+        self._install(listing)  # so that its door is kept out of what is known
+        try:
+            self._walk(listing)
+        except BaseException:
+            self._remove(listing)
+            raise
         self._move_on(listing)
-        if listing.snapshot is not None and len(listing.snapshot.nodes[()]) >= CHAIN_WORTH:
-            self._install(listing)
-        else:  # a few pointers that happen to lie alike
+        assert listing.snapshot is not None
+        if len(listing.snapshot.nodes[()]) < CHAIN_WORTH:  # a few pointers that happen to lie alike
+            self._remove(listing)
+            self._fruitless[start] = True
+            if len(self._fruitless) > FRUITLESS_MAX:
+                self._fruitless.popitem(last=False)
+            return
+        learned = [listing for listing in self.listings.values() if listing.place.step == Step.CHAIN]
+        if len(learned) > CHAINS:
+            self._remove(learned[0])
+
+    def _remove(self, listing: Listing) -> None:
+        """Have a list no more."""
+        del self.listings[listing.place.start]
+        for door in listing.place.doors:
+            del self._doors[door]
+        if not self._holding:  # what is of one hold stays
             self._drop(listing)
-            self._fruitless.add(start)
 
     def _read_on(self, address: int, count: int, ahead: int) -> bytes:
         """An array is read through: bring what comes next with what was asked for."""
@@ -578,14 +612,10 @@ class ReadAhead:
             found = dict(
                 zip(range(address, address + whole * WORD, WORD), Struct(f"<{whole}Q").unpack_from(data), strict=True)
             )
-            for door in self._kept():
-                found.pop(door, None)
-            self._run.brought(found, {})
+            self._keep(found, {})
         else:
-            self._run.brought({}, {address: data})
-        self._known.update(self._run.words, self._run.cells)
-        if not self._holding:
-            self._clock.start(STALE)
+            self._keep({}, {address: data})
+        self._run.go_on(address + (whole * WORD or len(data)))
         return data[:count]
 
     # ---- single reads ------------------------------------------------------------------------------------------------
@@ -613,12 +643,11 @@ class ReadAhead:
                 # Where the nodes were stays: a listing that goes on is known again by it.
                 listing.snapshot.words, listing.snapshot.cells = {}, {}
                 listing.entrance, listing.beyond, listing.edges, listing.forgotten = Known(), Known(), (), True
-            if self._run.words or self._run.cells:
-                if self._run.expires > now:
-                    due.append(self._run.expires - now)
-                else:
-                    self._known.drop(self._run.words, self._run.cells)
-                    self._run = Run()
+            for words, cells in self._run.due(now):
+                self._known.drop(words, cells)
+            self._run.forget(now)
+            if self._run.expires is not None:
+                due.append(self._run.expires - now)
             return max(0.001, min(due)) if due else None
 
 
