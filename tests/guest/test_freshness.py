@@ -502,6 +502,28 @@ def test_what_a_program_brought_is_no_older_than_promised(ground: Ground) -> Non
         target.learned([Extent(ground.base + ARRAY + 64, bytes(8))])
 
 
+def test_a_counter_that_goes_with_a_listing_counts_on(ground: Ground) -> None:
+    """Read once a listing it comes along; read again it is asked for."""
+    place, _ = tasks(ground, 6)
+    vmi = ground.read(place)
+    counter = ground.base + ARRAY
+    costs = []
+    for value in range(6):
+        ground.put(ARRAY, value)
+        before = len(ground.road.requests)
+        forward(vmi, place.start)
+        assert vmi.read_64_va(counter, 0) == value
+        costs.append(len(ground.road.requests) - before)
+        for more in range(100, 104):
+            ground.put(ARRAY, more + value)
+            assert vmi.read_64_va(counter, 0) == more + value
+    assert costs[-1] == 1
+    forward(vmi, place.start)
+    ground.put(ARRAY, 77)
+    time.sleep(0.15)
+    assert vmi.read_64_va(counter, 0) == 77
+
+
 def test_a_field_learned_of_one_list_makes_none_of_another_older(ground: Ground) -> None:
     """Two lists through the same nodes; the one is listed, then the other, then something is learned of the first."""
     place, nodes = tasks(ground, 6, Field((), 0, 8))

@@ -49,6 +49,8 @@ LEARN_MAX = 12288
 """Bytes of the largest read that is learned as a field, a whole ``task_struct``; larger ones go one by one."""
 COMPANION_MAX = 256
 """Bytes of the largest single read that comes along with a listing."""
+COMPANION_STALE = 0.1
+"""Seconds after which one that came along is not used any more: what is read then is hardly part of the listing."""
 TEXT, LONG_TEXT = 64, 256
 """Bytes that are brought of a string: at first, and once it turned out longer."""
 DEPTH = 8
@@ -90,6 +92,9 @@ class Listing:
         self.companions: OrderedDict[tuple[int, int], bool] = OrderedDict()
         """Single reads, address and count, that go with this listing; true for those met more than once, which come
         along."""
+        self.brought: dict[tuple[int, int], bytes] = {}
+        """Those that came with the last walk, each until it is read: who reads it again waits for it to change."""
+        self.brought_at = 0.0
         self.expires = 0.0
         self.forgotten = False
         """Whether the snapshot's memory was forgotten since; where its nodes were is not."""
@@ -102,7 +107,7 @@ class Listing:
     def clear(self) -> None:
         """Forget the last walk, not what was learned."""
         self.snapshot, self.entrance, self.beyond = None, Known(), Known()
-        self.edges, self.looks = (), {}
+        self.edges, self.looks, self.brought = (), {}, {}
 
 
 class ReadAhead:
@@ -154,7 +159,9 @@ class ReadAhead:
                 return data
             if address < KERNEL_FLOOR:
                 raise FaultError(address)
-            data = self._miss(address, count, text)
+            data = self._companion(address, count)
+            if data is None:
+                data = self._miss(address, count, text)
             if self._holding and count <= COMPANION_MAX:
                 # What is learned later in the hold is of a later instant: this stays the answer.
                 word = count == WORD
@@ -310,11 +317,8 @@ class ReadAhead:
                         snapshot.words[address] = value if kind == Kind.HEAD else value + place.link - place.bias
                 before = head
         whole = not _report(place.name, chunk)
-        for address, data in found.items():
-            if len(data) == WORD:
-                snapshot.words[address] = int.from_bytes(data, "little")
-            else:
-                snapshot.cells[address] = data
+        listing.brought = {(at, len(data)): data for at, data in found.items()}
+        listing.brought_at = time.monotonic()
         # Past the end of a walk that was cut short, and where a chain's first node can't be read, no head is empty.
         listing.filled = whole and bool(listing.empty)
         nodes, words = snapshot.nodes[()], snapshot.words
@@ -565,6 +569,19 @@ class ReadAhead:
         listing.companions.move_to_end(read)
         if len(listing.companions) > COMPANIONS:
             listing.companions.popitem(last=False)
+
+    def _companion(self, address: int, count: int) -> bytes | None:
+        """What came along with a listing, for its first reader."""
+        read = address, count
+        for listing in self.listings.values():
+            data = listing.brought.pop(read, None)
+            if data is not None:
+                if read in listing.companions:
+                    listing.companions.move_to_end(read)
+                if self._holding or time.monotonic() < listing.brought_at + COMPANION_STALE:
+                    return data
+                return self._single(address, count)
+        return None
 
     def _learn_chain(self, start: int, bias: int) -> None:
         if start in self._fruitless or start in self._doors:
