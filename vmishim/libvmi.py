@@ -11,9 +11,11 @@ the one place where unreadable memory and unknown names (``FaultError``, ``KeyEr
 from __future__ import annotations
 
 import operator
+import os
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,6 +245,7 @@ class Libvmi(Scalars):
         self._configure(given)
         if initialised:
             self._initialise()
+        _living.add(self)
 
     def _configure(self, given: Config | None) -> None:
         profile = self._target.profile
@@ -1193,3 +1196,15 @@ _FOREVER = float("inf")
 
 def _before(place: tuple[int, int], count: int) -> tuple[int, int, int]:
     return place[0], count, place[1]
+
+
+_living: weakref.WeakSet[Libvmi] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In a forked child: another thread of the parent may have been about to pause."""
+    for vmi in list(_living):
+        vmi._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

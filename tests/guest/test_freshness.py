@@ -599,6 +599,48 @@ def in_a_child(check: Callable[[], bool], seconds: float = 5) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_a_hold_goes_on_in_a_forked_child(ground: Ground) -> None:
+    place, nodes = tasks(ground, 6, Field((), 0, 8))
+    vmi = ground.read(place)
+    with pause(vmi):
+        listed = forward(vmi, place.start)
+        assert vmi.read_64_va(ground.base + ARRAY, 0) == 0
+        add(ground, nodes)
+        ground.put(ARRAY, 77)
+        assert in_a_child(lambda: forward(vmi, place.start) == listed and vmi.read_64_va(ground.base + ARRAY, 0) == 0)
+    assert in_a_child(lambda: len(forward(vmi, place.start)) == 6 and vmi.read_64_va(ground.base + ARRAY, 0) == 77)
+
+
+@pytest.mark.parametrize("way", ["batch", "page"])
+def test_a_child_forked_while_a_thread_waits_for_the_agent_is_not_stuck(ground: Ground, way: Way) -> None:
+    place, _ = tasks(ground, 6)
+    vmi = ground.read(place, way=way)
+    waiting = threading.Event()
+
+    def slow(number: int) -> None:
+        waiting.set()
+        time.sleep(1)
+
+    ground.road.before = slow
+    threads = [threading.Thread(target=lambda: vmi.read_64_va(ground.base + ARRAY, 0))]
+    threads[0].start()
+    assert waiting.wait(5)
+    threads.append(threading.Thread(target=vmi.pause_vm))
+    threads[1].start()
+    time.sleep(0.1)
+
+    def lists() -> bool:
+        ground.road.renew()
+        vmi.pause_vm()
+        found = len(forward(vmi, place.start))
+        vmi.resume_vm()
+        return found == 5
+
+    assert in_a_child(lists)
+    for thread in threads:
+        thread.join()
+
+
 # ---- in the long run -------------------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,10 @@ everything else within a hold.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections import OrderedDict
 
 from vmishim.errors import FaultError
@@ -27,6 +29,7 @@ class Pages:
         self._pages: OrderedDict[tuple[int, int], tuple[float, bytes]] = OrderedDict()
         self._lock = threading.RLock()
         self._holding = False
+        _living.add(self)
 
     def read(self, address: int, count: int, space: int = KERNEL, *, text: bool = False) -> bytes:
         """See `vmishim.memory.reader.MemoryReader.read`."""
@@ -71,3 +74,18 @@ class Pages:
         """Forget all pages."""
         with self._lock:
             self._pages.clear()
+
+    def after_fork(self) -> None:
+        """In a forked child: another thread of the parent may have had the lock."""
+        self._lock = threading.RLock()
+
+
+_living: weakref.WeakSet[Pages] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for pages in list(_living):
+        pages.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -206,11 +206,15 @@ class ReadAhead:
             self._clock.start(STALE)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child."""
+        """Begin anew in a forked child; a hold goes on there."""
+        whole = self.lock.acquire(blocking=False)  # or another thread of the parent had it, and left things half done
         self.lock = threading.RLock()
-        self._pages = Pages(self._remote)
         self._clock = Clock(self)
-        self._holding = False
+        if self._holding and whole:
+            return
+        self._pages.after_fork()
+        if self._holding:
+            self._pages.flush()
         self._forget()
 
     def _forget(self) -> None:
