@@ -524,6 +524,24 @@ def test_a_counter_that_goes_with_a_listing_counts_on(ground: Ground) -> None:
     assert vmi.read_64_va(counter, 0) == 77
 
 
+def test_nothing_is_too_old_while_another_thread_waits_for_the_agent(ground: Ground) -> None:
+    place, nodes = tasks(ground, 6, Field((), 0, 8))
+    vmi = ground.read(place)
+    forward(vmi, place.start)
+    at = ground.base + nodes[3]
+    assert vmi.read_64_va(at, 0) == 1003
+    ground.road.before = lambda number: time.sleep(STALE + 1)
+    other = threading.Thread(target=lambda: vmi.read_64_va(ground.base + ARRAY, 0))
+    other.start()
+    ground.put(nodes[3], 77)
+    time.sleep(STALE + 0.2)
+    try:
+        assert vmi.read_64_va(at, 0) == 77
+    finally:
+        ground.road.before = lambda number: None
+        other.join()
+
+
 def test_a_field_learned_of_one_list_makes_none_of_another_older(ground: Ground) -> None:
     """Two lists through the same nodes; the one is listed, then the other, then something is learned of the first."""
     place, nodes = tasks(ground, 6, Field((), 0, 8))

@@ -6,11 +6,18 @@ import threading
 import weakref
 from typing import Protocol
 
+PATIENCE = 0.05
+"""Seconds to wait for who has the lock: most requests are answered in less."""
+
 
 class Forgetful(Protocol):
     """What has something to forget."""
 
     lock: threading.RLock
+
+    def hurry(self) -> None:
+        """Forget what is due without the lock, which another thread keeps; `expire` follows."""
+        ...
 
     def expire(self) -> float | None:
         """Forget what is due. Returns seconds until the next is, None when nothing is left."""
@@ -41,7 +48,13 @@ class Clock:
             owner = self._owner()
             if owner is None:
                 return
-            with owner.lock:
+            lock = owner.lock
+            if not lock.acquire(timeout=PATIENCE):
+                owner.hurry()
+                lock.acquire()
+            try:
                 wait = owner.expire()
                 self._running = wait is not None
+            finally:
+                lock.release()
             del owner

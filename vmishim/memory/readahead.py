@@ -647,6 +647,23 @@ class ReadAhead:
 
     # ---- expiry ------------------------------------------------------------------------------------------------------
 
+    def hurry(self) -> None:
+        """Forget memory older than `STALE`, while another thread has the lock and waits for the guest."""
+        if self._holding:
+            return
+        now = time.monotonic()
+        due = self._run.due(now)
+        for listing in list(self.listings.values()):
+            snapshot = listing.snapshot
+            if listing.expires <= now:
+                due.append((listing.empty, {}))
+                due += [] if snapshot is None else [(snapshot.words, snapshot.cells)]
+        for words, cells in due:
+            for at in list(words):
+                self.words.pop(at, None)
+            for at in list(cells):
+                self.cells.pop(at, None)
+
     def expire(self) -> float | None:
         """Forget memory older than `STALE`. Returns seconds until the next is due, None for never."""
         with self.lock:
