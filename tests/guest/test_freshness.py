@@ -23,6 +23,7 @@ from guest_agent.agent import Agent
 from guest_agent.kernel import Kernel
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guest import Guest, Way
+from vmishim.kernel import remote
 from vmishim.libvmi import Libvmi, pause
 from vmishim.link import Link
 from vmishim.memory.listings import Place
@@ -692,3 +693,13 @@ def test_chains_that_come_to_nothing_are_not_remembered_for_ever(ground: Ground)
     reader = cast(Planted, vmi.vmi).reader
     assert isinstance(reader, ReadAhead)
     assert len(reader._fruitless) <= 1024
+
+
+def test_names_that_were_asked_for_are_not_remembered_for_ever(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "NAMES_MAX", 8)
+    profile = cast(Planted, ground.read().vmi).profile
+    for at in range(20):
+        with pytest.raises(KeyError):
+            profile.symbol_at(ground.base + at)
+    assert profile.symbol_at(profile.symbol("init_task")) == "init_task"
+    assert len(profile._names) == 8

@@ -9,6 +9,9 @@ from vmishim.kernel.offsets import Offsets
 from vmishim.kernel.profile import Member
 from vmishim.memory.remote import Remote
 
+NAMES_MAX = 65536
+"""Addresses whose symbols are remembered; the one asked for first makes room."""
+
 
 class RemoteProfile:
     """`vmishim.kernel.profile.Profile` of an agent's kernel.
@@ -60,6 +63,8 @@ class RemoteProfile:
     def symbol_at(self, address: int) -> str:
         """See `Profile.symbol_at`."""
         if address not in self._names:
+            if len(self._names) >= NAMES_MAX:
+                del self._names[next(iter(self._names))]
             self._names[address] = self._remote.names([address])[0]
         name = self._names[address]
         if not isinstance(name, str):
