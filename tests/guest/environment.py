@@ -13,7 +13,7 @@ from ci.vm import image
 
 def interpreter(package: str, version: str) -> Path:
     """Python of an environment that has this version of a PyPI package: from the cache, or made now."""
-    cache = Path(os.environ.get("VMISHIM_CACHE") or Path.home() / ".cache" / "vmishim")
+    cache = Path(os.environ.get("VMISHIM_CACHE") or Path.home() / ".cache" / "vmishim") / "environments"
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"{package}-{version}-python{sys.version_info.major}.{sys.version_info.minor}"
     python = folder / "bin" / "python"
