@@ -19,7 +19,7 @@ from vmishim import domains, lists
 from vmishim.domains import Domain
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guest import Way
-from vmishim.libvmi import Libvmi, pause
+from vmishim.libvmi import Libvmi
 from vmishim.lists import Module, Socket, Task
 
 Entry = Task | Module | Socket
@@ -65,8 +65,8 @@ def ask(domain: Domain, what: str, way: Way = "batch") -> list[Entry]:
     :param what: a key of `LISTS`
     :raises LibvmiError: it can't be reached, or read
     """
-    with Libvmi.over(domains.reach(domain, way=way)) as vmi, pause(vmi):
-        return list(LISTS[what](vmi))
+    with Libvmi.over(domains.reach(domain, way=way)) as vmi:
+        return lists.whole(vmi, LISTS[what])
 
 
 def over(fleet: Sequence[Domain], what: str, way: Way = "batch", deadline: float = DEADLINE) -> Iterator[Answer]:

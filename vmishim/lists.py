@@ -4,19 +4,24 @@ The list is the guest's own, so it holds what the guest's kernel has linked ther
 truth. A reader of a list begins where LibVMI's examples begin, at its head, and reads member by member; that this costs
 one request and not thousands is the business of the reader below. Names and numbers come as the kernel has them.
 
-Consistent as a whole inside ``with pause(vmi)`` only: outside, a list that changes meanwhile may show both its states.
+Consistent as a whole inside ``with pause(vmi)`` only (see `whole`): outside, a list that changes meanwhile may show
+both its states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from typing import Any, TypeVar
 
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.libvmi import TASK_LIMIT, Libvmi
+from vmishim.libvmi import TASK_LIMIT, Libvmi, pause
 
+Entry = TypeVar("Entry")
+
+TRIES = 3
+"""Times a list is read before it is taken for broken."""
 COMM_SIZE = 16
 """Bytes of ``task_struct.comm`` (``TASK_COMM_LEN``)."""
 MODULES_MAX = 1 << 16
@@ -306,6 +311,28 @@ def _openers(vmi: Libvmi, inodes: set[int]) -> dict[int, tuple[int, str]]:
         if len(found) == len(inodes):
             break
     return found
+
+
+def whole(vmi: Libvmi, read: Callable[[Libvmi], Iterable[Entry]], tries: int = TRIES) -> list[Entry]:
+    """A list within one hold; once more if what was read does not hang together.
+
+    A first reading is several requests, and a process that ends between two of them leaves pointers to nothing. The
+    second one is a single request or nearly so, by what the reader below has learned from the first.
+
+    :param read: `tasks`, `modules`, `sockets` or another reader of a list
+    :raises LibvmiError: it can't be read, however often it is tried
+    :raises LinkError: the guest could not be asked
+    """
+    while True:
+        tries -= 1
+        with pause(vmi):
+            try:
+                return list(read(vmi))
+            except LinkError:
+                raise
+            except LibvmiError:
+                if tries <= 0:
+                    raise
 
 
 def _ring(vmi: Libvmi, head: int, link: int, most: int, whole: bool = False) -> Iterator[int]:

@@ -15,7 +15,6 @@ from vmishim.commands import CommandError
 from vmishim.commands.guests import libvmi
 from vmishim.commands.tables import dump, show, watched
 from vmishim.fleet import Answer
-from vmishim.libvmi import pause
 from vmishim.lists import Module, Socket, Task
 
 
@@ -58,8 +57,8 @@ def ps(options: argparse.Namespace) -> int:
         raise CommandError("--tree shows one guest, --domains many; leave one of them out")
     if options.domains or not options.tree or options.json:
         return _list(options, "ps")
-    with libvmi(options) as vmi, pause(vmi):
-        tasks = list(watched(lists.tasks(vmi), "processes"))
+    with libvmi(options) as vmi:
+        tasks = lists.whole(vmi, lambda vmi: watched(lists.tasks(vmi), "processes"))
     rows = ((task.pid, task.uid, task.state, branch + task.comm) for branch, task in tree(tasks))
     show(("PID", "UID", "STATE", "NAME"), rows)
     return 0
@@ -79,8 +78,8 @@ def _list(options: argparse.Namespace, name: str) -> int:
     if options.domains:
         return _lists(options, name)
     shape = SHAPES[name]
-    with libvmi(options) as vmi, pause(vmi):
-        entries = list(watched(fleet.LISTS[name](vmi), shape.what))
+    with libvmi(options) as vmi:
+        entries = lists.whole(vmi, lambda vmi: watched(fleet.LISTS[name](vmi), shape.what))
         release = vmi.vmi.profile.release
     if options.json:
         dump([_plain(entry) for entry in entries])
