@@ -18,12 +18,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -105,12 +105,12 @@ def planted(stack: ExitStack) -> set[int]:
 @contextmanager
 def cluster(workers: int) -> Iterator[Any]:
     """A Dask cluster on this machine, and a client to look at it."""
-    distributed: Any = import_module("distributed")
-    options = {"threads_per_worker": 4, "dashboard_address": ":0", "silence_logs": "CRITICAL"}
-    with (
-        distributed.LocalCluster(n_workers=workers, **options) as made,
-        distributed.Client(made, set_as_default=False) as client,
-    ):
+    import distributed
+
+    made: Any = distributed.LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=workers, threads_per_worker=4, dashboard_address=":0", silence_logs="CRITICAL"
+    )
+    with made, distributed.Client(made, set_as_default=False) as client:  # type: ignore[no-untyped-call]
         client.wait_for_workers(workers)
         yield client
 
@@ -118,59 +118,59 @@ def cluster(workers: int) -> Iterator[Any]:
 def measure(name: str, what: str, guests: Sequence[Domain], runs: int, truth: set[int], ask: Ask) -> dict[str, Any]:
     """Ask all of them several times, after once that does not count."""
     list(ask(guests))
-    times, answers = [], []
+    times, failed, wrong, entries = [], 0, 0, 0
+    errors: set[str] = set()
     for _ in range(runs):
         begun = time.monotonic()
-        answers.append(list(ask(guests)))
+        answers = list(ask(guests))
         times.append(time.monotonic() - begun)
-    every = [answer for some in answers for answer in some]
-    return row(name, what, len(guests), answers[-1], every, median(times), truth if what == "ps" else set())
+        failed += sum(bool(answer.error) for answer in answers)
+        errors.update(answer.error for answer in answers if answer.error)
+        wrong += sum(what == "ps" and not has(answer, truth) for answer in answers if not answer.error)
+        entries = sum(len(answer.entries) for answer in answers)
+    seconds = median(times)
+    return {
+        "name": name,
+        "list": what,
+        "guests": len(guests),
+        "entries": entries,
+        "seconds": round(seconds, 3),
+        "guests_a_second": round(len(guests) / seconds, 1),
+        "failed": failed,
+        "wrong": wrong,
+        "errors": sorted(errors),
+    }
 
 
 def killed(name: str, guests: Sequence[Domain], truth: set[int], client: Any, ask: Ask) -> dict[str, Any]:
     """Ask all of them four times over, and kill a worker once a fifth of the answers are there."""
     many = [Domain(**{**vars(guest), "name": f"{guest.name}-{again}"}) for again in range(4) for guest in guests]
-    victim = next(iter(client.run(os.getpid).values()))
+    pids = client.run(os.getpid)
+    victim = threading.Event()
     answers = []
     begun = time.monotonic()
     for answer in ask(many):
         answers.append(answer)
-        if len(answers) == len(many) // 5:
-            os.kill(victim, signal.SIGKILL)
-    return row(name, "ps", len(many), answers, answers, time.monotonic() - begun, truth)
-
-
-def row(
-    name: str,
-    what: str,
-    guests: int,
-    answers: Sequence[Answer],
-    every: Sequence[Answer],
-    seconds: float,
-    truth: set[int],
-) -> dict[str, Any]:
-    """One line of the result.
-
-    :param answers: of one run
-    :param every: of all runs: none of them may have failed, or lack what was planted
-    """
-    failed = [answer.error for answer in every if answer.error]
+        if len(answers) > len(many) // 5 and not victim.is_set():
+            victim.set()
+            os.kill(next(iter(pids.values())), signal.SIGKILL)
+    seconds = time.monotonic() - begun
     return {
         "name": name,
-        "list": what,
-        "guests": guests,
+        "list": "ps",
+        "guests": len(many),
         "entries": sum(len(answer.entries) for answer in answers),
         "seconds": round(seconds, 3),
-        "guests_a_second": round(guests / seconds, 1),
-        "failed": len(failed) + guests - len(answers),
-        "wrong": sum(not truth <= pids(answer) for answer in every if not answer.error),
-        "errors": sorted(set(failed)),
+        "guests_a_second": round(len(many) / seconds, 1),
+        "failed": sum(bool(answer.error) for answer in answers) + (len(many) - len(answers)),
+        "wrong": sum(not has(answer, truth) for answer in answers if not answer.error),
+        "errors": sorted({answer.error for answer in answers if answer.error}),
     }
 
 
-def pids(answer: Answer) -> set[int]:
-    """The processes of a listing."""
-    return {entry.pid for entry in answer.entries if isinstance(entry, Task)}
+def has(answer: Answer, truth: set[int]) -> bool:
+    """Whether a listing has all that was planted."""
+    return truth <= {entry.pid for entry in answer.entries if isinstance(entry, Task)}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -179,19 +179,19 @@ def show(result: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in ("asked by", "list", "guests", "entries", "time", "guests/s", "failed", "wrong"):
         table.add_column(title, justify="left" if title in ("asked by", "list") else "right", no_wrap=True)
-    for each in result["rows"]:
+    for row in result["rows"]:
         table.add_row(
-            each["name"],
-            each["list"],
-            f"{each['guests']:,}",
-            f"{each['entries']:,}",
-            f"{each['seconds']:.2f} s",
-            f"{each['guests_a_second']:,.0f}",
-            f"{each['failed']}",
-            f"{each['wrong']}",
+            row["name"],
+            row["list"],
+            f"{row['guests']:,}",
+            f"{row['entries']:,}",
+            f"{row['seconds']:.2f} s",
+            f"{row['guests_a_second']:,.0f}",
+            f"{row['failed']}",
+            f"{row['wrong']}",
         )
     console.print(table)
-    for error in sorted({error for each in result["rows"] for error in each["errors"]}):
+    for error in sorted({error for row in result["rows"] for error in row["errors"]}):
         console.print(f"failed: {error}", markup=False)
     console.print(
         f"\nMedians of {result['runs']}; {result['machine']}; {result['agents']} agents, all of them on this machine, "
