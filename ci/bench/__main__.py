@@ -252,15 +252,15 @@ def _in_vm(name: str | None, extent: Extent, *, full: bool) -> Ground:
         for total in extent.sockets:
             measured.sockets(total)
         parts = measured.parts()
-    cases = measured.cases
+    cases, load = measured.cases, measured.load
     if full:
         with (
             _lab(name, append=f"thash_entries={FULL}") as larger,
             contextlib.closing(_Measured(larger, extent)) as again,
         ):
             again.sockets(extent.sockets[-1])
-            cases = [*cases, *again.cases]
-    return measured.ground(cases, parts)
+            cases, load = [*cases, *again.cases], max(load, again.load)
+    return measured.ground(cases, parts, load)
 
 
 @contextlib.contextmanager
@@ -281,7 +281,7 @@ def _here(extent: Extent) -> Ground:
         measured.modules()
         for total in extent.sockets:
             measured.sockets(total)
-        return measured.ground(measured.cases, measured.parts())
+        return measured.ground(measured.cases, measured.parts(), measured.load)
 
 
 # ---- what ------------------------------------------------------------------------------------------------------------
@@ -302,6 +302,8 @@ class _Measured:
         self._first_of = 0
         self._cached: dict[str, float] = {}
         self._last_of = 0
+        self.load = 0.0
+        """The highest load average seen."""
 
     def close(self) -> None:
         """End the connections."""
@@ -331,7 +333,7 @@ class _Measured:
             self._ports[self._host.plant_sockets(pairs)] = 2 * pairs
         self._measure("sockets")
 
-    def ground(self, cases: list[Case], parts: list[Part]) -> Ground:
+    def ground(self, cases: list[Case], parts: list[Part], load: float) -> Ground:
         """All of it."""
         return Ground(
             kernel=self._host.kernel,
@@ -346,6 +348,8 @@ class _Measured:
             parts_of=self._last_of,
             emulated=self._host.emulated,
             network=self._host.network,
+            load=load,
+            cpus=os.cpu_count() or 0,
         )
 
     def _list(self, name: str) -> list[Any]:
@@ -363,6 +367,7 @@ class _Measured:
         if native is not None:
             self._check(name, "native", native["found"])
             costs["native"] = Cost(native["runs"])
+        self.load = max(self.load, os.getloadavg()[0])
         ordered = {way: costs[way] for way in report.WAYS if way in costs}
         self.cases.append(Case(name, size, counting.calls, ordered, buckets))
         return self.cases[-1], native

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 def case(listing: str, size: int, buckets: int = 0, **ms: float) -> Case:
     return Case(
-        listing, size, 3 * size, {way: Cost([1e3, one / 1e3, 0.0], 7, 7_000) for way, one in ms.items()}, buckets
+        listing, size, 3 * size, {way: Cost([1e3, one / 1e3, one / 2e3], 7, 7_000) for way, one in ms.items()}, buckets
     )
 
 
@@ -114,17 +115,27 @@ def test_goals_say_what_is_not_reached() -> None:
     }
 
 
-def test_native_is_borrowed_for_listings_as_large_only() -> None:
-    here = Ground(
-        **{
-            **GROUND.__dict__,
-            "cases": [
-                case("processes", 103, batch=0.5),
-                case("processes", 900, batch=0.5),
-                case("sockets", 2001, batch=1.0),
-            ],
-        }
+def test_the_fastest_runs_are_compared_too() -> None:
+    assert report.goal_rows(GROUND)[1] == (
+        "batch >= 20x faster than scalar, 300 processes and more",
+        "yes",
+        "300x",
+        "300x",
     )
+    costs = {"batch": Cost([0.2, 0.1, 0.3]), "native": Cost([0.6, 0.4, 0.5])}
+    assert Case("processes", 300, 900, costs).times("batch", "native", fastest=True) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.0, False), (2.9, False), (10.2, True)])
+def test_a_busy_machine_is_told_of(load: float, warned: bool) -> None:
+    ground = replace(GROUND, load=load, cpus=2)
+    assert ("a load of up to 10 on 2 CPUs" in report.document([ground], "bench")) is warned
+    assert ("a machine, busy." in report.quote([ground])) is warned
+
+
+def test_native_is_borrowed_for_listings_as_large_only() -> None:
+    sizes = (("processes", 103), ("processes", 900), ("sockets", 2001))
+    here = replace(GROUND, cases=[case(name, size, batch=0.5) for name, size in sizes])
     costs = [list(found.costs) for found in report.beside(here, GROUND).cases]
     assert costs == [["batch", "native"], ["batch"], ["batch"]]
 
