@@ -13,9 +13,9 @@ from html import escape
 COLOURS = {"scalar": "#d9534f", "page": "#d99a2b", "batch": "#2a9d8f", "native": "#7a86b8"}
 INK = "#7b8794"
 WIDTH, HEIGHT = 960, 420
-LEFT, RIGHT, TOP, BOTTOM = 64, 8, 58, 50
+LEFT, RIGHT, TOP, BOTTOM = 74, 6, 58, 50
 """Margins."""
-GAP = 0.25
+GAP = 0.14
 """Share of a group's width that is left free."""
 
 Group = tuple[str, Mapping[str, float]]
