@@ -366,17 +366,17 @@ static long descend(__u32 i, struct context *c)
 	if (level == 0 || (level <= 2 && (entry & LARGE))) {
 		__u64 size = 1ULL << shift;
 		r->page_size = size;
-		r->physical = (entry & ADDRESS & ~(size - 1)) | (virtual & (size - 1));
+		r->physical = (entry & ADDRESS & ~r->encrypted & ~(size - 1)) | (virtual & (size - 1));
 		return 1;
 	}
-	r->physical = entry & ADDRESS;
+	r->physical = entry & ADDRESS & ~r->encrypted;
 	return 0;
 }
 
 static __always_inline int translate(struct context *c)
 {
 	struct read *r = c->read;
-	r->physical = r->dtb & ADDRESS;
+	r->physical = r->dtb & ADDRESS & ~r->encrypted;
 	r->page_size = 0;
 	bpf_loop(5, descend, c, 0);
 	return r->page_size ? 0 : -1;

@@ -111,6 +111,7 @@ struct read {
 	__u64 entry[5];          /* the last translation, from the root down */
 	__u64 physical;
 	__u64 page_size;         /* 0: not mapped */
+	__u64 encrypted;         /* bits of an entry that are no address: AMD SEV's C-bit, Intel TDX's shared bit */
 };
 
 #endif

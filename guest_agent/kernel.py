@@ -87,10 +87,13 @@ class Kernel:
         self.btf = _read_btf()
         self._located = self._locate() if self.btf else {}
         self.levels = 5 if re.search(rb"^flags.*\bla57\b", Path("/proc/cpuinfo").read_bytes(), re.M) else 4
-        self.page_offset = 0
+        self.page_offset = self.encrypted = 0
         base = self.symbol("page_offset_base")
         if base:
             self.page_offset = _U64.unpack(self.read(base, 8))[0]
+        # AMD SEV sets its C-bit in every private entry of a page table, Intel TDX its bit in every shared one.
+        for at in filter(None, map(self.symbol, ("sme_me_mask", "cc_mask"))):
+            self.encrypted |= _U64.unpack(self.read(at, 8))[0]
 
     # ---- names -------------------------------------------------------------------------------------------------------
 
@@ -176,7 +179,7 @@ class Kernel:
         """
         request = self._read
         request["address"], request["count"], request["dtb"] = address, min(count, 1 << 20), dtb
-        request["page_offset"], request["levels"] = self.page_offset, self.levels
+        request["page_offset"], request["levels"], request["encrypted"] = self.page_offset, self.levels, self.encrypted
         self._programs.run("read")
         return self._out[: request["done"]]
 
@@ -184,7 +187,7 @@ class Kernel:
         """Translate: (physical address, page size, entries from the root down). A page size of 0: not mapped."""
         request = self._read
         request["address"], request["dtb"] = address, dtb
-        request["page_offset"], request["levels"] = self.page_offset, self.levels
+        request["page_offset"], request["levels"], request["encrypted"] = self.page_offset, self.levels, self.encrypted
         self._programs.run("lookup")
         return request["physical"], request["page_size"], list(request.words("entry")[: self.levels])
 

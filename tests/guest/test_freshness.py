@@ -24,7 +24,7 @@ from guest_agent.kernel import Kernel
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guest import Guest, Way
 from vmishim.kernel import remote
-from vmishim.libvmi import Libvmi, pause
+from vmishim.libvmi import AccessContext, Libvmi, TranslateMechanism, pause
 from vmishim.link import Link
 from vmishim.memory.listings import Place
 from vmishim.memory.patterns import STALE
@@ -703,3 +703,23 @@ def test_names_that_were_asked_for_are_not_remembered_for_ever(ground: Ground, m
             profile.symbol_at(ground.base + at)
     assert profile.symbol_at(profile.symbol("init_task")) == "init_task"
     assert len(profile._names) == 8
+
+
+# ---- encrypted memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bit", [0, 47, 51])
+def test_page_tables_of_an_encrypted_guest(ground: Ground, bit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each entry has the C-bit, as under AMD SEV: no part of the address. The ground is all there is of memory."""
+    mask = 1 << bit if bit else 0
+    kernel = ground.agent._kernel
+    levels = kernel.levels
+    for level in range(1, levels + 1):
+        ground.put(4096 * level, 4096 * (level + 1) | mask | 0x67)
+    ground.put(4096 * (levels + 1) + 8, 77)
+    monkeypatch.setattr(kernel, "page_offset", ground.base)
+    monkeypatch.setattr(kernel, "encrypted", mask)
+    vmi = ground.read()
+    context = AccessContext(TranslateMechanism.PROCESS_DTB, addr=8, dtb=4096 | mask)
+    assert vmi.read_64(context) == 77
+    assert vmi.pagetable_lookup(4096 | mask, 8) == 4096 * (levels + 1) + 8
