@@ -38,7 +38,6 @@ from vmishim.fleet import Answer
 from vmishim.lists import Task
 
 ROOT = Path(__file__).parents[2]
-LISTS = ("ps", "ss")
 PLANTED = 5
 DEADLINE = 120.0
 
@@ -52,20 +51,22 @@ def main() -> int:
     options.add_argument("--workers", type=int, default=4, help="of the cluster, each a process (%(default)s)")
     options.add_argument("--runs", type=int, default=5, help="(%(default)s)")
     options.add_argument("--output", type=Path, default=ROOT / "docs" / "fleet.json", help="(%(default)s)")
+    options.add_argument("--list", action="append", choices=list(fleet.LISTS), help="may be given again (ps)")
     chosen = options.parse_args()
+    wanted = chosen.list or ["ps"]
     with ExitStack() as stack:
         begun = time.monotonic()
         guests = agents(stack, chosen.agents)
         started = time.monotonic() - begun
         truth = planted(stack)
         rows = []
-        for what in LISTS:
+        for what in wanted:
             ask: Ask = partial(fleet.over, what=what, deadline=DEADLINE)
             rows.append(measure("threads", what, guests, chosen.runs, truth, ask))
         with cluster(chosen.workers) as client:
             address = str(client.scheduler.address).removeprefix("tcp://")
             name = f"Dask, {chosen.workers} workers"
-            for what in LISTS:
+            for what in wanted:
                 ask = partial(fleet.by_dask, address, what=what, deadline=DEADLINE)
                 rows.append(measure(name, what, guests, chosen.runs, truth, ask))
             ask = partial(fleet.by_dask, address, what="ps", deadline=DEADLINE)
