@@ -88,6 +88,15 @@ def parser() -> argparse.ArgumentParser:
     _guests(ss)
     _listing(ss)
 
+    watch = command(
+        "watch",
+        "watch:watch",
+        "watch processes, modules and sockets come and go, and what is worth a second look",
+        epilog="q or Ctrl-C ends it. Not on a terminal it writes a line for each event.",
+    )
+    _guest(watch)
+    watch.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between looks (%(default)g)")
+
     run = command(
         "run",
         "script:run",

@@ -313,6 +313,44 @@ def _openers(vmi: Libvmi, inodes: set[int]) -> dict[int, tuple[int, str]]:
     return found
 
 
+def without_file(vmi: Libvmi) -> Iterator[Task]:
+    """Processes whose executable has no name in a file system (any more): it was deleted, or was in memory only.
+
+    :raises LibvmiError: as for `tasks`
+    :raises LinkError: the guest could not be asked
+    """
+    names = ("task_struct mm", "mm_struct exe_file", "file f_path.dentry", "dentry d_hash.pprev")
+    mm, executable, entry, hashed = (vmi.get_kernel_struct_offset(*name.split()) for name in names)
+    for task in tasks(vmi):
+        place = vmi.read_addr_va(task.address + mm, 0)
+        file = vmi.read_addr_va(place + executable, 0) if place else 0
+        if file and not vmi.read_addr_va(vmi.read_addr_va(file + entry, 0) + hashed, 0):
+            yield task
+
+
+def unlisted_modules(vmi: Libvmi) -> Iterator[tuple[str, int]]:
+    """Modules that ``/sys/module`` has and the module list has not: their names, and where their ``struct module`` is.
+
+    One that is being loaded or removed is there for a moment too. Nothing if the kernel does not say where its objects
+    are (built without KALLSYMS_ALL).
+
+    :raises LibvmiError: a list cannot be read to its end
+    :raises LinkError: the guest could not be asked
+    """
+    where = _symbol(vmi, "module_kset")
+    if where is None:
+        return
+    listed = {module.address for module in modules(vmi)}
+    entry, name = (vmi.get_kernel_struct_offset("kobject", member) for member in ("entry", "name"))
+    inside, module = (vmi.get_kernel_struct_offset("module_kobject", member) for member in ("kobj", "mod"))
+    head = vmi.read_addr_va(where, 0) + vmi.get_kernel_struct_offset("kset", "list")
+    for each in _ring(vmi, head, entry, MODULES_MAX):
+        # What is built in has an object and no module.
+        found = vmi.read_addr_va(each - inside + module, 0)
+        if found and found not in listed:
+            yield vmi.read_str_va(vmi.read_addr_va(each + name, 0), 0), found
+
+
 def whole(vmi: Libvmi, read: Callable[[Libvmi], Iterable[Entry]], tries: int = TRIES) -> list[Entry]:
     """A list within one hold; once more if what was read does not hang together.
 

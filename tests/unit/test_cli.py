@@ -26,7 +26,8 @@ from vmishim.wire.keys import generate, load_private, save_private, save_public
 
 AGENT = generate().public
 COMMANDS = (
-    "ps", "lsmod", "ss", "run", "compare", "keygen", "enroll", "domains", "config", "bundle", "doctor", "completion",
+    "ps", "lsmod", "ss", "watch", "run", "compare",
+    "keygen", "enroll", "domains", "config", "bundle", "doctor", "completion",
 )  # fmt: skip
 
 

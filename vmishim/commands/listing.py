@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vmishim import fleet, lists
+from vmishim.changes import ends
 from vmishim.commands import CommandError
 from vmishim.commands.guests import libvmi
 from vmishim.commands.tables import dump, show, watched
@@ -121,14 +122,6 @@ def _table(answers: Sequence[Answer], shape: Shape) -> Iterator[tuple[Any, ...]]
         if answer.error:
             yield (answer.domain, *[""] * (len(shape.columns) - 1), f"not read: {answer.error}")
         yield from ((answer.domain, *shape.row(entry)) for entry in answer.entries)
-
-
-def ends(socket: Socket) -> tuple[str, str]:
-    """Both ends of a socket: ``127.0.0.1:22``, ``[::1]:22``; a star for a port that there is not."""
-    made = []
-    for address, port in ((socket.local, socket.local_port), (socket.remote, socket.remote_port)):
-        made.append(f"{f'[{address}]' if ':' in address else address}:{port or '*'}")
-    return made[0], made[1]
 
 
 def owner(socket: Socket) -> str:

@@ -1,0 +1,152 @@
+"""What a watch makes of two looks at a guest."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from vmishim import changes, cli
+from vmishim.changes import Event, Sight
+from vmishim.commands import watch
+from vmishim.commands.watch import Picture, Watch, drawn
+from vmishim.errors import LibvmiError, LinkError
+from vmishim.lists import Module, Socket, Task
+
+SHELL = Task(7, 7, 1, 1000, "sh", "sleeping", 0xFFFF_8880_0000_7000)
+LISTENER = Socket(4, "0.0.0.0", 22, "0.0.0.0", 0, "listen", 0, 50, 1, 7, "sshd", 0xFFFF_8880_0000_9000)
+LINE = Socket(6, "::1", 22, "::1", 4000, "established", 0, 51, 1, 7, "sshd", 0xFFFF_8880_0000_A000)
+MODULE = Module("loop", 4096, "live", 0xFFFF_FFFF_C000_0000, 0xFFFF_FFFF_C000_1000)
+KEY = (7, SHELL.address)
+
+
+def sight(*sockets: Socket, tasks: tuple[Task, ...] = (), modules: tuple[Module, ...] = (), **more: Any) -> Sight:
+    return Sight(
+        {(task.pid, task.address): task for task in tasks},
+        {(module.name, module.address): module for module in modules},
+        {(each.inode,): each for each in sockets},
+        **more,
+    )
+
+
+def seen(before: Sight, now: Sight) -> list[Event]:
+    return list(changes.changes(before, now))
+
+
+def test_what_stays_is_no_event() -> None:
+    same = sight(LISTENER, LINE, tasks=(SHELL,), modules=(MODULE,), deleted=frozenset([KEY]))
+    assert seen(same, same) == []
+    assert seen(same, sight(replace(LISTENER, state="close"), LINE, tasks=(replace(SHELL, state="running"),),
+                            modules=(MODULE,), deleted=frozenset([KEY]))) == []  # fmt: skip
+
+
+def test_what_comes_and_goes() -> None:
+    all_of_it = sight(LISTENER, LINE, tasks=(SHELL,), modules=(MODULE,))
+    assert seen(sight(), all_of_it) == [
+        Event("+", "process", "7 sh, uid 1000, parent 1"),
+        Event("+", "module", "loop"),
+        Event("+", "socket", "0.0.0.0:22 listen, sshd (7)", changes.LISTENS),
+        Event("+", "socket", "[::1]:22 - [::1]:4000, sshd (7)"),
+    ]
+    assert [(event.sign, event.text) for event in seen(all_of_it, sight())] == [
+        ("-", "7 sh, uid 1000, parent 1"),
+        ("-", "loop"),
+        ("-", "0.0.0.0:22 listen, sshd (7)"),
+        ("-", "[::1]:22 - [::1]:4000, sshd (7)"),
+    ]
+
+
+def test_a_number_used_again_is_another_process() -> None:
+    other = replace(SHELL, address=SHELL.address + 0x4000)
+    assert [event.sign for event in seen(sight(tasks=(SHELL,)), sight(tasks=(other,)))] == ["-", "+"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "event"),
+    [
+        ({}, {"deleted": frozenset([KEY])}, Event("!", "process", "7 sh, uid 1000, parent 1", changes.DELETED)),
+        ({}, {"unlisted": {("rk", 1): "rk"}}, Event("+", "module", "rk", changes.UNLISTED)),
+    ],
+)
+def test_findings_are_told_once(before: dict[str, Any], now: dict[str, Any], event: Event) -> None:
+    first, second = sight(tasks=(SHELL,), **before), sight(tasks=(SHELL,), **now)
+    assert seen(first, second) == [event]
+    assert seen(second, second) == []
+    assert list(changes.findings(second)) == [replace(event, sign="!")]
+
+
+def test_a_module_that_unlinks_itself_has_not_gone() -> None:
+    before, now = sight(modules=(MODULE,)), sight(unlisted={("loop", MODULE.address): "loop"})
+    assert seen(before, now) == [Event("!", "module", "loop", changes.UNLISTED)]
+
+
+def test_who_becomes_root_is_a_finding() -> None:
+    (event,) = seen(sight(tasks=(SHELL,)), sight(tasks=(replace(SHELL, uid=0),)))
+    assert event == Event("!", "process", "7 sh, uid 0, parent 1", changes.BECAME_ROOT)
+
+
+def test_a_second_listener_on_a_port_is_no_finding() -> None:
+    (event,) = seen(sight(LISTENER), sight(LISTENER, replace(LISTENER, version=6, local="::", inode=60)))
+    assert (event.text, event.finding) == ("[::]:22 listen, sshd (7)", "")
+
+
+# The watch, over a guest that fails as it is told.
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> tuple[Watch, list[Sight | LibvmiError]]:
+    """A watch, and what its next looks give."""
+    coming: list[Sight | LibvmiError] = []
+
+    def look(vmi: object) -> Sight:
+        found = coming.pop(0)
+        if isinstance(found, LibvmiError):
+            raise found
+        return found
+
+    def opened(self: Watch) -> None:
+        self._vmi = object()  # type: ignore[assignment]
+
+    monkeypatch.setattr(watch, "look", look)
+    monkeypatch.setattr(Watch, "open", opened)
+    monkeypatch.setattr(Watch, "_count", lambda self: 1)
+    made = Watch(argparse.Namespace(local=True))
+    made.open()
+    made._handshakes = 1
+    return made, coming
+
+
+def test_it_goes_on_after_every_failure(watched: tuple[Watch, list[Sight | LibvmiError]]) -> None:
+    made, coming = watched
+    gone, torn = LinkError("nobody\nthere"), LibvmiError("VMI_FAILURE")
+    coming += [sight(), gone, gone, torn, torn, sight(tasks=(SHELL,))]
+    told = [[f"{sign} {kind} {text}" for _, sign, kind, text, _ in made.step()] for _ in range(6)]
+    assert told == [
+        [],
+        ["! agent does not answer: nobody; there"],
+        [],
+        ["! agent answers again", "! guest has lists that can't be read: VMI_FAILURE"],
+        [],
+        ["+ process 7 sh, uid 1000, parent 1"],
+    ]
+    assert made.picture.state.startswith("1 processes, ")
+
+
+def test_the_newest_is_on_top_and_nothing_drives_the_terminal() -> None:
+    console = Console(width=80, height=8, record=True, markup=False, force_terminal=False)
+    shown = Picture("web-1")
+    for number in range(20):
+        shown.add("+", "process", f"{number} \x1b[2J[red]")
+    console.print(drawn(shown, console, 2.0))
+    lines = console.export_text().splitlines()
+    assert lines[0].startswith("web-1  ")
+    assert [line.split()[3] for line in lines[4:]] == ["19", "18", "17", "16"]
+    assert "\\x1b[2J[red]" in lines[4]
+
+
+def test_an_interval_is_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["watch", "--local", "--interval", "0"]) == 1
+    assert capsys.readouterr().err == "vmishim: --interval takes a number of seconds above 0\n"

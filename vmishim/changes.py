@@ -1,0 +1,140 @@
+"""What changed in a guest between two looks at its lists, and what in it is worth a second look. Pure, but for `look`.
+
+A finding is not a verdict: an updated daemon runs a deleted executable too. It says where to look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vmishim import lists
+from vmishim.libvmi import Libvmi
+from vmishim.lists import Module, Socket, Task
+
+Kind = Literal["process", "module", "socket"]
+Key = tuple[int | str, ...]
+
+DELETED = "its executable has no name in any file system"
+UNLISTED = "not in the module list, but in /sys/module"
+BECAME_ROOT = "became root"
+LISTENS = "listens where nobody listened before"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one look saw. Each by what stays the same about it.
+
+    :ivar deleted: keys of processes whose executable is deleted
+    :ivar unlisted: modules that hide from the list, by name and address
+    """
+
+    tasks: Mapping[Key, Task] = field(default_factory=dict)
+    modules: Mapping[Key, Module] = field(default_factory=dict)
+    sockets: Mapping[Key, Socket] = field(default_factory=dict)
+    deleted: frozenset[Key] = frozenset()
+    unlisted: Mapping[Key, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something new (``+``), gone (``-``), or to be looked at (``!``)."""
+
+    sign: Literal["+", "-", "!"]
+    kind: Kind
+    text: str
+    finding: str = ""
+
+
+def look(vmi: Libvmi) -> Sight:
+    """Read all lists within one hold.
+
+    :raises LibvmiError: they can't be read
+    :raises LinkError: the guest could not be asked
+    """
+    return lists.whole(vmi, _look)[0]
+
+
+def _look(vmi: Libvmi) -> Iterator[Sight]:
+    yield Sight(
+        tasks={_task(task): task for task in lists.tasks(vmi)},
+        modules={(module.name, module.address): module for module in lists.modules(vmi)},
+        # What is not open (any more, or yet) comes and goes by itself.
+        sockets={_socket(each): each for each in lists.sockets(vmi) if each.inode},
+        deleted=frozenset(_task(task) for task in lists.without_file(vmi)),
+        unlisted={(name, address): name for name, address in lists.unlisted_modules(vmi)},
+    )
+
+
+def _task(task: Task) -> Key:
+    # A number is used again, and so is the memory of a task: both at once hardly.
+    return task.pid, task.address
+
+
+def _socket(each: Socket) -> Key:
+    return each.version, each.local, each.local_port, each.remote, each.remote_port, each.namespace, each.inode
+
+
+def findings(now: Sight) -> Iterator[Event]:
+    """What is to be looked at in a guest that was not looked at before."""
+    yield from (Event("!", "process", told(now.tasks[key]), DELETED) for key in now.tasks if key in now.deleted)
+    yield from (Event("!", "module", name, UNLISTED) for name in now.unlisted.values())
+
+
+def changes(before: Sight, now: Sight) -> Iterator[Event]:
+    """What happened from one look to the next: first what is gone, then what is new."""
+    for key, task in before.tasks.items():
+        if key not in now.tasks:
+            yield Event("-", "process", told(task))
+    yield from (Event("-", "module", name) for name in _names(before) if name not in _names(now))
+    for key, socket in before.sockets.items():
+        if key not in now.sockets:
+            yield Event("-", "socket", told(socket))
+    for key, task in now.tasks.items():
+        found = DELETED if key in now.deleted and key not in before.deleted else ""
+        if key not in before.tasks:
+            yield Event("+", "process", told(task), found)
+        else:
+            if before.tasks[key].uid and not task.uid:
+                found = "; ".join(filter(None, (BECAME_ROOT, found)))
+            if found:
+                yield Event("!", "process", told(task), found)
+    for name in _names(now):
+        found = UNLISTED if name in now.unlisted.values() and name not in before.unlisted.values() else ""
+        if name not in _names(before):
+            yield Event("+", "module", name, found)
+        elif found:
+            yield Event("!", "module", name, found)
+    known = {_place(each) for each in before.sockets.values() if each.state == "listen"}
+    for key, socket in now.sockets.items():
+        if key not in before.sockets:
+            fresh = socket.state == "listen" and _place(socket) not in known
+            yield Event("+", "socket", told(socket), LISTENS if fresh else "")
+
+
+def _place(socket: Socket) -> Key:
+    return socket.namespace, socket.local_port
+
+
+def _names(sight: Sight) -> dict[str, None]:
+    """Names of all modules, listed or not."""
+    return dict.fromkeys([*(module.name for module in sight.modules.values()), *sight.unlisted.values()])
+
+
+def told(entry: Task | Socket) -> str:
+    """A process or a socket in a few words."""
+    if isinstance(entry, Task):
+        return f"{entry.pid} {entry.comm}, uid {entry.uid}, parent {entry.ppid}"
+    owner = f", {entry.comm} ({entry.pid})" if entry.pid else ""
+    local, remote = ends(entry)
+    return f"{local} listen{owner}" if entry.state == "listen" else f"{local} - {remote}{owner}"
+
+
+def ends(socket: Socket) -> tuple[str, str]:
+    """Both ends of a socket: ``127.0.0.1:22``, ``[::1]:22``; a star for a port that there is not."""
+    local, remote = (
+        f"{f'[{address}]' if ':' in address else address}:{port or '*'}"
+        for address, port in ((socket.local, socket.local_port), (socket.remote, socket.remote_port))
+    )
+    return local, remote

@@ -1,0 +1,230 @@
+"""``vmishim watch``: what comes and goes in a guest, and what is worth a second look, as it happens.
+
+On a terminal a picture that is kept up to date; elsewhere a line for each event. An agent that does not answer is an
+event too: the watch goes on with the next that does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmishim.changes import Sight, changes, findings, look
+from vmishim.commands import CommandError
+from vmishim.commands.guests import target
+from vmishim.commands.tables import printable
+from vmishim.errors import LibvmiError, LinkError
+from vmishim.libvmi import Libvmi
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+KEPT = 1000
+"""Events that are kept for a terminal of any height."""
+
+Line = tuple[str, str, str, str, str]
+"""Time, sign, kind, text, finding."""
+
+
+@dataclass
+class Picture:
+    """What is to be seen.
+
+    :ivar title: the guest
+    :ivar state: what it holds, or that it does not answer
+    :ivar lines: events, the newest first
+    """
+
+    title: str
+    state: str = "looking"
+    lines: deque[Line] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def add(self, sign: str, kind: str, text: str, finding: str = "") -> Line:
+        """Put an event on top."""
+        line = time.strftime("%H:%M:%S"), sign, kind, printable(text), finding
+        self.lines.appendleft(line)
+        return line
+
+
+class Watch:
+    """Looks at one guest, again and again, whatever becomes of its agent.
+
+    :ivar picture: what there is to be seen
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._stack = ExitStack()
+        self._vmi: Libvmi | None = None
+        self._boot = ""
+        self._handshakes = 0
+        self._before: Sight | None = None
+        self._silent = self._torn = False
+        self._name = "this machine" if options.local else str(options.domain)
+        self.picture = Picture(self._name)
+
+    def open(self) -> None:
+        """Reach the guest. :raises LibvmiError: it can't be reached"""
+        reached = self._stack.enter_context(target(self._options))
+        self._vmi = Libvmi.over(reached)
+        boot = getattr(reached.profile, "boot_id", "")
+        if self._boot and boot != self._boot:
+            self._before = None  # nothing of what was there is there
+        self._boot = boot
+        self._handshakes = self._count()
+        self.picture.title = f"{self._name}, Linux {reached.profile.release}"
+
+    def close(self) -> None:
+        """Let go of the guest."""
+        self._vmi = None
+        self._stack.close()
+
+    def _count(self) -> int:
+        link = getattr(self._vmi.vmi, "link", None) if self._vmi else None
+        return getattr(link, "handshakes", 0)
+
+    def step(self) -> Iterator[Line]:
+        """Look once; gives the events, the newest last."""
+        add = self.picture.add
+        back, problem = "", ""
+        sight = Sight()
+        try:
+            if self._vmi is None:
+                booted = self._boot
+                self.open()
+                back = "answers again" if self._boot == booted else "answers again, and was booted anew"
+            assert self._vmi is not None
+            sight = look(self._vmi)
+        except LinkError as error:
+            self.close()
+            if not self._silent:
+                yield add("!", "agent", f"does not answer: {_line(error)}")
+            self._silent = True
+            self.picture.state = "no answer; trying again"
+            return
+        except LibvmiError as error:
+            problem = _line(error)
+        self._silent = False
+        if back:
+            yield add("!", "agent", back)
+        elif self._count() > self._handshakes:
+            yield add("!", "agent", "made a new session: it was restarted, or the road to it broke")
+        self._handshakes = self._count()
+        if problem:
+            if not self._torn:
+                yield add("!", "guest", f"has lists that can't be read: {problem}")
+            self._torn = True
+            self.picture.state = "its lists can't be read; trying again"
+            return
+        self._torn = False
+        for event in findings(sight) if self._before is None else changes(self._before, sight):
+            yield add(event.sign, event.kind, event.text, event.finding)
+        self._before = sight
+        listeners = sum(each.state == "listen" for each in sight.sockets.values())
+        self.picture.state = (
+            f"{len(sight.tasks):,} processes, {len(sight.modules):,} modules, {len(sight.sockets):,} sockets, "
+            f"{listeners:,} of them listening"
+        )
+
+
+def watch(options: argparse.Namespace) -> int:
+    """Watch until ``q`` or Ctrl-C.
+
+    :raises CommandError: the interval is none
+    :raises LibvmiError: there is no such guest, or it can't be reached to begin with
+    """
+    if not options.interval > 0:
+        raise CommandError("--interval takes a number of seconds above 0")
+    watched = Watch(options)
+    try:
+        watched.open()
+        if sys.stdout.isatty() and sys.stdin.isatty():
+            _draw(watched, options.interval)
+        else:
+            _print(watched, options.interval)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        watched.close()
+    return 0
+
+
+def _print(watched: Watch, interval: float) -> None:
+    first = True
+    while True:
+        for when, sign, kind, text, finding in watched.step():
+            print(f"{when} {sign} {kind} {text}{f'  <- {finding}' if finding else ''}", flush=True)
+        if first:
+            # After the first look, so that whoever reads this knows: from here on nothing is missed.
+            print(f"{time.strftime('%H:%M:%S')} watching {watched.picture.title}: {watched.picture.state}", flush=True)
+            first = False
+        time.sleep(interval)
+
+
+def _draw(watched: Watch, interval: float) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            for _ in watched.step():
+                pass
+            until = time.monotonic() + interval
+            while True:
+                live.update(drawn(watched.picture, console, interval), refresh=True)
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                # A second at most: the terminal may have another size by then.
+                if pressed(min(left, 1.0)) in ("q", "Q"):
+                    return
+
+
+def drawn(seen: Picture, console: Console, interval: float) -> RenderableType:
+    """All of the screen: the newest events on top, as many as fit."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"+": "green", "-": "dim", "!": "bold red"}
+    head = Text(f"{seen.title}  {time.strftime('%H:%M:%S')}  every {interval:g} s  q quits", style="bold", no_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    for title, ratio in (("TIME", None), ("", None), ("WHAT", None), ("", 3), ("FINDING", 2)):
+        table.add_column(title, no_wrap=True, overflow="ellipsis", ratio=ratio)
+    for line in list(seen.lines)[: max(console.height - 4, 1)]:
+        table.add_row(*map(Text, line), style="bold red" if line[4] else colours[line[1]])
+    if not seen.lines:
+        table.add_row("", "", "", Text("nothing has happened yet", style="dim"), "")
+    return Group(head, Text(seen.state, no_wrap=True, overflow="ellipsis"), Text(""), table)
+
+
+@contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """Keys as they are pressed: waits so many seconds for one, and gives it, or nothing."""
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+
+    def pressed(timeout: float) -> str:
+        ready, _, _ = select.select([keyboard], [], [], timeout)
+        return os.read(keyboard, 1).decode(errors="replace") if ready else ""
+
+    tty.setcbreak(keyboard)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+def _line(error: Exception) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
