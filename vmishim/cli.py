@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import NoReturn
 
 import vmishim
@@ -31,6 +32,23 @@ examples:
 
 A DOMAIN is a guest that was enrolled (vmishim domains lists them). Exit status: 0 all well, 1 something was wrong with
 the guest or the machine, 2 something was wrong with the command line.
+"""
+
+PS = """\
+vmishim ps web-1 --tree
+vmishim ps web-1 --json | jq '.[].comm'
+vmishim ps --domains 'web-*' --deadline 10
+sudo vmishim ps --local
+"""
+LSMOD = """\
+vmishim lsmod web-1
+vmishim lsmod --domains 'web-*' --json
+sudo vmishim lsmod --local
+"""
+SS = """\
+vmishim ss web-1
+vmishim ss --domains '*' --engine dask://10.0.0.9:8786
+sudo vmishim ss --local --stats
 """
 
 FLEET = """\
@@ -64,27 +82,27 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"vmishim {vmishim.__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    def command(name: str, function: str, text: str, **more: str) -> argparse.ArgumentParser:
+    def command(name: str, function: str, text: str, examples: str, notes: str = "") -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
+            epilog=f"examples:\n{indent(examples.rstrip(), '  ')}" + (f"\n\n{notes}" if notes else ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            **more,  # type: ignore[arg-type]
         )
         added.set_defaults(function=function)
         return added
 
-    ps = command("ps", "listing:ps", "list the processes of a guest, or of many", epilog=FLEET)
+    ps = command("ps", "listing:ps", "list the processes of a guest, or of many", PS, FLEET)
     _guests(ps)
     ps.add_argument("--tree", action="store_true", help="children below their parents")
     _listing(ps)
 
-    lsmod = command("lsmod", "listing:lsmod", "list the kernel modules of a guest, or of many", epilog=FLEET)
+    lsmod = command("lsmod", "listing:lsmod", "list the kernel modules of a guest, or of many", LSMOD, FLEET)
     _guests(lsmod)
     _listing(lsmod)
 
-    ss = command("ss", "listing:ss", "list the TCP sockets of a guest, or of many", epilog=FLEET)
+    ss = command("ss", "listing:ss", "list the TCP sockets of a guest, or of many", SS, FLEET)
     _guests(ss)
     _listing(ss)
 
@@ -92,7 +110,10 @@ def parser() -> argparse.ArgumentParser:
         "watch",
         "watch:watch",
         "watch processes, modules and sockets come and go, and what is worth a second look",
-        epilog="q or Ctrl-C ends it. Not on a terminal it writes a line for each event.",
+        "vmishim watch web-1\n"
+        "sudo vmishim watch --local --interval 0.5\n"
+        "vmishim watch web-1 >>web-1.log               a line for each event, for as long as it runs",
+        "q or Ctrl-C ends it. Not on a terminal it writes a line for each event.",
     )
     _guest(watch)
     watch.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between looks (%(default)g)")
@@ -101,7 +122,11 @@ def parser() -> argparse.ArgumentParser:
         "run",
         "script:run",
         "run an unchanged LibVMI script: its `import libvmi` is vmishim",
-        epilog="The script's arguments, output, traceback and exit status are its own. Our options stand before it.\n"
+        "vmishim run process_list.py web-1              the script's own arguments stand behind it\n"
+        "vmishim run --stats process_list.py web-1      say what it took, too\n"
+        "vmishim run --way scalar --stats process_list.py web-1\n"
+        "sudo vmishim run --local process_list.py any-name",
+        "The script's arguments, output, traceback and exit status are its own. Our options stand before it.\n"
         "With --local every domain that the script names is this machine.",
     )
     run.add_argument("--local", action="store_true", help="read this machine, whatever domain the script names")
@@ -113,7 +138,10 @@ def parser() -> argparse.ArgumentParser:
         "compare",
         "compare:compare",
         "run an unchanged LibVMI script on every road to a guest; compare answers and costs",
-        epilog="Roads: agent-scalar, agent-page, agent-batch; ramfile, if the guest's entry names one; native, the\n"
+        "vmishim compare process_list.py web-1\n"
+        "vmishim compare --only agent-page,agent-batch --runs 20 -o page-or-batch process_list.py web-1\n"
+        "sudo vmishim compare --local process_list.py any-name",
+        "Roads: agent-scalar, agent-page, agent-batch; ramfile, if the guest's entry names one; native, the\n"
         "genuine LibVMI bindings on that file. One guest is meant, whatever the script calls it. Our options stand\n"
         "before the script. Exit status: 0 the answers agree, 1 they differ, 2 there was an error.\n"
         "docs/compare.md says more.",
@@ -137,7 +165,13 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("script", metavar="SCRIPT", help="the script's file").complete = _FILES  # type: ignore[attr-defined]
     compare.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments")
 
-    keygen = command("keygen", "enrolment:keygen", "make a private key, print the public one")
+    keygen = command(
+        "keygen",
+        "enrolment:keygen",
+        "make a private key, print the public one",
+        "vmishim keygen                                 make yours, once\n"
+        "vmishim keygen ~/.config/vmishim/audit-key     another, for guests that are to know you by it",
+    )
     keygen.add_argument(
         "path",
         type=Path,
@@ -150,7 +184,8 @@ def parser() -> argparse.ArgumentParser:
         "enroll",
         "enrolment:enroll",
         "give a guest a name, and try to reach it",
-        epilog="example: vmishim enroll web-1 tcp://10.0.0.5:5555 vmishim-public-v1 k3Zn...=",
+        "vmishim enroll web-1 tcp://10.0.0.5:5555 vmishim-public-v1 k3Zn...=\n"
+        "vmishim enroll web-1 tcp://10.0.0.5:5555 agent.pub --replace",
     )
     enroll.add_argument("name", metavar="NAME", help="the domain's name, as scripts will give it")
     enroll.add_argument("endpoint", metavar="ENDPOINT", help="where its agent listens, tcp://HOST:PORT")
@@ -164,16 +199,31 @@ def parser() -> argparse.ArgumentParser:
     enroll.add_argument("--replace", action="store_true", help="replace an entry of that name")
     enroll.add_argument("--no-check", action="store_true", help="write it down without trying to connect")
 
-    domains = command("domains", "enrolment:domains", "list the guests that are enrolled")
+    domains = command(
+        "domains",
+        "enrolment:domains",
+        "list the guests that are enrolled",
+        "vmishim domains\nvmishim domains --json",
+    )
     shape = domains.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="for programs")
     shape.add_argument("--names", action="store_true", help="names only, one a line")
 
-    config = command("config", "export:config", "write a libvmi.conf entry for LibVMI itself, by the guest's own word")
+    config = command(
+        "config",
+        "export:config",
+        "write a libvmi.conf entry for LibVMI itself, by the guest's own word",
+        "vmishim config --export web-1 >>~/etc/libvmi.conf",
+    )
     which = config.add_argument("--export", dest="domain", required=True, metavar="DOMAIN", help="which guest")
     which.complete = _DOMAINS  # type: ignore[attr-defined]
 
-    bundle = command("bundle", "export:bundle", "write the agent's one file and its systemd unit, to copy into a guest")
+    bundle = command(
+        "bundle",
+        "export:bundle",
+        "write the agent's one file and its systemd unit, to copy into a guest",
+        "vmishim bundle\nvmishim bundle -o image/usr/lib/vmishim/agent.pyz",
+    )
     bundle.add_argument(
         "-o", "--output", type=Path, default=Path("agent.pyz"), metavar="FILE", help="(default: %(default)s)"
     )
@@ -182,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
         "offsets",
         "offsets:offsets",
         "write where members are in a kernel without BTF, by its headers",
-        epilog="example: vmishim offsets --headers /usr/src/linux-headers-6.1.0-56-cloud-amd64 >web-1.json\n"
+        "vmishim offsets --headers /usr/src/linux-headers-6.1.0-56-cloud-amd64 >web-1.json",
         'Then add to web-1 in domains.toml: offsets = "web-1.json". Needs bcc (apt install python3-bpfcc).',
     )
     offsets.add_argument(
@@ -190,7 +240,15 @@ def parser() -> argparse.ArgumentParser:
     )
     offsets.add_argument("members", nargs="*", metavar="MEMBER", help="more than listings need, as 'dentry d_name'")
 
-    doctor = command("doctor", "doctor:doctor", "say what works, what does not, and what to do")
+    doctor = command(
+        "doctor",
+        "doctor:doctor",
+        "say what works, what does not, and what to do",
+        "vmishim doctor                                 our own side, and the guests that are enrolled\n"
+        "vmishim doctor web-1                           all the way into a guest\n"
+        "sudo vmishim doctor --local                    can an agent run on this machine?",
+        "docs/troubleshooting.md has more on each of its answers.",
+    )
     _guest(doctor, needed=False)
     doctor.add_argument("--json", action="store_true", help="for programs")
 
@@ -198,9 +256,9 @@ def parser() -> argparse.ArgumentParser:
         "completion",
         "completion:completion",
         "write a shell's completion script",
-        epilog="bash: vmishim completion bash >~/.local/share/bash-completion/completions/vmishim\n"
-        "zsh:  vmishim completion zsh >~/.zfunc/_vmishim, with ~/.zfunc on your fpath\n"
-        "fish: vmishim completion fish >~/.config/fish/completions/vmishim.fish",
+        "vmishim completion bash >~/.local/share/bash-completion/completions/vmishim\n"
+        "vmishim completion zsh >~/.zfunc/_vmishim      with ~/.zfunc on your fpath\n"
+        "vmishim completion fish >~/.config/fish/completions/vmishim.fish",
     )
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="which shell")
     return whole

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -27,7 +30,7 @@ from vmishim.wire.keys import generate, load_private, save_private, save_public
 AGENT = generate().public
 COMMANDS = (
     "ps", "lsmod", "ss", "watch", "run", "compare",
-    "keygen", "enroll", "domains", "config", "bundle", "doctor", "completion",
+    "keygen", "enroll", "domains", "config", "bundle", "offsets", "doctor", "completion",
 )  # fmt: skip
 
 
@@ -89,6 +92,31 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         cli.main(["--help"])
     shown = capsys.readouterr().out
     assert all(f"    {command} " in shown or f"    {command}\n" in shown for command in COMMANDS)
+
+
+def examples(text: str) -> list[list[str]]:
+    """The words of each example in a help, without what the shell does with its output, and what is said of it."""
+    lines = (line.strip().removeprefix("sudo ") for line in text.partition("examples:\n")[2].splitlines())
+    return [shlex.split(re.split(" [>|]|  ", line)[0])[1:] for line in lines if line.startswith("vmishim ")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_examples_that_it_takes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    found = examples(capsys.readouterr().out)
+    assert found, f"vmishim {command} --help shows no example"
+    for words in found:
+        assert cli.parser().parse_args(words).command == command
+
+
+def test_the_examples_of_the_whole_are_taken() -> None:
+    assert {cli.parser().parse_args(words).command for words in examples(cli.EXAMPLES)} <= set(COMMANDS)
+
+
+def test_no_command_is_left_out_of_these_tests() -> None:
+    (subparsers,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert set(subparsers.choices) == set(COMMANDS)
 
 
 # Bad input: one line, which names what was wrong and what to do.
