@@ -18,8 +18,9 @@ from vmishim.constants import VMIInitData
 from vmishim.domains import Domain
 from vmishim.target import Target
 
-COMPAT = Path(__file__).parents[2] / "compat"
-"""Where our package named ``libvmi`` is."""
+_PACKAGE = Path(__file__).parents[1]
+COMPAT = next(filter(Path.is_dir, (_PACKAGE / "compat", _PACKAGE.parent / "compat")), _PACKAGE / "compat")
+"""Where our package named ``libvmi`` is: inside ours where it is installed, beside it in a checkout."""
 
 Opener = Callable[[Domain, Mapping[VMIInitData, str] | None], Target]
 
