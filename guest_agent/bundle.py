@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import zipapp
+import io
+import zipfile
+from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -22,6 +22,9 @@ PARTS = (
 )
 """What the agent imports; ``tests/unit/test_imports.py`` holds it to that."""
 OBJECTS = ("memory", "locate")
+START = "from guest_agent.__main__ import main\n\nraise SystemExit(main())\n"
+DATE = (1980, 1, 1, 0, 0, 0)
+"""Of all that is in the file, the earliest that there is in one: the same installation makes the same bytes."""
 
 
 def bundle(target: Path) -> Path:
@@ -31,30 +34,27 @@ def bundle(target: Path) -> Path:
     :raises LoadError: this installation has no eBPF objects
     :raises OSError: ``target`` can't be written
     """
-    with tempfile.TemporaryDirectory() as folder:
-        for part in PARTS:
-            package, _, rest = part.partition("/")
-            source = resources.files(package)
-            for name in rest.split("/") if rest else ():
-                source = source.joinpath(name)
-            _copy(source, Path(folder, part))
-        objects = Path(folder, "guest_agent", "objects")
-        objects.mkdir()
-        for name in OBJECTS:
-            (objects / f"{name}.bpf.o").write_bytes(object_bytes(name))
-        unfinished = target.with_name(target.name + ".part")
-        zipapp.create_archive(folder, unfinished, "/usr/bin/env python3", "guest_agent.__main__:main", compressed=True)
-        unfinished.replace(target)
-    target.chmod(0o755)
-    return target
+    contents = {"__main__.py": START.encode()}
+    contents |= {f"guest_agent/objects/{name}.bpf.o": object_bytes(name) for name in OBJECTS}
+    for part in PARTS:
+        package, *rest = part.split("/")
+        contents |= _sources(resources.files(package).joinpath(*rest), part)
+    whole = io.BytesIO(b"#!/usr/bin/env python3\n")
+    with zipfile.ZipFile(whole, "a", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in sorted(contents.items()):
+            entry = zipfile.ZipInfo(name, DATE)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
+    unfinished = target.with_name(target.name + ".part")
+    unfinished.write_bytes(whole.getvalue())
+    unfinished.chmod(0o755)
+    return unfinished.replace(target)
 
 
-def _copy(source: Traversable, target: Path) -> None:
-    if source.is_dir():
-        for entry in source.iterdir():
-            if entry.name.endswith((".py",)) or (entry.is_dir() and entry.name not in ("__pycache__", "objects")):
-                _copy(entry, target / entry.name)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb") as write:
-        shutil.copyfileobj(read, write)
+def _sources(place: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
+    """What is to be imported of a module or a package, by its path."""
+    if place.is_file() and name.endswith(".py"):
+        yield name, place.read_bytes()
+    elif place.is_dir():
+        for below in place.iterdir():
+            yield from _sources(below, f"{name}/{below.name}")
