@@ -21,6 +21,10 @@ lint: ## style and types only
 	@ci/setup --no-vm
 	@ci/check --lint
 
+release: ## wheel, source and agent of the last commit into dist/, from pinned tools, the same bytes each time
+	@ci/setup --no-vm
+	@ci/release
+
 setup: ## packages, virtual environment, eBPF objects, lab image
 	@ci/setup
 
@@ -29,4 +33,4 @@ clean: ## remove what was made here; the lab image stays in its cache
 	@$(MAKE) --silent -C bpf clean
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test kernels bench lint setup clean
+.PHONY: help demo test kernels bench lint release setup clean

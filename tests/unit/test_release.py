@@ -1,0 +1,78 @@
+"""What is released: the same bytes each time, nothing under names that are not ours, from what the lock names."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOCK = ROOT / "requirements" / "release.txt"
+
+
+def release(folder: Path, umask: int) -> dict[str, bytes]:
+    """What ``ci/release`` makes, by name."""
+    done = subprocess.run(
+        [ROOT / "ci" / "release", folder],
+        umask=umask, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("release")
+
+
+@pytest.fixture(scope="module")
+def released(folder: Path) -> dict[str, bytes]:
+    return release(folder, 0o022)
+
+
+@pytest.fixture
+def wheel(released: dict[str, bytes], folder: Path) -> Path:
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_the_same_commit_makes_the_same_bytes(released: dict[str, bytes], tmp_path: Path) -> None:
+    assert {name.rpartition(".")[2] for name in released} == {"whl", "gz", "pyz", "service", "SHA256SUMS"}
+    again = release(tmp_path, 0o077)
+    assert {name for name in released | again if released.get(name) != again.get(name)} == set()
+
+
+def test_the_wheel_installs_under_our_names_only(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as made:
+        names = set(made.namelist())
+    (described,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
+    assert {name.partition("/")[0] for name in names} == {"vmishim", "guest_agent", described}
+    # With compiler and without: an agent is made of these.
+    assert {f"guest_agent/objects/{name}.bpf.o" for name in ("memory", "locate")} <= names
+
+
+def test_a_script_runs_by_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as made:
+        made.extractall(tmp_path / "installed")
+    (tmp_path / "script.py").write_text("import libvmi, vmishim\nprint(libvmi.__file__, vmishim.__file__, sep='\\n')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "vmishim.cli", "run", "script.py"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    package = tmp_path / "installed" / "vmishim"
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(package / "compat" / "libvmi" / "__init__.py"), str(package / "__init__.py")]
+
+
+def test_the_lock_names_all_that_is_needed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = {re.split(r"[<>=~! ]", each)[0] for each in project["project"]["dependencies"]}
+    needed |= {re.split(r"[<>=~! ]", each)[0] for each in project["build-system"]["requires"]}
+    assert needed <= set(re.findall(r"^([a-z0-9-]+)==", LOCK.read_text(), re.MULTILINE))
