@@ -14,6 +14,8 @@
     ramfile = "/run/lab/ram"                    # memory-backend-file of an ordinary VM
     symbols = "/run/lab/kallsyms"               # optional: its symbols, if memory alone does not tell
 
+What its machine must show before anything is read, ``[web-1.attestation]``: see `vmishim.attestation.requirements`.
+
 An entry may have both: it is read by its agent, and ``vmishim compare`` sets its memory's file beside that.
 
 ``VMISHIM_CONFIG`` names another file, ``XDG_CONFIG_HOME`` another folder for it.
@@ -33,6 +35,7 @@ from vmishim.errors import LibvmiError
 from vmishim.target import Target
 
 if TYPE_CHECKING:
+    from vmishim.attestation import Requirements
     from vmishim.guest import Way
 
 TIMEOUT = 5.0
@@ -60,6 +63,8 @@ class Domain:
     """Path of a symbol map for ``ramfile``."""
     offsets: str = ""
     """Path of what ``vmishim offsets`` wrote, for an agent whose kernel shows no BTF."""
+    attestation: Requirements | None = None
+    """What the agent's machine must show; None requires nothing."""
 
 
 # How ``vmishim run`` sends an unchanged script another way; set by nobody else.
@@ -99,13 +104,20 @@ def _domain(name: str, entry: Any, file: Path) -> Domain:
 
     if not isinstance(entry, dict):
         raise wrong("is a value, not a table; settings belong below the line [" + name + "]")
-    kinds: dict[str, Any] = {"timeout": (int, float), "id": int}
+    kinds: dict[str, Any] = {"timeout": (int, float), "id": int, "attestation": dict}
     known = {field.name for field in fields(Domain)} - {"name"}
     for key, value in entry.items():
         if key not in known:
             raise wrong(f"has an unknown setting {key!r}; known are {', '.join(sorted(known))}")
         if not isinstance(value, kinds.get(key, str)) or isinstance(value, bool):
             raise wrong(f"{key} cannot be {value!r}")
+    if "attestation" in entry:
+        from vmishim.attestation import Requirements
+
+        try:
+            entry["attestation"] = Requirements.from_table(entry["attestation"])
+        except ValueError as error:
+            raise LibvmiError(f"NO_CONFIG: {file}: [{name}.attestation] {error}") from None
     domain = Domain(name, **entry)
     if not domain.agent and not domain.ramfile:
         raise wrong('needs agent = "tcp://..." or ramfile = "..."')
@@ -117,6 +129,8 @@ def _domain(name: str, entry: Any, file: Path) -> Domain:
         )
     if domain.timeout <= 0:
         raise wrong("timeout must be more than 0 seconds")
+    if domain.attestation and not domain.agent:
+        raise wrong("has no agent that could attest anything")
     return domain
 
 
@@ -147,6 +161,7 @@ def connect(name_or_id: str, init_data: Mapping[VMIInitData, str] | None = None,
     :raises LibvmiError: ``VM_NOT_FOUND``: no such domain; ``NO_CONFIG``: its entry is wrong; ``OS``: its memory holds
         no
         kernel that we know
+    :raises AttestationError: its machine does not show what is required of it
     :raises LinkError: its agent cannot be reached, or is not the one that is enrolled
     """
     return reach(find(name_or_id, by_id), init_data)
@@ -175,4 +190,6 @@ def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, wa
         from vmishim.kernel.offsets import Offsets
 
         offsets = Offsets.read(Path(domain.offsets).expanduser())
-    return guest.connect(domain.name, endpoint, private, public, domain.timeout, way or "batch", offsets)
+    return guest.connect(
+        domain.name, endpoint, private, public, domain.timeout, way or "batch", offsets, domain.attestation
+    )

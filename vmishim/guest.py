@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 from vmishim.kernel.offsets import Offsets
 from vmishim.kernel.remote import RemoteProfile
@@ -14,6 +15,9 @@ from vmishim.memory.readahead import ReadAhead
 from vmishim.memory.reader import Extent, MemoryReader
 from vmishim.memory.remote import Remote
 from vmishim.wire.keys import PrivateKey, PublicKey
+
+if TYPE_CHECKING:
+    from vmishim.attestation import Requirements
 
 Way = Literal["batch", "page", "scalar"]
 """How memory is asked for: ``batch`` reads ahead; ``page`` fetches and keeps whole pages; ``scalar`` asks for each
@@ -98,6 +102,7 @@ def connect(
     timeout: float = 5.0,
     way: Way = "batch",
     offsets: Offsets | None = None,
+    requirements: Requirements | None = None,
 ) -> Guest:
     """Connect to an agent.
 
@@ -107,9 +112,16 @@ def connect(
     :param timeout: seconds one request may take
     :param way: how memory is asked for
     :param offsets: where members are that the kernel does not tell for lack of BTF
+    :param requirements: what the agent's machine must show in each session; a report of AMD SEV-SNP is asked for then
+    :raises AttestationError: it does not show that
     :raises LinkError: nothing answers there, it has another key, or ours is not permitted
     """
-    link = Link(endpoint, private, public, timeout)
+    prove = None
+    if requirements is not None:
+        from vmishim.attestation import attest
+
+        prove = partial(attest, requirements)
+    link = Link(endpoint, private, public, timeout, prove)
     try:
         return Guest(name, link, way, offsets)
     except BaseException:

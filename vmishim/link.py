@@ -11,6 +11,7 @@ import re
 import struct
 import threading
 import weakref
+from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
 from typing import Final, Self
@@ -27,6 +28,8 @@ ZMQ_VERSION: Final = zmq.zmq_version()
 """Version of libzmq, for ``vmishim doctor``."""
 _LONGEST_IPC: Final = 107  # bytes of a path in sockaddr_un, unix(7)
 _LOOK_UP_MS: Final = 20  # while it waits, a socket looks so often whether the connection broke
+Prove = Callable[[PublicKey, Callable[[bytes], bytes]], object]
+"""How a new session shows that it is with the right one; raises if it is not."""
 _EVENT: Final = struct.Struct("=Hi")  # zmq_socket_monitor(3): first frame of an event
 _SEEN: Final = {
     int(zmq.EVENT_CONNECT_RETRIED): "nothing listens there",
@@ -52,6 +55,8 @@ class Link:
     :param static: this host's key, which the agent must permit
     :param remote: the agent's public key; nobody else can answer
     :param timeout: seconds that an exchange may take, handshake and retry included (kept to within 20 ms)
+    :param prove: called in each new session before it carries anything else, with the agent's key and a function from
+        a request to its reply; what it raises ends the session
 
     :ivar requests: requests that were answered
     :ivar bytes_sent: bytes of all request frames
@@ -61,7 +66,14 @@ class Link:
     :raises LinkError: ``endpoint`` or ``timeout`` makes no sense
     """
 
-    def __init__(self, endpoint: str, static: PrivateKey, remote: PublicKey, timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        static: PrivateKey,
+        remote: PublicKey,
+        timeout: float = 5.0,
+        prove: Prove | None = None,
+    ) -> None:
         _check(endpoint)
         if not timeout > 0:
             raise LinkError(f"a timeout is a positive number of seconds, not {timeout}")
@@ -70,6 +82,7 @@ class Link:
         self.requests = self.bytes_sent = self.bytes_received = self.handshakes = 0
         self._static = static
         self._remote = remote
+        self._prove = prove
         self._lock = threading.Lock()
         self._line: _Line | None = None
         self._session: Session | None = None
@@ -137,13 +150,20 @@ class Link:
     def _ask(self, message: bytes, deadline: float, share: float) -> bytes:
         """One attempt, which may wait for ``share`` of the time that is left."""
         if self._session is None or self._session.spent:
-            self._session = self._greet(deadline)
-        session, line = self._session, self._line
+            session = self._greet(deadline)
+            if self._prove is not None:
+                self._prove(session.remote, lambda request: self._carry(session, request, deadline))
+            self._session = session
+        now = monotonic()
+        return self._carry(self._session, message, now + (deadline - now) * share)
+
+    def _carry(self, session: Session, message: bytes, until: float) -> bytes:
+        """The reply to one request of a session."""
+        line = self._line
         assert line is not None, "a session has its socket"
         frame = session.seal(message)
         self.bytes_sent += len(frame)
-        now = monotonic()
-        reply = line.exchange(frame, now + (deadline - now) * share)
+        reply = line.exchange(frame, until)
         self.bytes_received += len(reply)
         try:
             return session.open(reply)

@@ -159,6 +159,13 @@ class Eject(Message):
     program: int
 
 
+@dataclass(frozen=True, slots=True)
+class Attest(Message):
+    """What the machine's own hardware says of the agent's key. Answered by `Evidence`."""
+
+    KIND = 14
+
+
 # ---- replies ---------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +235,19 @@ class Rejected(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence(Message):
+    """A report of AMD SEV-SNP for the agent's key, see `vmishim.wire.attestation`.
+
+    :ivar text: where it is from; where there is none, why
+    :ivar bulk: the report, then the table of certificates that came with it, if any did; empty where there is none
+    """
+
+    KIND = 69
+    text: str
+    bulk: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Failure(Message):
     """The request cannot be answered; nothing was done. ``code`` is one word, ``text`` says what and why."""
 
@@ -239,8 +259,8 @@ class Failure(Message):
 _KINDS: dict[int, type[Message]] = {
     kind.KIND: kind
     for kind in (
-        *(Hello, Symbols, Names, Members, Read, Lookup, Walk, More, Pointees, Inject, Run, Injected, Eject),
-        *(Welcome, Answer, Memory, Chunk, Rejected, Failure),
+        *(Hello, Symbols, Names, Members, Read, Lookup, Walk, More, Pointees, Inject, Run, Injected, Eject, Attest),
+        *(Welcome, Answer, Memory, Chunk, Rejected, Evidence, Failure),
     )
 }
 # What each kind's fields must be, once: annotations are strings here, and decoding is on the road of every read.

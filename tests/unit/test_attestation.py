@@ -1,0 +1,426 @@
+"""Attestation: reports of real machines are taken, and nothing that differs from a genuine one by a bit."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from authority import CHIP, REPORT, SIZE, TURIN_TCB, Authority, authority, chip, evidence, fill, issue, sign, table
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from test_link import AGENT, Served
+
+from vmishim import domains
+from vmishim.attestation import Requirements, attest, verify
+from vmishim.attestation.chain import ROOTS, fingerprint, read, signer
+from vmishim.attestation.errors import (
+    AttestationError,
+    BindingError,
+    ChainError,
+    EndorsementError,
+    FormatError,
+    HostDataError,
+    MeasurementError,
+    NoReportError,
+    PolicyError,
+    SignatureError,
+    TcbError,
+    VmplError,
+)
+from vmishim.attestation.report import Tcb
+from vmishim.errors import LibvmiError
+from vmishim.link import Link
+from vmishim.wire.attestation import report_data
+from vmishim.wire.keys import generate
+from vmishim.wire.messages import Answer, Attest, Evidence, Failure, Message, Symbols, decode, encode, expect
+
+DATA = Path(__file__).parent / "data" / "attestation"
+WHEN = datetime(2025, 6, 1, tzinfo=UTC)
+REAL = {
+    "milan-v2": ("milan-v2.vcek.der", "milan.pem", "Milan", "VCEK", ("smt",), Tcb(3, 0, 8, 115)),
+    "milan-debug": ("milan-debug.vcek.der", "milan.pem", "Milan", "VCEK", ("smt", "debug"), Tcb(2, 0, 5, 68)),
+    "milan-vlek": ("milan-vlek.vlek.der", "milan-vlek.pem", "Milan", "VLEK", ("smt",), Tcb(4, 0, 24, 217)),
+    "genoa-v3": ("genoa-v3.vcek.pem", "genoa.pem", "Genoa", "VCEK", ("smt",), Tcb(10, 0, 23, 84)),
+}
+"""Certificates, and what is known of the machines."""
+REQUIRED = Requirements(frozenset({b"\x4d" * 48}), {"snp": 8, "microcode": 100}, host_data=b"\x48" * 32)
+
+trusting = partial(verify, roots=[authority().root], now=WHEN)
+
+
+def real(name: str) -> tuple[bytes, list[Path]]:
+    return (DATA / f"{name}.bin").read_bytes(), [DATA / file for file in REAL[name][:2]]
+
+
+# Real machines
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_report_is_genuine(name: str) -> None:
+    raw, chain = real(name)
+    _, _, product, kind, allowed, tcb = REAL[name]
+    found = verify(raw, chain=chain, now=WHEN)
+    assert (found.endorsement.product, found.endorsement.kind) == (product, kind)
+    assert (found.report.allowed, found.report.reported_tcb) == (allowed, tcb)
+    assert found.report.version == int.from_bytes(raw[:4], "little")
+    assert found.report.measurement == raw[0x90:0xC0]
+    assert found.report.chip_id == raw[0x1A0:0x1E0]
+    assert found.report.cpuid == (tuple(raw[0x188:0x18B]) if raw[0] > 2 else None)
+
+
+def test_certificates_may_come_with_the_report() -> None:
+    raw, (leaf, chain) = real("milan-v2")
+    ask, ark = read(chain.read_bytes())
+    whole = raw + table(VCEK=leaf.read_bytes(), ASK=ask, ARK=ark)
+    assert verify(whole, now=WHEN) == verify(raw, chain=[leaf, chain], now=WHEN)
+    # As the ioctl gives it: whole pages, zeros to the end.
+    assert verify(whole.ljust(SIZE + 0x4000, b"\0"), now=WHEN) == verify(whole, now=WHEN)
+
+
+def test_the_roots_are_those_of_amds_certificates() -> None:
+    found = {fingerprint(read((DATA / f"{name.lower()}.pem").read_bytes())[1]): name for name in ROOTS.values()}
+    assert found == ROOTS
+
+
+def test_another_chips_certificate_has_not_signed() -> None:
+    raw, (_, chain) = real("milan-v2")
+    with pytest.raises(SignatureError):
+        verify(raw, chain=[DATA / "milan-debug.vcek.der", chain], now=WHEN)
+    with pytest.raises(SignatureError):
+        verify(raw, chain=[DATA / "turin.vcek.der", DATA / "turin.pem"], now=WHEN)
+
+
+def test_certificates_are_refused_once_they_are_expired() -> None:
+    raw, chain = real("milan-vlek")
+    with pytest.raises(ChainError, match=r"SEV-VLEK is valid from 2024-12-10 .* to 2025-12-10"):
+        verify(raw, chain=chain, now=datetime(2025, 12, 11, tzinfo=UTC))
+    with pytest.raises(ChainError, match="is valid from"):
+        verify(raw, chain=chain, now=datetime(2024, 12, 10, tzinfo=UTC))
+
+
+def test_a_guest_that_can_be_debugged_is_refused() -> None:
+    raw, chain = real("milan-debug")
+    report = verify(raw, chain=chain, now=WHEN).report
+    required = Requirements(frozenset({report.measurement}), allow=frozenset({"smt"}))
+    with pytest.raises(PolicyError, match="allows debug"):
+        required.check(report)
+    replace(required, allow=frozenset({"smt", "debug"})).check(report)
+
+
+def test_a_report_with_any_bit_flipped_is_not_signed() -> None:
+    raw, (leaf, _) = real("milan-v2")
+    certificates = read(leaf.read_bytes())
+    assert signer(raw, certificates) == certificates[0]
+    for bit in range(SIZE * 8):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(SignatureError):
+            signer(bytes(flipped), certificates)
+
+
+# What a report says, each field by itself. All are signed.
+
+
+def test_a_report_that_meets_everything_is_taken() -> None:
+    REQUIRED.check(trusting(evidence()).report)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "told"),
+    [
+        ({"version": 1}, FormatError, "version 1"),
+        ({"version": 6}, FormatError, "version 6"),
+        ({"signature_algo": 2}, FormatError, "algorithm 2"),
+        ({"flags": 7 << 2}, FormatError, "SIGNING_KEY is 7"),
+        ({"flags": 1 << 2}, EndorsementError, "a VLEK signed it, the certificate is a VCEK's"),
+        ({"chip_id": CHIP[:-1] + b"\0"}, EndorsementError, "is of chip"),
+        ({"chip_id": bytes(64)}, EndorsementError, "masked by its host"),
+        ({"reported_tcb": bytes([2, 0, 0, 0, 0, 0, 8, 115])}, EndorsementError, "the report is of bootloader 2"),
+        ({"reported_tcb": bytes([3, 1, 0, 0, 0, 0, 8, 115])}, EndorsementError, "tee 1"),
+        ({"reported_tcb": bytes([3, 0, 0, 0, 0, 0, 9, 115])}, EndorsementError, "snp 9"),
+        ({"reported_tcb": bytes([3, 0, 0, 0, 0, 0, 8, 114])}, EndorsementError, "microcode 114"),
+        ({"report_data": report_data(generate().public)}, BindingError, "does not vouch for the agent's key"),
+        ({"report_data": hashlib.sha512(AGENT.public.raw).digest()}, BindingError, "does not vouch"),
+        ({"measurement": b"\x4d" * 47 + b"\0"}, MeasurementError, "4d4d00"),
+        ({"policy": 0x3_001F}, PolicyError, "allows smt"),
+        ({"policy": 0x6_001F}, PolicyError, "allows migration"),
+        ({"policy": 0xA_001F}, PolicyError, "allows debug"),
+        ({"policy": 0x22_001F}, PolicyError, "allows cxl"),
+        ({"launch_tcb": bytes([3, 0, 0, 0, 0, 0, 7, 115])}, TcbError, "launch TCB is too old: snp 7, not 8"),
+        ({"vmpl": 1}, VmplError, "VMPL 1, not 0"),
+        ({"host_data": bytes(32)}, HostDataError, "HOST_DATA"),
+    ],
+)
+def test_each_field_is_refused_for_itself(fields: dict[str, Any], error: type[Exception], told: str) -> None:
+    mine = {"report_data": report_data(AGENT.public)}
+    REQUIRED.check(trusting(evidence(**mine), AGENT.public).report)
+    with pytest.raises(AttestationError, match=told) as caught:
+        REQUIRED.check(trusting(evidence(**mine | fields), AGENT.public).report)
+    assert type(caught.value) is error
+
+
+def test_a_platform_that_is_too_old_is_refused() -> None:
+    with pytest.raises(TcbError, match="reported TCB is too old: microcode 115, not 116"):
+        replace(REQUIRED, minimum_tcb={"microcode": 116}).check(trusting(evidence()).report)
+
+
+def test_turin_numbers_its_parts_in_another_order() -> None:
+    key, certificate = authority().endorse(TURIN_TCB, CHIP[:8])
+    tcb = bytes([1, 2, 3, 4, 0, 0, 0, 72])
+    fields: dict[str, Any] = {
+        "cpuid": bytes([0x1A, 2, 1]),
+        "reported_tcb": tcb,
+        "launch_tcb": tcb,
+        "version": 5,
+        "chip_id": CHIP[:8],
+    }
+    raw = fill(REPORT, **fields, launch_mit_vector=5, current_mit_vector=7)
+    certificates = table(VCEK=certificate, ASK=authority().ask, ARK=authority().ark)
+    report = trusting(sign(raw, key) + certificates).report
+    assert report.reported_tcb == Tcb(fmc=1, bootloader=2, tee=3, snp=4, microcode=72)
+    assert (report.launch_mit_vector, report.current_mit_vector) == (5, 7)
+    for place in (0, 1, 2, 3, 7):
+        other = bytearray(tcb)
+        other[place] += 1
+        with pytest.raises(EndorsementError, match="the signing key is of TCB"):
+            trusting(sign(fill(raw, reported_tcb=bytes(other)), key) + certificates)
+    with pytest.raises(EndorsementError, match="is of chip"):
+        trusting(sign(fill(raw, chip_id=CHIP[:9]), key) + certificates)
+
+
+# Certificates
+
+
+def forged(change: Callable[[Authority], dict[str, Any]]) -> bytes:
+    """Evidence whose chain is made by ``change``; what it leaves out is as it should be."""
+    key, certificate = chip()
+    whole = {"VCEK": certificate, "ASK": authority().ask, "ARK": authority().ark} | change(authority())
+    return sign(REPORT, whole.pop("key", key)) + table(**{kind: each for kind, each in whole.items() if each})
+
+
+def strangers(**names: Any) -> dict[str, Any]:
+    """An authority of the same names as ours, but of other keys."""
+    other = Authority()
+    key, certificate = other.endorse()
+    return {"VCEK": certificate, "key": key, "ASK": other.ask, "ARK": other.ark} | names
+
+
+def sub_authority(ours: Authority, **more: Any) -> dict[str, Any]:
+    """Our ASK's name and key, certified in another way."""
+    return {"ASK": issue("SEV-Test", ours.ask_key.public_key(), "ARK-Test", ours.ark_key, **more)}
+
+
+def leaf(ours: Authority, *arguments: Any, **more: Any) -> dict[str, Any]:
+    key, certificate = ours.endorse(*arguments, **more)
+    return {"key": key, "VCEK": certificate}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        (lambda ours: {"VCEK": None}, ChainError, "no certificate of a VCEK or VLEK"),
+        (lambda ours: {"ASK": None}, ChainError, "who signed the certificate of SEV-VCEK is not there: CN=SEV-Test"),
+        (lambda ours: {"ARK": None}, ChainError, "who signed the certificate of SEV-Test is not there: CN=ARK-Test"),
+        (lambda ours: strangers(), ChainError, "lead to ARK-Test, no root that is trusted"),
+        (lambda ours: strangers(ARK=ours.ark), ChainError, "SEV-Test is not signed by ARK-Test"),
+        (lambda ours: strangers(ARK=ours.ark, ASK=ours.ask), ChainError, "SEV-VCEK is not signed by SEV-Test"),
+        (lambda ours: sub_authority(ours, authority=False), ChainError, "SEV-VCEK is not signed by SEV-Test"),
+        (lambda ours: sub_authority(ours, until=2021), ChainError, "SEV-Test is valid from"),
+        (lambda ours: leaf(ours, until=2021), ChainError, "SEV-VCEK is valid from"),
+        (lambda ours: leaf(ours, provider="cloud"), EndorsementError, "the certificate is a None's"),
+        (lambda ours: leaf(ours, chip=None), EndorsementError, "the certificate is a None's"),
+        (lambda ours: leaf(ours, chip=None, provider="cloud"), EndorsementError, "the certificate is a VLEK's"),
+        (lambda ours: {"VCEK": b"\x30\x03\x02\x01\x00"}, ChainError, "should be a certificate is none"),
+        (lambda ours: {"key": ec.generate_private_key(ec.SECP384R1())}, SignatureError, "not signed by the key"),
+    ],
+)  # fmt: skip
+def test_a_forged_chain_is_refused(
+    change: Callable[[Authority], dict[str, Any]], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(AttestationError, match=told) as caught:
+        trusting(forged(change))
+    assert type(caught.value) is error
+
+
+def test_a_root_of_our_own_must_be_named() -> None:
+    trusting(evidence())
+    with pytest.raises(ChainError, match="no root that is trusted"):
+        verify(evidence(), now=WHEN)
+
+
+def test_a_stale_certificate_beside_the_right_one_does_no_harm(tmp_path: Path) -> None:
+    _, stale = authority().endorse()
+    (tmp_path / "stale.der").write_bytes(stale.public_bytes(Encoding.DER))
+    assert trusting(evidence(), chain=[tmp_path / "stale.der"]) == trusting(evidence())
+
+
+def test_a_table_may_hold_other_things_and_is_never_read_beyond_its_end() -> None:
+    _, certificate = chip()
+    ours = {"VCEK": certificate, "ASK": authority().ask, "ARK": authority().ark}
+    raw = evidence()[:SIZE]
+    # A list of revoked certificates has a kind of its own.
+    trusting(raw + table(**ours, **{"92f81bc3-5811-4d3d-97ff-d19f88dc67ea": b"no certificate"}))
+    whole = table(**ours)
+    for size in range(0, len(whole), 7):
+        with pytest.raises(ChainError):
+            trusting(raw + whole[:size])
+
+
+@pytest.mark.parametrize("size", [0, 1, SIZE - 1])
+def test_what_is_too_short_is_no_report(size: int) -> None:
+    with pytest.raises(FormatError, match=f"not {size}"):
+        verify(evidence()[:size])
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ChainError, match=r"absent can't be read: No such file"):
+        trusting(evidence(), chain=[tmp_path / "absent"])
+
+
+# What an IDS requires
+
+
+HEX = "ab" * 48
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("", "needs measurement"),
+        ("measurement = []", "needs measurement"),
+        (f"measurement = '{HEX}'", "measurement is a list of texts"),
+        ("measurement = ['abcd']", "measurement is 48 bytes in hex, not 'abcd'"),
+        (f"measurement = ['{HEX}']\nmesurement = ['{HEX}']", "unknown setting 'mesurement'; known are allow, chain"),
+        (f"measurement = ['{HEX}']\nallow = ['debugging']", "allow can name smt, migration, debug, cxl"),
+        (f"measurement = ['{HEX}']\nvmpl = 4", "vmpl is a number from 0 to 3, not 4"),
+        (f"measurement = ['{HEX}']\nvmpl = true", "vmpl is a number from 0 to 3, not True"),
+        (f"measurement = ['{HEX}']\nhost_data = 7", "host_data is 32 bytes in hex, not 7"),
+        (f"measurement = ['{HEX}']\nminimum_tcb = {{ ucode = 3 }}", "minimum_tcb names numbers of bootloader, fmc"),
+        (f"measurement = ['{HEX}']\nminimum_tcb = {{ snp = 256 }}", "minimum_tcb names numbers"),
+        (f"measurement = ['{HEX}']\nroots = ['{HEX}']", "roots is 32 bytes in hex"),
+    ],
+)
+def test_requirements_that_make_no_sense_are_refused(tmp_path: Path, table: str, told: str) -> None:
+    file = tmp_path / "domains.toml"
+    text = f'agent = "tcp://h:1"\nagent_key = "{AGENT.public.text}"\nkey = "k"\n'
+    file.write_text(f"[web-1]\n{text}[web-1.attestation]\n{table}\n")
+    with pytest.raises(LibvmiError, match=r"\[web-1.attestation\] ") as caught:
+        domains.load(file)
+    assert told in str(caught.value)
+
+
+def test_requirements_are_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "domains.toml"
+    file.write_text(f"""
+        [web-1]
+        agent = "tcp://h:1"
+        agent_key = "{AGENT.public.text}"
+        key = "k"
+        [web-1.attestation]
+        measurement = ["{HEX}", "{HEX.upper().replace("AB", "CD")}"]
+        minimum_tcb = {{ snp = 23, microcode = 84 }}
+        allow = ["smt"]
+        vmpl = 2
+        host_data = "{"01" * 32}"
+        chain = ["/etc/milan.pem", "~/vcek.der"]
+        roots = ["{"EF" * 32}"]
+    """)
+    expected = Requirements(
+        frozenset({b"\xab" * 48, b"\xcd" * 48}),
+        {"snp": 23, "microcode": 84},
+        frozenset({"smt"}),
+        2,
+        b"\1" * 32,
+        (Path("/etc/milan.pem"), Path.home() / "vcek.der"),
+        frozenset({"ef" * 32}),
+    )
+    found = domains.load(file)["web-1"].attestation
+    assert found == expected
+    assert pickle.loads(pickle.dumps(found)) == expected  # a fleet's workers are sent it
+
+
+def test_a_ram_file_can_attest_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "domains.toml"
+    file.write_text(f"[lab]\nramfile = '/x'\n[lab.attestation]\nmeasurement = ['{HEX}']\n")
+    with pytest.raises(LibvmiError, match="no agent that could attest"):
+        domains.load(file)
+
+
+# In a session
+
+
+class Answering:
+    """An agent's answers, and what it was asked."""
+
+    def __init__(self, evidence: Message) -> None:
+        self.evidence = evidence
+        self.asked: list[Message] = []
+
+    def __call__(self, session: bytes, request: bytes) -> bytes:
+        self.asked.append(decode(request))
+        return encode(self.evidence if isinstance(self.asked[-1], Attest) else Answer([]))
+
+
+def attested(agent: Served) -> Link:
+    roots = frozenset({authority().root})
+    return Link(
+        agent.endpoint, agent.link()._static, AGENT.public, 5.0, partial(attest, replace(REQUIRED, roots=roots))
+    )
+
+
+def good() -> Evidence:
+    return Evidence("test", evidence(report_data=report_data(AGENT.public)))
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> str:
+    return f"ipc://{tmp_path}/agent"
+
+
+QUESTION = encode(Symbols([]))
+
+
+def test_a_session_is_attested_before_it_carries_anything(endpoint: str) -> None:
+    answer = Answering(good())
+    with Served(endpoint, answer) as agent, attested(agent) as link:
+        for _ in range(2):
+            assert expect(link.exchange(QUESTION), Answer) == Answer([])
+    assert answer.asked == [Attest(), Symbols([]), Symbols([])]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "error", "told"),
+    [
+        (Evidence("/dev/sev-guest: No such file or directory", b""), NoReportError, "no attestation on the agent's"),
+        (Evidence("test", evidence(report_data=report_data(generate().public))), BindingError, "does not vouch"),
+        (Evidence("test", evidence()[:-1]), ChainError, "cut short"),
+        (Failure("malformed", "what is that"), LibvmiError, "refused .malformed.: what is that"),
+    ],
+)
+def test_a_guest_that_does_not_attest_is_asked_nothing(
+    endpoint: str, evidence: Message, error: type[Exception], told: str
+) -> None:
+    answer = Answering(evidence)
+    with Served(endpoint, answer) as agent, attested(agent) as link:
+        for _ in range(2):
+            with pytest.raises(error, match=told):
+                link.exchange(QUESTION)
+    assert answer.asked == [Attest(), Attest()]
+
+
+def test_an_agent_that_was_restarted_attests_anew(endpoint: str) -> None:
+    with Served(endpoint, Answering(good())) as agent:
+        link = attested(agent)
+        link.exchange(QUESTION)
+    answer = Answering(Evidence("nowhere", b""))
+    with Served(endpoint, answer), pytest.raises(NoReportError):
+        link.exchange(QUESTION)
+    link.close()
+    assert answer.asked == [Attest()]

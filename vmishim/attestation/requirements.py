@@ -1,0 +1,112 @@
+"""What an IDS requires of a guest before it reads anything of it: ``[NAME.attestation]`` of ``domains.toml``.
+
+::
+
+    [web-1.attestation]
+    measurement = ["7a1e..."]                   # launch measurements, any of which will do
+    minimum_tcb = { snp = 23, microcode = 84 }  # parts of the TCB, as AMD's bulletins name them; optional
+    allow = ["smt"]                             # what its policy may allow: smt, migration, debug, cxl; else nothing
+    vmpl = 0                                    # the privilege level that the report was asked for at
+    host_data = "00..."                         # optional
+    chain = ["~/milan.pem"]                     # files of certificates, beside those that come with the report
+    roots = ["9f05..."]                         # other root keys than AMD's that are known; optional
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vmishim.attestation.errors import HostDataError, MeasurementError, PolicyError, TcbError, VmplError
+from vmishim.attestation.report import PERMISSIONS, Report, Tcb
+
+_PARTS = {part.name for part in fields(Tcb)}
+_SIZES = {"measurement": 48, "host_data": 32, "roots": 32}
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """See the module; the fields are those of the table."""
+
+    measurement: frozenset[bytes]
+    minimum_tcb: Mapping[str, int] = field(default_factory=dict)
+    allow: frozenset[str] = frozenset()
+    vmpl: int = 0
+    host_data: bytes | None = None
+    chain: tuple[Path, ...] = ()
+    roots: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Requirements:
+        """:raises ValueError: an entry is unknown or makes no sense; the text says which"""
+        known = {each.name for each in fields(cls)}
+        unknown = sorted(table.keys() - known)
+        if unknown:
+            raise ValueError(f"has an unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        minimum, vmpl, host_data = table.get("minimum_tcb", {}), table.get("vmpl", 0), table.get("host_data")
+        if type(minimum) is not dict or not minimum.keys() <= _PARTS or not _numbers(minimum.values(), 255):
+            raise ValueError(f"minimum_tcb names numbers of {', '.join(sorted(_PARTS))}, not {minimum!r}")
+        if not _numbers([vmpl], 3):
+            raise ValueError(f"vmpl is a number from 0 to 3, not {vmpl!r}")
+        allow = _texts(table, "allow")
+        if not set(allow) <= PERMISSIONS.keys():
+            raise ValueError(
+                f"allow can name {', '.join(PERMISSIONS)}, not {', '.join(set(allow) - PERMISSIONS.keys())}"
+            )
+        measurement = frozenset(_hex("measurement", text) for text in _texts(table, "measurement"))
+        if not measurement:
+            raise ValueError("needs measurement: without it any guest would do, on any machine of AMD's")
+        return cls(
+            measurement,
+            minimum,
+            frozenset(allow),
+            vmpl,
+            None if host_data is None else _hex("host_data", host_data),
+            tuple(Path(text).expanduser() for text in _texts(table, "chain")),
+            frozenset(_hex("roots", text).hex() for text in _texts(table, "roots")),
+        )
+
+    def check(self, report: Report) -> None:
+        """Hold a report, which must be genuine, against the requirements.
+
+        :raises AttestationError: it does not meet one; the class and the text say which
+        """
+        if report.measurement not in self.measurement:
+            raise MeasurementError(
+                f"the guest was launched from something else: its measurement is {report.measurement.hex()}"
+            )
+        more = [name for name in report.allowed if name not in self.allow]
+        if more:
+            raise PolicyError(f"the guest's policy allows {', '.join(more)}, which is not in `allow`")
+        for name, tcb in (("reported", report.reported_tcb), ("launch", report.launch_tcb)):
+            old = {part: getattr(tcb, part) for part, least in self.minimum_tcb.items() if getattr(tcb, part) < least}
+            if old:
+                parts = ", ".join(f"{part} {value}, not {self.minimum_tcb[part]}" for part, value in old.items())
+                raise TcbError(f"the platform's {name} TCB is too old: {parts}")
+        if report.vmpl != self.vmpl:
+            raise VmplError(f"the report was asked for at VMPL {report.vmpl}, not {self.vmpl}")
+        if self.host_data is not None and report.host_data != self.host_data:
+            raise HostDataError(f"the host launched the guest with other HOST_DATA: {report.host_data.hex()}")
+
+
+def _texts(table: Mapping[str, Any], name: str) -> list[str]:
+    value = table.get(name, [])
+    if type(value) is not list or not all(type(each) is str for each in value):
+        raise ValueError(f"{name} is a list of texts, not {value!r}")
+    return value
+
+
+def _numbers(values: Iterable[Any], most: int) -> bool:
+    return all(type(value) is int and 0 <= value <= most for value in values)
+
+
+def _hex(name: str, text: Any) -> bytes:
+    try:
+        value = bytes.fromhex(text)
+    except (TypeError, ValueError):
+        value = b""
+    if len(value) != _SIZES[name]:
+        raise ValueError(f"{name} is {_SIZES[name]} bytes in hex, not {text!r}")
+    return value
