@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import vmishim
+from guest_agent import attestation
 from guest_agent.agent import Agent
 from guest_agent.injections import Injections
 from guest_agent.kernel import Kernel, LoadError
@@ -20,10 +21,13 @@ from vmishim.wire.session import Sessions
 
 log = logging.getLogger("vmishim-agent")
 
+KEY = Path("/etc/vmishim/agent.key")
+
 EXAMPLES = """\
 examples:
   agent.pyz keygen /etc/vmishim/agent.key        make this agent's key, print its public half
   agent.pyz serve --listen tcp://0.0.0.0:5555    answer the IDSs whose keys stand in /etc/vmishim/permitted
+  agent.pyz attest report.bin                    save what AMD SEV-SNP says of this agent's key, for `vmishim attest`
   agent.pyz check                                say whether this kernel can be read, and if not, why
 
 Run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG, outside the container that is monitored.
@@ -47,9 +51,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="ENDPOINT",
         help="tcp://ADDRESS:PORT or ipc://PATH (%(default)s)",
     )
-    serve.add_argument(
-        "--key", type=Path, default=Path("/etc/vmishim/agent.key"), help="this agent's private key (%(default)s)"
-    )
+    serve.add_argument("--key", type=Path, default=KEY, help="this agent's private key (%(default)s)")
     serve.add_argument(
         "--permitted",
         type=Path,
@@ -69,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--verbose", "-v", action="store_true", help="log every request")
     keygen = commands.add_parser("keygen", help="make a private key, print the public one")
     keygen.add_argument("path", type=Path, help="file to make, mode 0600; an existing one is kept")
+    attest = commands.add_parser("attest", help="save a report of AMD SEV-SNP that vouches for this agent's key")
+    attest.add_argument("path", type=Path, help="file to make: the report, and the certificates that come with it")
+    attest.add_argument("--key", type=Path, default=KEY, help="this agent's private key (%(default)s)")
     commands.add_parser("check", help="load the programs and read this kernel once")
     return whole
 
@@ -85,6 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _keygen(options.path)
         if options.command == "check":
             return _check()
+        if options.command == "attest":
+            return _attest(options)
         return _serve(options)
     except LibvmiError as error:
         print(f"vmishim-agent: {error}", file=sys.stderr)
@@ -100,6 +107,15 @@ def _keygen(path: Path) -> int:
         key = generate()
         save_private(path, key)
     print(key.public.text)
+    return 0
+
+
+def _attest(options: argparse.Namespace) -> int:
+    evidence = attestation.evidence(load_private(options.key).public)
+    if not evidence.bulk:
+        print(f"vmishim-agent: no attestation: {evidence.text}", file=sys.stderr)
+        return 1
+    options.path.write_bytes(evidence.bulk)
     return 0
 
 
@@ -127,7 +143,8 @@ def _serve(options: argparse.Namespace) -> int:
     permitted = PermittedKeys(options.permitted)
     kernel = Kernel()
     injections = Injections(options.allow_injection, os.cpu_count() or 1)
-    agent = Agent(kernel, injections)
+    evidence = attestation.evidence(key.public)
+    agent = Agent(kernel, injections, evidence)
     sessions = Sessions(key, permitted, on_end=agent.end)
     stop = threading.Event()
     if options.until_eof:
@@ -136,6 +153,7 @@ def _serve(options: argparse.Namespace) -> int:
     def ready(endpoint: str) -> None:
         log.info("vmishim-agent %s reads Linux %s", vmishim.__version__, os.uname().release)
         log.info("listening at %s, key %s", endpoint, key.public.fingerprint)
+        log.info("%s: %s", "attested by" if evidence.bulk else "no attestation", evidence.text)
         _notify("READY=1")
         if options.until_eof:
             print("ready", flush=True)

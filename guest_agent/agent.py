@@ -16,8 +16,10 @@ from vmishim.errors import LinkError
 from vmishim.wire.messages import (
     BULK_MAX,
     Answer,
+    Attest,
     Chunk,
     Eject,
+    Evidence,
     Failure,
     Hello,
     Inject,
@@ -48,6 +50,7 @@ READS_MAX, READ_MAX = 64, 4096
 """Single reads that a walk brings along, and bytes of one."""
 NAMES_MAX = 1024
 """Names one request may ask about: each is a search through the kernel's own list."""
+NOT_ASKED = Evidence("this agent has not asked for a report", b"")
 PHYSICAL = 1
 """`vmishim.memory.reader.PHYSICAL`, which the agent does not carry."""
 
@@ -65,10 +68,12 @@ class Agent:
     """Answers requests about this machine's kernel.
 
     :param injections: what becomes of programs that IDSs send; without it they are refused
+    :param evidence: what the machine's hardware says of the agent's key
     """
 
-    def __init__(self, kernel: Kernel, injections: Injections | None = None) -> None:
+    def __init__(self, kernel: Kernel, injections: Injections | None = None, evidence: Evidence = NOT_ASKED) -> None:
         self._kernel = kernel
+        self._evidence = evidence
         self._injections = injections or Injections(allowed=False)
         self._walks: OrderedDict[int, _Unfinished] = OrderedDict()
         self._numbers = itertools.count(1)
@@ -136,6 +141,8 @@ class Agent:
             case Eject(number):
                 self._injections.eject(session, number)
                 return Answer([])
+            case Attest():
+                return self._evidence
             case Hello(version, symbols, members):
                 if len(symbols) + len(members) > NAMES_MAX:
                     return Failure("oversize", f"a hello asks about at most {NAMES_MAX} names")
