@@ -8,15 +8,16 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import vmishim
-from guest_agent import attestation
+from guest_agent import attestation, sandbox
 from guest_agent.agent import Agent
 from guest_agent.injections import Injections
 from guest_agent.kernel import Kernel, LoadError
 from vmishim.errors import LibvmiError
-from vmishim.wire.keys import PermittedKeys, generate, load_private, save_private
+from vmishim.wire.keys import PermittedKeys, PublicKey, generate, load_private, save_private
 from vmishim.wire.session import Sessions
 
 log = logging.getLogger("vmishim-agent")
@@ -139,22 +140,42 @@ def _check() -> int:
 def _serve(options: argparse.Namespace) -> int:
     from guest_agent.serve import serve  # loads zmq, which keygen and check can do without
 
+    # Set-up: whatever opens a file, makes a socket or needs a privilege. No peer is answered before its end.
+    systemd = _systemd()
     key = load_private(options.key)
     permitted = PermittedKeys(options.permitted)
     kernel = Kernel()
     injections = Injections(options.allow_injection, os.cpu_count() or 1)
     evidence = attestation.evidence(key.public)
     agent = Agent(kernel, injections, evidence)
-    sessions = Sessions(key, permitted, on_end=agent.end)
+
+    def permits(asking: PublicKey) -> bool:
+        found = permitted.find(asking)
+        if permitted.replaced:
+            log.error(
+                "%s was replaced by a file that this process may not open: ending, to be started anew", permitted.path
+            )
+            raise SystemExit(os.EX_TEMPFAIL)
+        return found is not None
+
+    sessions = Sessions(key, permits, on_end=agent.end)
+
+    # Threads start from here on, those of libzmq in `serve`: each takes over what this one may.
+    if not options.allow_injection:
+        sandbox.drop_capabilities()
     stop = threading.Event()
     if options.until_eof:
         threading.Thread(target=_stop_at_eof, args=(stop,), daemon=True).start()
 
     def ready(endpoint: str) -> None:
+        if not options.allow_injection:  # which loads programs while it serves
+            sandbox.confine(sandbox.serving())
+        # From here on nothing is opened.
+        permitted.refresh()
         log.info("vmishim-agent %s reads Linux %s", vmishim.__version__, os.uname().release)
         log.info("listening at %s, key %s", endpoint, key.public.fingerprint)
         log.info("%s: %s", "attested by" if evidence.bulk else "no attestation", evidence.text)
-        _notify("READY=1")
+        systemd("READY=1")
         if options.until_eof:
             print("ready", flush=True)
 
@@ -162,7 +183,7 @@ def _serve(options: argparse.Namespace) -> int:
         serve(options.listen, sessions, agent.answer, stop=stop, ready=ready, between=agent.walk_ahead)
         log.info("stopped")
     finally:
-        _notify("STOPPING=1")
+        systemd("STOPPING=1")
         injections.close()
         kernel.close()
     return 0
@@ -174,13 +195,14 @@ def _stop_at_eof(stop: threading.Event) -> None:
     stop.set()
 
 
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)), where it listens."""
+def _systemd() -> Callable[[str], object]:
+    """Tells systemd how this service stands (sd_notify(3)), where it listens. It is connected to now, and for good."""
     path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as message:
-            message.connect("\0" + path[1:] if path.startswith("@") else path)
-            message.send(state.encode())
+    if not path:
+        return lambda state: None
+    notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notices.connect("\0" + path[1:] if path.startswith("@") else path)
+    return lambda state: notices.send(state.encode())
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ DATE = (1980, 1, 1, 0, 0, 0)
 
 def bundle(target: Path) -> Path:
     """Write the agent to ``target``, executable, and return it. It runs on Python >= 3.11 with python3-zmq,
-    python3-cryptography and libbpf1 installed; nothing is compiled in the guest.
+    python3-cryptography, libbpf1 and libseccomp2 installed; nothing is compiled in the guest.
 
     :raises LoadError: this installation has no eBPF objects
     :raises OSError: ``target`` can't be written

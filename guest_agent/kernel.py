@@ -94,6 +94,10 @@ class Kernel:
         # AMD SEV sets its C-bit in every private entry of a page table, Intel TDX its bit in every shared one.
         for at in filter(None, map(self.symbol, ("sme_me_mask", "cc_mask"))):
             self.encrypted |= _U64.unpack(self.read(at, 8))[0]
+        # Asked once: a hello is answered by a process that can open files no more.
+        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._memory_end = self._memory_size()
+        self._cpus = os.cpu_count() or 1
 
     # ---- names -------------------------------------------------------------------------------------------------------
 
@@ -143,11 +147,11 @@ class Kernel:
         return {
             "release": os.uname().release,
             "hostname": os.uname().nodename,
-            "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            "boot_id": self._boot_id,
             "page_offset": self.page_offset,
             "kaslr_offset": text - _LINKED_TEXT if text else 0,
-            "memory_size": self._memory_size(),
-            "vcpus": os.cpu_count() or 1,
+            "memory_size": self._memory_end,
+            "vcpus": self._cpus,
             "levels": self.levels,
         }
 

@@ -29,6 +29,8 @@ def agent(*options: str) -> Iterator[tuple[str, Path, str]]:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise LinkError(f"this is {platform.system()} on {platform.machine()}; an agent reads Linux on x86_64 only")
     with tempfile.TemporaryDirectory(prefix="vmishim-") as folder:
+        # The agent becomes another user, who may look at the list of permitted keys; the keys are ours alone.
+        Path(folder).chmod(0o711)
         ours, theirs = generate(), generate()
         save_private(Path(folder, "key"), ours)
         save_private(Path(folder, "agent.key"), theirs)

@@ -201,6 +201,7 @@ def _walk(guest: Guest, plan: Plan) -> tuple[float, list[tuple[int, int]]]:
 def _local(ahead: bool) -> Iterator[Agent]:
     ours, theirs = generate(), generate()
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)  # as in vmishim.local
         save_private(Path(folder, "key"), theirs)
         Path(folder, "permitted").write_text(f"{ours.public.text}\n")
         endpoint = f"ipc://{folder}/socket"

@@ -58,7 +58,7 @@ def _steps(made: Path, unit: Path) -> str:
 
 In the guest (Debian 12 or newer, Linux >= 5.17 with BTF), outside what is monitored, as root:
 
-  apt install python3-zmq python3-cryptography libbpf1
+  apt install python3-zmq python3-cryptography libbpf1 libseccomp2
   install -D -m 755 {made.name} /usr/lib/vmishim/agent.pyz
   install -D -m 644 {unit.name} /etc/systemd/system/{UNIT}
   install -d -m 755 /etc/vmishim

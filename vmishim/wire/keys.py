@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import os
 import stat
 import time
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -162,12 +164,18 @@ class PermittedKeys:
     closed: a line that is no key permits nobody, and a file that has become unreadable, or that group or others may
     write, permits nobody at all. ``problems`` tells what was wrong at the last reading.
 
+    A process that can open files no more (``guest_agent.sandbox``) still reads what is written into the file, through a
+    descriptor that was opened at construction. Of another file that took its place it sees no more than that:
+    ``replaced`` is true then, and nobody is permitted.
+
     :raises LinkError: at construction, when the file cannot be used at all
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.problems: tuple[str, ...] = ()
+        self.replaced = False
+        self._file = _open(path)
         self._keys: dict[bytes, PublicKey] = {}
         self._stamp: tuple[int, ...] | None = None
         self._reread()
@@ -177,15 +185,31 @@ class PermittedKeys:
 
     def find(self, key: PublicKey) -> PublicKey | None:
         """The permitted key equal to ``key``, with its name in the file, or None."""
+        with contextlib.suppress(LinkError):
+            self.refresh()
+        return self._keys.get(key.raw)
+
+    def refresh(self) -> None:
+        """Read the file anew if it has changed. :raises LinkError: it cannot be used, so nobody is permitted."""
         try:
-            if self._stamp is None or self._stamp != _stamp(os.stat(self.path)):
+            status = os.stat(self.path)
+            if self._stamp is None or self._stamp != _stamp(status):
+                self._hold(status)
                 self._reread()
         except (OSError, LinkError) as error:
             self._keys, self._stamp, self.problems = {}, None, (f"{self.path}: nobody is permitted: {error}",)
-        return self._keys.get(key.raw)
+            raise LinkError(self.problems[0]) from None
+
+    def _hold(self, status: os.stat_result) -> None:
+        """Open the file that has the name now, unless it is the one that is open."""
+        self.replaced = not os.path.samestat(status, os.fstat(self._file.fileno()))
+        if self.replaced:
+            fresh = _open(self.path)
+            self._file.close()
+            self._file, self.replaced = fresh, False
 
     def _reread(self) -> None:
-        text, status = _read(self.path)
+        text, status = _text(self._file, self.path)
         if status.st_mode & 0o022:
             raise LinkError(f"{self.path} says who may connect, but others may write it: chmod go-w {self.path}")
         keys, problems = {}, []
@@ -230,20 +254,35 @@ def _only_line(text: str, path: str | os.PathLike[str]) -> str:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[str, os.stat_result]:
-    """The file's text and what the opened file's inode says: asked of the descriptor, so that nobody can swap the file
-    between look and read."""
+    """The text of a file and what its inode says."""
+    with _open(path) as file:
+        return _text(file, path)
+
+
+def _open(path: str | os.PathLike[str]) -> FileIO:
+    """A regular file. :raises LinkError: it is none, or cannot be opened"""
     name = os.fspath(path)
     try:
         # Not blocking: a pipe at that name is an error, not a wait.
-        with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise LinkError(f"{name} is not a regular file")
-            return file.read(_LARGEST_FILE).decode(), status
+        file = FileIO(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:
         raise LinkError(f"cannot read {name}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise LinkError(f"{name} is not a regular file")
+    return file
+
+
+def _text(file: FileIO, path: str | os.PathLike[str]) -> tuple[str, os.stat_result]:
+    """What an open file holds, and what its inode says: both asked of the descriptor, so that nobody can swap the file
+    between look and read. :raises LinkError: it cannot be read, or is no text"""
+    try:
+        status = os.fstat(file.fileno())
+        return os.pread(file.fileno(), _LARGEST_FILE, 0).decode(), status
+    except OSError as error:
+        raise LinkError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise LinkError(f"{name} is not a text file") from None
+        raise LinkError(f"{os.fspath(path)} is not a text file") from None
 
 
 def _write(path: str | os.PathLike[str], text: str, mode: int, overwrite: bool) -> None:

@@ -1,0 +1,204 @@
+"""What the agent gives up once it holds all it needs: root's user, every capability, and all system calls but a few.
+
+An open descriptor and a loaded program need no privilege to be used, so what is left can answer requests and do nothing
+else. Two steps, since capabilities belong to a thread and are passed on to those it starts: `drop_capabilities` before
+the first thread, `confine` when all of them run.
+
+seccomp comes by ctypes (``libseccomp.so.2``, which systemd itself needs): it has no Python binding that both Debian and
+PyPI keep.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import pwd
+from collections.abc import Collection
+from ctypes import POINTER, Structure, c_char_p, c_int, c_uint, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from typing import NamedTuple
+
+from vmishim.errors import LibvmiError
+
+CAP_SETGID, CAP_SETUID = 6, 7
+"""include/uapi/linux/capability.h"""
+BPF_PROG_TEST_RUN = 10
+"""enum bpf_cmd"""
+
+
+class SandboxError(LibvmiError):
+    """The process could not be confined, so it must not serve. The text says what to do."""
+
+
+class Call(NamedTuple):
+    """A system call that is let through, if ``argument & mask == value``."""
+
+    name: str
+    argument: int = 0
+    mask: int = 0
+    value: int = 0
+
+
+_INT, _POINTER = (1 << 32) - 1, (1 << 64) - 1  # the bits of an argument that the kernel looks at
+_GETFL, _SETFL = 3, 4  # fcntl(2)
+
+
+def serving() -> list[Call]:
+    """What the agent needs while it answers requests: no file is opened, nothing is executed, nobody is called."""
+    names = (
+        # libzmq's connections: those who call are let in.
+        "accept4 getsockname getpeername getsockopt setsockopt recvfrom shutdown epoll_ctl epoll_wait poll "
+        # What is open: the socket's mailboxes, the log, the list of permitted keys.
+        "read write pread64 lseek close fstat "
+        # Whether that list is still the file of its name. Tells that a file is there, not what is in it.
+        "stat newfstatat "
+        # Programs' descriptors, from the process that loads them (`guest_agent.loader`).
+        "recvmsg "
+        # Memory and threads of C and Python.
+        "brk munmap mremap madvise futex sched_yield sched_getaffinity rt_sigaction rt_sigprocmask rt_sigreturn "
+        "sigaltstack restart_syscall getpid gettid exit exit_group "
+        # Time, keys, and the name that a hello is answered with.
+        "clock_gettime clock_nanosleep gettimeofday getrandom uname"
+    )
+    return [
+        *map(Call, names.split()),
+        # Programs that are loaded run; nothing else of bpf(2), so none is loaded and no map is found.
+        Call("bpf", 0, _INT, BPF_PROG_TEST_RUN),
+        # Memory is never made executable.
+        Call("mmap", 2, mmap.PROT_EXEC, 0),
+        Call("mprotect", 2, mmap.PROT_EXEC, 0),
+        # What is sent goes where the socket is connected to.
+        Call("sendto", 4, _POINTER, 0),
+        # No descriptor is duplicated, nor made to signal others.
+        Call("fcntl", 1, _INT, _GETFL),
+        Call("fcntl", 1, _INT, _SETFL),
+        # abort(3) ends this process, and no other.
+        Call("tgkill", 0, _INT, os.getpid()),
+    ]
+
+
+NEVER = ("execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev")
+"""What no code of ours and no library of ours does. A process that tries has been taken over: it ends at once, and
+systemd starts a sound one. Any other call that is not let through fails with EPERM: libraries ask for things that they
+can do without (glibc for the number of CPUs, or for the name of a link-local peer's interface), and a peer must not be
+able to end the agent by making them ask."""
+
+
+def drop_capabilities(keep: Collection[int] = ()) -> None:
+    """Give up the capabilities of this thread, and of those it will start, but for what `confine` needs.
+
+    :param keep: numbers of capabilities to keep beside
+    """
+    kept = {*keep, *({CAP_SETGID, CAP_SETUID} if os.geteuid() == 0 else ())}
+    held = sum(1 << number for number in kept) & _permitted()
+    low, high = held & 0xFFFFFFFF, held >> 32
+    # struct __user_cap_header_struct; two of __user_cap_data_struct: effective, permitted, inheritable.
+    header = (c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    if _libc.capset(header, (c_uint32 * 6)(low, low, 0, high, high, 0)):
+        raise SandboxError(f"cannot give up capabilities: {os.strerror(ctypes.get_errno())}")
+
+
+def confine(calls: Collection[Call]) -> None:
+    """Become nobody, and let all threads of this process make only these system calls, for good.
+
+    Root becomes the user that systemd made for the service (``DynamicUser``), or ``nobody``; with that the kernel takes
+    its last capabilities away. Neither can be had again: ``no_new_privs`` is set.
+
+    :raises SandboxError: the kernel or libseccomp would not; the process is then to end
+    """
+    seccomp = _libseccomp()
+    if os.geteuid() == 0:
+        user, group = _unprivileged()
+        try:
+            # glibc carries these out in every thread.
+            os.setgroups([])
+            os.setresgid(group, group, group)
+            os.setresuid(user, user, user)
+        except OSError as error:
+            raise SandboxError(
+                f"root cannot become user {user} ({error.strerror}): give the agent CAP_SETUID and CAP_SETGID, as its "
+                "unit does"
+            ) from None
+    # Neither a core file nor another process of this user gets at the private key.
+    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise SandboxError(f"cannot become undumpable: {os.strerror(ctypes.get_errno())}")
+    filter_ = seccomp.seccomp_init(_ERRNO | errno.EPERM)
+    if not filter_:
+        raise SandboxError("libseccomp cannot make a filter")
+    try:
+        for call in calls:
+            compare = _Compare(call.argument, _MASKED_EQUAL, call.mask, call.value)
+            _add(seccomp, filter_, _ALLOW, call.name, compare if call.mask else None)
+        for name in NEVER:
+            _add(seccomp, filter_, _KILL_PROCESS, name)
+        _check(seccomp.seccomp_attr_set(filter_, _ALL_THREADS, 1), "take all threads")
+        # Sets no_new_privs, without which the kernel takes filters from root only.
+        _check(seccomp.seccomp_load(filter_), "be installed")
+    finally:
+        seccomp.seccomp_release(filter_)
+
+
+def _unprivileged() -> tuple[int, int]:
+    """User and group that root becomes."""
+    folder = os.environ.get("RUNTIME_DIRECTORY")
+    if folder:
+        # A dynamic user is in no file of users; but this folder was made for it.
+        status = os.stat(folder)
+        if status.st_uid:
+            return status.st_uid, status.st_gid
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def _permitted() -> int:
+    """The capabilities this thread may have in effect, as a bit mask."""
+    status = Path("/proc/thread-self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapPrm:")), 16)
+
+
+# ---- libseccomp (include/seccomp.h) and libc -------------------------------------------------------------------------
+
+_KILL_PROCESS, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+_MASKED_EQUAL = 7  # enum scmp_compare
+_ALL_THREADS = 4  # SCMP_FLTATR_CTL_TSYNC
+_CAPABILITY_VERSION_3 = 0x20080522  # include/uapi/linux/capability.h
+_PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Compare(Structure):
+    """``struct scmp_arg_cmp``."""
+
+    _fields_ = [("arg", c_uint), ("op", c_int), ("datum_a", c_uint64), ("datum_b", c_uint64)]
+
+
+def _libseccomp() -> ctypes.CDLL:
+    try:
+        lib = ctypes.CDLL("libseccomp.so.2")
+    except OSError as error:
+        raise SandboxError(f"libseccomp is not installed ({error}): apt install libseccomp2") from None
+    for name, result, arguments in (
+        ("seccomp_init", c_void_p, [c_uint32]),
+        ("seccomp_release", None, [c_void_p]),
+        ("seccomp_syscall_resolve_name", c_int, [c_char_p]),
+        ("seccomp_rule_add_array", c_int, [c_void_p, c_uint32, c_int, c_uint, POINTER(_Compare)]),
+        ("seccomp_attr_set", c_int, [c_void_p, c_int, c_uint32]),
+        ("seccomp_load", c_int, [c_void_p]),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+def _add(lib: ctypes.CDLL, filter_: int, action: int, name: str, compare: _Compare | None = None) -> None:
+    number = lib.seccomp_syscall_resolve_name(name.encode())
+    count, array = (0, None) if compare is None else (1, ctypes.byref(compare))
+    _check(lib.seccomp_rule_add_array(filter_, action, number, count, array), f"take {name}")
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        raise SandboxError(f"a seccomp filter could not {what}: {os.strerror(-result)}")
