@@ -115,11 +115,37 @@ def test_a_cut_blob_is_refused(cut: int) -> None:
 def test_a_damaged_blob_never_hangs_or_breaks(at: int, byte: int) -> None:
     damaged = bytearray(blob())
     damaged[at] = byte
-    with suppress(ValueError):
+    try:
         btf = Btf(bytes(damaged))
-        for name in btf.structs():
-            btf.layout(name)
-            btf.size(name)
+    except ValueError:
+        return
+    for name in btf.structs():
+        for ask in (btf.layout, btf.size, lambda name: btf.pointee(name, 0)):
+            with suppress(KeyError):
+                ask(name)
+
+
+@pytest.mark.parametrize("deep", [3, 40])
+def test_structures_nested_in_more_ways_than_can_be_counted(deep: int) -> None:
+    """Each holds the next one twice, without a name and at the same place: 2^40 ways to the innermost."""
+    strings = b"\0node\0inner\0"
+    types = b""
+    for number in range(1, deep + 1):
+        name = 1 if number == 1 else 0
+        member = struct.pack("<III", 0, number + 1, 0)
+        types += struct.pack("<III", name, STRUCT << 24 | 2, 8) + member * 2
+    types += struct.pack("<III", 0, STRUCT << 24 | 1, 8) + struct.pack("<III", 6, deep + 2, 0)
+    types += struct.pack("<IIII", 0, INT << 24, 4, 32)
+    head = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
+    btf = Btf(head + types + strings)
+    assert btf.layout("node") == {"inner": Member(0, 4)}
+    assert btf.pointee("node", 0) is None
+
+
+@pytest.mark.parametrize("index", ["-1", "4294967296", "0x" + "f" * 5000])
+def test_an_index_that_no_array_has(index: str) -> None:
+    with pytest.raises(KeyError):
+        Btf(blob()).member("node", f"pair[{index}]")
 
 
 def _sizes(types: dict[int, dict[str, Any]]) -> dict[int, int]:

@@ -1,11 +1,9 @@
 """BTF, the kernel's own description of its types: where a member of a structure is, and how big it is.
 
-Bytes in, offsets out: whoever has the bytes (``/sys/kernel/btf/vmlinux``, guest memory from ``__start_BTF`` on) can
-ask.
-Only the standard library is used, because the agent in the guest carries this module too. The type section is scanned
-once for where each type starts and what it is called (0.15 s for the 160,000 types of a 6.18 kernel); everything else
-is
-decoded when it is asked for.
+Bytes in, offsets out; a ``KeyError`` where the blob has no answer, or contradicts itself. Whoever has the bytes
+(``/sys/kernel/btf/vmlinux``, guest memory from ``__start_BTF`` on) can ask. Only the standard library is used, because
+the agent in the guest carries this module too. The type section is scanned once for where each type starts and what it
+is called (0.15 s for the 160,000 types of a 6.18 kernel); everything else is decoded when it is asked for.
 
 Source: ``Documentation/bpf/btf.rst`` and ``include/uapi/linux/btf.h`` of the kernel.
 """
@@ -34,6 +32,10 @@ _ENTRY_WORDS = {_STRUCT: 3, _UNION: 3, _ENUM: 2, _FUNC_PROTO: 2, _DATASEC: 3, _E
 
 _DEEPEST = 64
 """Types nested deeper than this are a loop: the bytes may come from a guest that is not trusted."""
+_MEMBERS_MAX = 1 << 17
+"""Members of one structure, anonymous ones seen through; and places looked at for one pointer."""
+_INDEX_MAX = 1 << 32
+"""BTF's own limit of an array's elements."""
 
 
 class Btf:
@@ -71,6 +73,8 @@ class Btf:
                 at += 3 + fixed[kind] + entry[kind] * (info & 0xFFFF)
         except IndexError:
             at = end + 1
+        except KeyError as error:
+            raise ValueError(error.args[0]) from None
         if at != end:
             raise ValueError(f"BTF type section is cut off within type {number}")
 
@@ -105,7 +109,10 @@ class Btf:
                 size = found.size
                 for index in indexes:
                     number, size = self._element(number)
-                    offset += int(index, 0) * size
+                    number_of = int(index, 0)
+                    if not 0 <= number_of < _INDEX_MAX:
+                        raise KeyError(member)
+                    offset += number_of * size
             except (KeyError, ValueError):
                 raise KeyError(f"struct {name} has no member {member!r} in this kernel") from None
             offset += found.offset
@@ -130,22 +137,25 @@ class Btf:
         if not 0 <= number < len(self._starts):
             raise KeyError(of_type)
         size = self._size(number)
-        return self._pointee(number, offset % size, 0) if size else None
+        return self._pointee(number, offset % size, 0, set()) if size else None
 
-    def _pointee(self, number: int, offset: int, depth: int) -> tuple[int, int] | None:
+    def _pointee(self, number: int, offset: int, depth: int, met: set[tuple[int, int]]) -> tuple[int, int] | None:
+        if (number, offset) in met or len(met) > _DEEPEST**2:
+            return None
+        met.add((number, offset))
         kind, at, target = self._type(number)
         if kind == _PTR:
             return (target, self._size(target)) if offset == 0 else None
         if depth < _DEEPEST and kind == _ARRAY:
             element, size = self._element(number)
-            return self._pointee(element, offset % size, depth + 1) if size else None
+            return self._pointee(element, offset % size, depth + 1, met) if size else None
         if depth < _DEEPEST and kind in (_STRUCT, _UNION):
             words = self._words
             info = words[at + 1]
             for entry in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
                 place = self._place(words[entry + 1], words[entry + 2], bool(info >> 31))
                 if place.offset <= offset < place.offset + place.size:
-                    found = self._pointee(words[entry + 1], offset - place.offset, depth + 1)
+                    found = self._pointee(words[entry + 1], offset - place.offset, depth + 1, met)
                     if found is not None:
                         return found
         return None
@@ -161,7 +171,7 @@ class Btf:
     def _string(self, offset: int) -> str:
         end = self._strings.find(b"\0", offset)
         if end < 0:
-            raise ValueError(f"BTF string {offset} has no end")
+            raise KeyError(f"BTF string {offset} has no end")
         return self._strings[offset:end].decode("ascii", "replace")
 
     def _type(self, number: int) -> tuple[int, int, int]:
@@ -171,13 +181,13 @@ class Btf:
             if number == 0:
                 return 0, 0, 0
             if number >= len(self._starts):
-                raise ValueError(f"BTF refers to type {number}, but has only {len(self._starts) - 1}")
+                raise KeyError(f"BTF refers to type {number}, but has only {len(self._starts) - 1}")
             at = self._starts[number]
             kind = words[at + 1] >> 24 & 31
             if kind not in _QUALIFIERS:
                 return kind, at, words[at + 2]
             number = words[at + 2]
-        raise ValueError(f"BTF type {number} refers to itself")
+        raise KeyError(f"BTF type {number} refers to itself")
 
     def _size(self, number: int, depth: int = 0) -> int:
         kind, at, size = self._type(number)
@@ -202,7 +212,10 @@ class Btf:
         if number in self._layouts:
             return self._layouts[number]
         kind, at, _ = self._type(number)
-        members: dict[str, tuple[Member, int]] = {}
+        # Each structure is gone through once, and one that holds itself finds itself empty: a hostile blob could have
+        # them nested in more ways than can be counted.
+        members = self._layouts[number] = {}
+        looked = 0
         if kind in (_STRUCT, _UNION) and depth < _DEEPEST:
             words = self._words
             info = words[at + 1]
@@ -211,11 +224,13 @@ class Btf:
                 member = self._place(of_type, where, bool(info >> 31))
                 if name:
                     members.setdefault(self._string(name), (member, of_type))
-                else:
-                    for inner, (place, inner_type) in self._members(of_type, depth + 1).items():
-                        members.setdefault(inner, (Member(member.offset + place.offset, place.size), inner_type))
-        if depth == 0:  # an inner layout may have been cut short by the limit on depth
-            self._layouts[number] = members
+                    continue
+                inside = self._members(of_type, depth + 1)
+                looked += len(inside)
+                if looked > _MEMBERS_MAX:
+                    raise KeyError(f"BTF type {number} has more than {_MEMBERS_MAX} members")
+                for inner, (place, inner_type) in inside.items():
+                    members.setdefault(inner, (Member(member.offset + place.offset, place.size), inner_type))
         return members
 
     def _place(self, of_type: int, where: int, has_widths: bool) -> Member:
