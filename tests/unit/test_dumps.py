@@ -146,3 +146,27 @@ def test_what_is_refused_says_why(tmp_path: Path, what: str) -> None:
     data, words = REFUSED[what]
     with pytest.raises(LibvmiError, match=f"^VM_NOT_FOUND: .*{words}"):
         ram(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "what"),
+    [
+        (424 + 12, struct.pack("<I", 0xFFFF_FFFF), "cut off"),  # blocks of its bitmaps: 8 TiB of them
+        (4 * PAGE + 8, struct.pack("<I", 1 << 30), "has 1073741824 bytes"),  # of its first page
+        (4 * PAGE, struct.pack("<Q", 2**63), "cut off"),  # where that is
+    ],
+)
+def test_a_dump_that_promises_more_than_a_file_can_hold(tmp_path: Path, at: int, value: bytes, what: str) -> None:
+    dump = bytearray(kdump({0: page(0), 3: page(3)}))
+    dump[at : at + len(value)] = value
+    path = tmp_path / "dump"
+    path.write_bytes(dump)
+    with pytest.raises(LibvmiError, match=what):
+        Ram(path)
+
+
+def test_a_flattened_dump_that_reaches_beyond_all_memory(tmp_path: Path) -> None:
+    path = tmp_path / "dump"
+    path.write_bytes(flattened(b"").ljust(PAGE, b"\0")[:PAGE] + struct.pack(">qq", 2**63 - 1, 4) + b"evil")
+    with pytest.raises(LibvmiError, match="no dump reaches"):
+        Ram(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from struct import pack
 
 import pytest
@@ -84,5 +85,15 @@ def test_a_cut_image_is_refused(order: str) -> None:
     memory, _ = image(600, order, per_cpu=True)
     at = memory.find(DIGITS)
     for start in (at - 200, 4096 + 64):
-        with pytest.raises((ValueError, IndexError)):
+        with pytest.raises(ValueError, match=r"names|tokens|digits|offsets"):
             decode(memory[start:], at - start)
+
+
+def test_a_long_row_of_numbers_is_no_hang() -> None:
+    """All the memory before the tokens could be markers that never began."""
+    memory, _ = image(600, "6.1", per_cpu=True)
+    index = memory.find(DIGITS)
+    table = memory.rfind(b"\0\0", 0, index) + 1 & -8
+    numbers = array("I", range(1, 1 << 18))
+    with pytest.raises(ValueError, match="names"):
+        decode(numbers.tobytes() + bytes(4) + memory[table:], 4 * (1 << 18) + index - table)

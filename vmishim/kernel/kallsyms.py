@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from struct import unpack_from
 
 DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
@@ -29,6 +29,8 @@ AFTER = 16 << 20
 
 _LONGEST = 514
 """Bytes of a name in the table, its length included (``KSYM_NAME_LEN``)."""
+CANDIDATES = 4
+"""Rows of numbers that are tried as markers: in a kernel the first is theirs, hostile memory could hold thousands."""
 TOKENS, MARKED = 256, 256
 """Tokens there are; symbols from one marker to the next."""
 
@@ -57,11 +59,14 @@ def decode(memory: bytes, digits: int) -> Symbols:
     :raises ValueError: this is no token table, or the tables around it are not understood
     """
     table, index_at, tokens = _tokens(memory, digits)
-    count, names_at = next(_names(memory, table), (0, 0))
-    if not count:
-        raise ValueError("no names in front of the tokens")
-    addresses = _addresses(memory, names_at, index_at + 2 * TOKENS, count)
-    return Symbols(zip(addresses, _expand(memory, names_at, count, tokens), strict=True))
+    try:
+        count, names_at = next(_names(memory, table), (0, 0))
+        if not count:
+            raise ValueError("no names in front of the tokens")
+        addresses = _addresses(memory, names_at, index_at + 2 * TOKENS, count)
+        return Symbols(zip(addresses, _expand(memory, names_at, count, tokens), strict=True))
+    except IndexError:
+        raise ValueError("the names reach beyond the memory") from None
 
 
 def _aligned(position: int) -> int:
@@ -96,11 +101,12 @@ def _markers(memory: bytes, table: int) -> Iterator[tuple[int, list[int]]]:
     start = max(table - (4 << 20), table % 4)
     words = array("I")
     words.frombytes(memory[start:table])
+    first = len(words)
     for end in range(len(words), 2, -2):
         last = end - 1 if words[end - 1] else end - 2  # padding to 8 bytes
         if not 0 < words[last] - words[last - 1] < _LONGEST * MARKED:
             continue
-        first = last
+        first = min(first, last)  # a run that was looked through from further behind begins where that began
         while first > 0 and 0 < words[first] - words[first - 1] < _LONGEST * MARKED:
             first -= 1
         count = last - first + 1
@@ -115,7 +121,7 @@ def _markers(memory: bytes, table: int) -> Iterator[tuple[int, list[int]]]:
 
 def _names(memory: bytes, table: int) -> Iterator[tuple[int, int]]:
     """(how many symbols, where their names are)."""
-    for markers_at, markers in _markers(memory, table):
+    for markers_at, markers in islice(_markers(memory, table), CANDIDATES):
         yield from _names_before(memory, markers_at, markers)
 
 

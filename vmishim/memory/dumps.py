@@ -59,6 +59,10 @@ def unpacked(file: IO[bytes]) -> Iterator[tuple[IO[bytes], tuple[Segment, ...]]]
 
 def _at(file: IO[bytes], offset: int, count: int) -> bytes:
     """:raises ValueError: the file ends before that"""
+    # Before there is a buffer for it: a damaged dump may ask for any number of bytes.
+    left = max(os.fstat(file.fileno()).st_size - offset, 0)
+    if count > left:
+        raise ValueError(f"the dump is cut off: {count} bytes are due at {offset}, {left} are there")
     data = os.pread(file.fileno(), count, offset)
     while 0 < len(data) < count:  # one call gives 2 GiB at most
         more = os.pread(file.fileno(), count - len(data), offset + len(data))
@@ -129,6 +133,8 @@ def _unflatten(file: IO[bytes], target: IO[bytes]) -> None:
         at += _FLAT_RECORD.size
         if offset < 0 or size < 0:
             return  # the record that ends it
+        if offset + size > HIGHEST:
+            raise ValueError(f"a record of the dump belongs at {offset:#x}, where no dump reaches")
         for done in range(0, size, _CHUNK):
             part = _at(file, at + done, min(_CHUNK, size - done))
             os.pwrite(target.fileno(), part, offset + done)
@@ -164,6 +170,8 @@ def _expand(file: IO[bytes], target: IO[bytes]) -> tuple[Segment, ...]:
             page = next(numbers)
             if offset == zeros:
                 continue  # QEMU stores one page for all that are zero; they stay holes
+            if size > PAGE_SIZE:
+                raise ValueError(f"a page of the dump has {size} bytes")
             data = _page(_at(file, offset, size), flags)
             if data.strip(b"\0"):
                 os.pwrite(target.fileno(), data, page)

@@ -6,9 +6,11 @@ Source: ``elf(5)``; LibVMI's ``os/linux/elfparse.c`` reads the same tables for `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from struct import Struct
 
 from vmishim.errors import FaultError
+from vmishim.memory.reader import ADDRESSES
 
 Read = Callable[[int, int], bytes]
 """``read(virtual address, count)``; raises ``FaultError``."""
@@ -23,7 +25,7 @@ _EXECUTABLE, _SHARED = 2, 3
 _NULL, _HASH, _STRTAB, _SYMTAB, _STRSZ, _GNU = 0, 4, 5, 6, 10, 0x6FFF_FEF5
 _SECTION_UNDEFINED = 0
 
-MOST_SEGMENTS, MOST_TAGS, MOST_SYMBOLS, MOST_STRINGS = 64, 256, 1 << 20, 64 << 20
+MOST_SEGMENTS, MOST_TAGS, MOST_SYMBOLS, MOST_STRINGS, LONGEST_NAME = 64, 256, 1 << 20, 64 << 20, 4096
 """More than any real object has: the image may be hostile."""
 
 
@@ -34,6 +36,7 @@ def exports(read: Read, base: int) -> Iterator[tuple[str, int]]:
     :returns: (name, bytes from the object's start); of an object that is not position-independent, from address 0
     :raises FaultError: there is no 64-bit ELF image, or one of its tables cannot be read
     """
+    read = partial(_wrapped, read)
     magic, kind, _, _, _, programs, _, _, _, size, count, *_ = _HEADER.unpack(read(base, _HEADER.size))
     if magic != b"\x7fELF" or kind not in (_EXECUTABLE, _SHARED) or size != _PROGRAM.size or count > MOST_SEGMENTS:
         raise FaultError(base)
@@ -57,7 +60,13 @@ def exports(read: Read, base: int) -> Iterator[tuple[str, int]]:
     names = read(strings, length)
     for name, _, _, section, value, _ in _SYMBOL.iter_unpack(read(symbols, entries * _SYMBOL.size)):
         if section != _SECTION_UNDEFINED and name < length:
-            yield names[name : names.find(b"\0", name)].decode("utf-8", "replace"), value - first
+            text = names[name : name + LONGEST_NAME].split(b"\0", 1)[0]
+            yield text.decode("utf-8", "replace"), value - first
+
+
+def _wrapped(read: Read, address: int, count: int) -> bytes:
+    """Read at an address that the image made up."""
+    return read(address % ADDRESSES, count)
 
 
 def _tags(read: Read, at: int) -> dict[int, int]:
