@@ -146,7 +146,7 @@ class Agent:
             case Hello(version, symbols, members):
                 if len(symbols) + len(members) > NAMES_MAX:
                     return Failure("oversize", f"a hello asks about at most {NAMES_MAX} names")
-                log.info("an IDS of version %s is here", version)
+                log.info("an IDS of version %.40r is here", version)
                 facts = kernel.facts()
                 facts["version"] = vmishim.__version__
                 facts["symbols"] = [kernel.symbol(name) for name in symbols]

@@ -18,6 +18,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from struct import Struct
 from types import SimpleNamespace, TracebackType
@@ -47,7 +48,7 @@ from vmishim.kernel.config import MEMBERS, Config, ConfiguredProfile
 from vmishim.kernel.profile import Profile
 from vmishim.memory import pagetable
 from vmishim.memory.pagetable import Translation
-from vmishim.memory.reader import KERNEL, PAGE_SIZE, PHYSICAL
+from vmishim.memory.reader import ADDRESSES, KERNEL, PAGE_SIZE, PHYSICAL
 from vmishim.scalars import Scalars
 from vmishim.target import Target, Walking
 from vmishim.values import (
@@ -99,6 +100,8 @@ COUNT_LIMIT = 1 << 36
 """Bytes of one read that no host could hold; refused with ``MemoryError``, as the genuine bindings do."""
 TASK_LIMIT = 1 << 22
 """Tasks that Linux can have (``PID_MAX_LIMIT``): a longer list is a loop."""
+PAGES_LIMIT = 1 << 22
+"""Pages that ``get_va_pages`` lists, 16 GiB of the smallest: a hostile guest's tables can go round in circles."""
 PID_LIFETIME = 1.0
 """Seconds that a process's dtb is remembered outside of a hold, since numbers are used again."""
 
@@ -733,10 +736,10 @@ class Libvmi(Scalars):
             return known[0]
         mm = self._offset("linux_mm")
         for task in self._tasks():
-            if self.read_32_va(task + self._offset("linux_pid"), 0) == pid:
+            if self.read_32_va(_sum(task, self._offset("linux_pid")), 0) == pid:
                 # A kernel thread has no memory of its own and borrows one: active_mm, the next pointer.
-                memory = self.read_addr_va(task + mm, 0) or self.read_addr_va(task + mm + 8, 0)
-                dtb = self._direct(self.read_addr_va(memory + self._offset("linux_pgd"), 0)) if memory else 0
+                memory = self.read_addr_va(_sum(task, mm), 0) or self.read_addr_va(_sum(task, mm + 8), 0)
+                dtb = self._direct(self.read_addr_va(_sum(memory, self._offset("linux_pgd")), 0)) if memory else 0
                 self._dtbs[pid] = dtb, time.monotonic() + PID_LIFETIME
                 return dtb
         raise LibvmiError(FAILURE)
@@ -753,9 +756,9 @@ class Libvmi(Scalars):
             return 0  # LibVMI takes the idle task's missing memory for page tables at 0
         mm, pgd, number = (self._offset(name) for name in ("linux_mm", "linux_pgd", "linux_pid"))
         for task in self._tasks():
-            memory = self.read_addr_va(task + mm, 0)
-            if memory and self._direct(self.read_addr_va(memory + pgd, 0)) in (dtb, dtb & ~_SWITCHED):
-                return self.read_32_va(task + number, 0)
+            memory = self.read_addr_va(_sum(task, mm), 0)
+            if memory and self._direct(self.read_addr_va(_sum(memory, pgd), 0)) in (dtb, dtb & ~_SWITCHED):
+                return self.read_32_va(_sum(task, number), 0)
         raise LibvmiError(FAILURE)
 
     def _tasks(self) -> Iterator[int]:
@@ -765,7 +768,7 @@ class Libvmi(Scalars):
         task = first
         for _ in range(TASK_LIMIT):
             yield task
-            task = (self.read_addr_va(task + offset, 0) - offset) % (1 << 64)
+            task = _sum(self.read_addr_va(_sum(task, offset), 0), -offset)
             if task == first:
                 return
         raise LibvmiError(FAILURE)
@@ -808,14 +811,18 @@ class Libvmi(Scalars):
     def get_va_pages(self, dtb: int) -> list[PageInfo]:
         """Every page that the page tables at ``dtb`` map, kernel half included, from the highest address down.
 
-        :raises LibvmiError: never for tables that cannot be read: they map nothing
+        :raises LibvmiError: ``VMI_FAILURE``: more than ``PAGES_LIMIT``; never for tables that cannot be read: they map
+            nothing
 
         Source: ``vmi_get_va_pages``. The genuine binding raises ``AttributeError``.
         """
-        found = pagetable.pages(self._physical, unsigned(dtb), self._profile.levels, self._encryption())
+        pages = pagetable.pages(self._physical, unsigned(dtb), self._profile.levels, self._encryption())
+        found = list(islice(pages, PAGES_LIMIT + 1))
+        if len(found) > PAGES_LIMIT:
+            raise LibvmiError(FAILURE)
         return [
             PageInfo(SimpleNamespace(vaddr=page.address, dtb=dtb, paddr=page.physical, size=page.size))
-            for page in reversed(list(found))
+            for page in reversed(found)
         ]
 
     # Writing, which nobody may.
@@ -1192,6 +1199,11 @@ class Libvmi(Scalars):
 
 
 _FOREVER = float("inf")
+
+
+def _sum(address: int, offset: int) -> int:
+    """An address and an offset, as the kernel adds them, whatever the guest says they are."""
+    return (address + offset) % ADDRESSES
 
 
 def _before(place: tuple[int, int], count: int) -> tuple[int, int, int]:

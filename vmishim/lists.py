@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.libvmi import TASK_LIMIT, Libvmi, pause
 
 Entry = TypeVar("Entry")
+Arguments = ParamSpec("Arguments")
 
 TRIES = 3
 """Times a list is read before it is taken for broken."""
@@ -26,6 +28,8 @@ COMM_SIZE = 16
 """Bytes of ``task_struct.comm`` (``TASK_COMM_LEN``)."""
 MODULES_MAX = 1 << 16
 """Modules after which a list is taken for a loop; Linux has about 6,000 to load."""
+MODULE_NAME_MAX, MODULE_PARTS_MAX = 256, 64
+"""Bytes of a module's name and parts of its memory that are read, whatever the guest says; Linux has 56 and 7."""
 
 STATES = (
     (0x20, "zombie"),
@@ -44,6 +48,8 @@ MODULE_STATES = ("live", "coming", "going", "unformed")
 """``enum module_state`` (include/linux/module.h)."""
 NAMESPACES_MAX = 1 << 20
 """Network namespaces after which their list is taken for a loop."""
+BUCKETS_MAX = 1 << 24
+"""Chains of one table after which it is taken for none; Linux makes 524,288 of its own accord."""
 SOCKETS_MAX = 1 << 24
 """Sockets of one table after which it is taken for a loop."""
 TCP_STATES = (
@@ -119,6 +125,20 @@ class Socket:
     """Address of its ``struct sock``, ``inet_timewait_sock`` or ``request_sock``."""
 
 
+def _within_64_bits(read: Callable[Arguments, Iterator[Entry]]) -> Callable[Arguments, Iterator[Entry]]:
+    """For a reader of a list: an address beyond those that there are, a sum of what the guest said, is its error."""
+
+    @wraps(read)
+    def checked(*arguments: Arguments.args, **options: Arguments.kwargs) -> Iterator[Entry]:
+        try:
+            yield from read(*arguments, **options)
+        except OverflowError:
+            raise LibvmiError("a pointer in the list leads out of the address space") from None
+
+    return checked
+
+
+@_within_64_bits
 def tasks(vmi: Libvmi) -> Iterator[Task]:
     """The processes of the guest's task list, the idle task (pid 0) first.
 
@@ -142,6 +162,7 @@ def tasks(vmi: Libvmi) -> Iterator[Task]:
         )
 
 
+@_within_64_bits
 def modules(vmi: Libvmi) -> Iterator[Module]:
     """The modules of the guest's module list, the last loaded first; none if its kernel has no modules at all.
 
@@ -154,7 +175,7 @@ def modules(vmi: Libvmi) -> Iterator[Module]:
             return  # built without CONFIG_MODULES
         raise LibvmiError("this kernel has modules but does not say where their list is: built without KALLSYMS_ALL")
     link, name, state = (vmi.get_kernel_struct_offset("module", member) for member in ("list", "name", "state"))
-    longest = vmi.vmi.profile.member("module", "name").size
+    longest = min(vmi.vmi.profile.member("module", "name").size, MODULE_NAME_MAX)
     base, sizes = _module_memory(vmi)
     for module in _ring(vmi, head, link, MODULES_MAX):
         number = vmi.read_32_va(module + state, 0)
@@ -167,6 +188,7 @@ def modules(vmi: Libvmi) -> Iterator[Module]:
         )
 
 
+@_within_64_bits
 def sockets(vmi: Libvmi, owners: bool = True) -> Iterator[Socket]:
     """The guest's TCP sockets: connections first, then listeners.
 
@@ -222,7 +244,7 @@ class _Sockets:
             first = self.vmi.read_addr_va(table + at("inet_hashinfo", "lhash2"), 0)
             count = self.vmi.read_32_va(table + at("inet_hashinfo", "lhash2_mask"), 0) + 1
             return self._chains(first + head, count, stride)
-        return self._chains(table + old.offset + head, old.size // stride, stride)
+        return self._chains(table + old.offset + head, old.size // max(stride, 1), stride)
 
     def _tables(self, main: int) -> Iterator[int]:
         """Tables of connections that namespaces have of their own, since 6.1 (d1e5e6408b30 "tcp: Introduce optional
@@ -242,6 +264,8 @@ class _Sockets:
         yield from dict.fromkeys(found)
 
     def _chains(self, first: int, count: int, stride: int) -> Iterator[int]:
+        if not stride or count > BUCKETS_MAX:
+            raise LibvmiError(f"there is no table at {first:#x}: {count} chains, {stride} bytes from one to the next")
         read, link = self.vmi.read_addr_va, self.common["nulls_node"]
         met = 0
         for head in range(first, first + count * stride, stride):
@@ -313,6 +337,7 @@ def _openers(vmi: Libvmi, inodes: set[int]) -> dict[int, tuple[int, str]]:
     return found
 
 
+@_within_64_bits
 def without_file(vmi: Libvmi) -> Iterator[Task]:
     """Processes whose executable has no name in a file system (any more): it was deleted, or was in memory only.
 
@@ -328,6 +353,7 @@ def without_file(vmi: Libvmi) -> Iterator[Task]:
             yield task
 
 
+@_within_64_bits
 def unlisted_modules(vmi: Libvmi) -> Iterator[tuple[str, int]]:
     """Modules that ``/sys/module`` has and the module list has not: their names, and where their ``struct module`` is.
 
@@ -348,7 +374,7 @@ def unlisted_modules(vmi: Libvmi) -> Iterator[tuple[str, int]]:
         # What is built in has an object and no module.
         found = vmi.read_addr_va(each - inside + module, 0)
         if found and found not in listed:
-            yield vmi.read_str_va(vmi.read_addr_va(each + name, 0), 0), found
+            yield _string(vmi, vmi.read_addr_va(each + name, 0)), found
 
 
 def whole(vmi: Libvmi, read: Callable[[Libvmi], Iterable[Entry]], tries: int = TRIES) -> list[Entry]:
@@ -415,7 +441,8 @@ def _module_memory(vmi: Libvmi) -> tuple[int, list[int]]:
         return vmi.get_kernel_struct_offset("module", "core_layout.base"), sizes
     size = memory.offset + profile.member("module_memory", "size").offset
     base = memory.offset + profile.member("module_memory", "base").offset
-    return base, [size + part for part in range(0, memory.size, stride)]
+    parts = min(memory.size // max(stride, 1), MODULE_PARTS_MAX)
+    return base, [size + part * stride for part in range(parts)]
 
 
 # Words.
@@ -432,6 +459,14 @@ def _symbol(vmi: Libvmi, name: str) -> int | None:
 
 def _text(data: bytes) -> str:
     return data.split(b"\0", 1)[0].decode(errors="backslashreplace")
+
+
+def _string(vmi: Libvmi, address: int) -> str:
+    """A text that ends with a NUL, as long as it is."""
+    try:
+        return vmi.read_str_va(address, 0)
+    except UnicodeDecodeError as error:
+        return _text(error.object)
 
 
 def _ipv6(data: bytes) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vmishim.errors import LibvmiError, LinkError
+from vmishim.errors import LibvmiError
 from vmishim.kernel.offsets import Offsets
 from vmishim.kernel.profile import Member
-from vmishim.memory.remote import Remote
+from vmishim.memory.remote import Remote, checked_facts
 
 NAMES_MAX = 65536
 """Addresses whose symbols are remembered; the one asked for first makes room."""
@@ -31,22 +31,19 @@ class RemoteProfile:
     ) -> None:
         self._remote = remote
         names, places = sorted(set(symbols)), sorted(set(members))
-        facts = remote.hello(names, places)
+        facts = checked_facts(remote.hello(names, places))
         self._symbols: dict[str, int | None] = dict(zip(names, facts["symbols"], strict=True))
         self._names: dict[int, str | None] = {}
         self._members: dict[str, list[int] | None] = dict(zip(places, facts["members"], strict=True))
-        try:
-            self.release = str(facts["release"])
-            self.hostname = str(facts["hostname"])
-            self.agent_version = str(facts["version"])
-            self.boot_id = str(facts["boot_id"])
-            self.page_offset = int(facts["page_offset"])
-            self.kaslr_offset = int(facts["kaslr_offset"])
-            self.memory_size = int(facts["memory_size"])
-            self.vcpus = int(facts["vcpus"])
-            self.levels = int(facts["levels"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise LinkError(f"the agent's welcome lacks a fact: {error}") from None
+        self.release: str = facts["release"]
+        self.hostname: str = facts["hostname"]
+        self.agent_version: str = facts["version"]
+        self.boot_id: str = facts["boot_id"]
+        self.page_offset: int = facts["page_offset"]
+        self.kaslr_offset: int = facts["kaslr_offset"]
+        self.memory_size: int = facts["memory_size"]
+        self.vcpus: int = facts["vcpus"]
+        self.levels: int = facts["levels"]
         self._offsets = offsets.members if offsets else {}
         if offsets and offsets.release != self.release:
             raise LibvmiError(f"the offsets are those of Linux {offsets.release}, but the guest runs {self.release}")
@@ -56,7 +53,7 @@ class RemoteProfile:
         if name not in self._symbols:
             self._symbols[name] = self._remote.symbols([name])[0]
         address = self._symbols[name]
-        if not isinstance(address, int):
+        if address is None:
             raise KeyError(f"Linux {self.release} has no symbol {name!r}")
         return address
 
@@ -67,7 +64,7 @@ class RemoteProfile:
                 del self._names[next(iter(self._names))]
             self._names[address] = self._remote.names([address])[0]
         name = self._names[address]
-        if not isinstance(name, str):
+        if name is None:
             raise KeyError(f"no symbol starts at {address:#x}")
         return name
 

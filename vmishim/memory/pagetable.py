@@ -102,7 +102,8 @@ def entries(
 def pages(read: ReadPhysical, root: int, levels: int = 4, encrypted: int = 0) -> Iterator[Translation]:
     """Every page that is mapped below ``root``, in the order of addresses, kernel and user half alike.
 
-    Parameters as of ``walk``. A table that cannot be read counts as empty: it cannot map anything.
+    Parameters as of ``walk``. A table that cannot be read counts as empty: it cannot map anything. Tables of a hostile
+    guest can name one another, which maps 2^36 pages and more.
     """
     return _pages(read, root & FRAME & ~encrypted, 0, levels, levels, encrypted, ())
 

@@ -26,7 +26,7 @@ from vmishim.memory.listings import NODES_MAX, Place
 from vmishim.memory.pages import Pages
 from vmishim.memory.patterns import STALE, Chains, Run
 from vmishim.memory.pointees import ARRAY, Pointees
-from vmishim.memory.reader import KERNEL, KERNEL_FLOOR, Extent
+from vmishim.memory.reader import ADDRESSES, KERNEL, KERNEL_FLOOR, Extent
 from vmishim.memory.remote import Remote
 from vmishim.memory.snapshot import (
     RING,
@@ -39,6 +39,7 @@ from vmishim.memory.snapshot import (
     Path,
     Snapshot,
     Stage,
+    is_kernel,
 )
 from vmishim.wire.messages import Chunk
 from vmishim.wire.plan import HEADS_MAX, Kind, Plan, Step, Take, Text
@@ -318,7 +319,8 @@ class ReadAhead:
                         self.words.pop(address, None)
                         listing.empty.pop(address, None)
                     else:
-                        snapshot.words[address] = value if kind == Kind.HEAD else value + place.link - place.bias
+                        pointer = value if kind == Kind.HEAD else value + place.link - place.bias
+                        snapshot.words[address] = pointer % ADDRESSES
                 before = head
         whole = not _report(place.name, chunk)
         listing.brought = {(at, len(data)): data for at, data in found.items()}
@@ -343,7 +345,7 @@ class ReadAhead:
                 if second in words or second in heads:
                     listing.beyond.words[second] = words.setdefault(second, heads.get(second, 0))
         elif nodes:
-            doors = {place.start: nodes[0] + place.link - place.bias}
+            doors = {place.start: (nodes[0] + place.link - place.bias) % ADDRESSES}
             edges = nodes[:1]
         listing.edges += tuple((node - place.before, node + place.after) for node in edges)
         at = {field.offset for field in listing.fields}
@@ -364,14 +366,15 @@ class ReadAhead:
         """Walk the rings that hang from the nodes."""
         path, hop = stage.root[:-1], stage.root[-1]
         snapshot.nodes[stage.root] = []
-        heads = sorted({base + hop.offset for base in snapshot.addresses(path) if base >= KERNEL_FLOOR})
+        heads = sorted({base + hop.offset for base in snapshot.addresses(path) if is_kernel(base + hop.offset)})
         for some in _portions(heads):
             plan = Plan(0, Step.RING, stage.ops, heads=len(some), stride=0, link=hop.link, max_nodes=NODES_MAX)
             ends: dict[int, list[int]] = {}
             for chunk in self._remote.walk(plan, some):
                 for node, number, kind in snapshot.add(plan, stage, chunk.bulk):
                     if kind == Kind.NODE:
-                        ends.setdefault(number, [node + hop.link, 0])[1] = node + hop.link
+                        link = (node + hop.link) % ADDRESSES
+                        ends.setdefault(number, [link, 0])[1] = link
             if _report("rings", chunk):
                 continue  # whose ends are not known for sure
             for number, head in enumerate(some):

@@ -12,6 +12,8 @@ page-aligned, so neither 0 nor 1 is one."""
 
 PAGE_SIZE = 4096
 
+ADDRESSES = 1 << 64
+"""How many there are: arithmetic on what a guest says wraps, as the kernel's own does."""
 KERNEL_FLOOR = 0xFF00000000000000
 """Below this no x86-64 kernel maps anything for itself, five-level paging included
 (Documentation/arch/x86/x86_64/mm.rst): a kernel address down there is known to be unreadable without asking."""

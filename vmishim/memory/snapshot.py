@@ -10,12 +10,10 @@ from struct import Struct
 from typing import NamedTuple
 
 from vmishim.memory.reader import KERNEL_FLOOR
-from vmishim.wire.plan import OPS_MAX, RECORD_MAX, REGISTERS, TAKE_MAX, Kind, Load, Op, Plan, Step, Take, Text
+from vmishim.wire.plan import TAKE_MAX, Kind, Load, Op, Plan, PlanError, Step, Take, Text
 
 WORD = 8
 """Bytes of a pointer. A field of this size is kept as an int, every other as bytes."""
-HEADER = 24
-"""Bytes of a record before its slots."""
 BLOCK = 256
 """Bytes that are brought of an array once some of its words in a row were read."""
 ROW = 4
@@ -158,8 +156,6 @@ def _compile(root: Path, fields: Sequence[Field]) -> Stage | None:
     """The operations that collect ``fields`` from ``root``; None when that is more than a plan can hold."""
     depth = len(root)
     paths = sorted({field.path[:end] for field in fields for end in range(depth + 1, len(field.path) + 1)}, key=len)
-    if len(paths) >= REGISTERS:
-        return None
     registers: dict[Path, int] = {root: 0} | {path: number for number, path in enumerate(paths, 1)}
     ops: list[Op] = [Load(registers[path], registers[path[:-1]], path[-1].offset, path[-1].tags) for path in paths]
     places = [(path[:-1], path[-1].offset) for path in paths]
@@ -169,8 +165,9 @@ def _compile(root: Path, fields: Sequence[Field]) -> Stage | None:
             continue
         ops.append((Text if text else Take)(registers[path], offset, size))
         places.append((path, offset))
-    room = sum(WORD if isinstance(op, Load) else op.size for op in ops)
-    if len(ops) > OPS_MAX or room > RECORD_MAX - HEADER:
+    try:
+        Plan(0, Step.SELF, tuple(ops))
+    except PlanError:
         return None
     return Stage(root, tuple(ops), tuple(places))
 

@@ -17,6 +17,8 @@ from vmishim.wire.plan import Plan, PlanError
 _HEAD = struct.Struct("<BI")
 BULK_MAX = 1 << 20
 """Bytes of memory one reply carries at most; a longer read is several."""
+JSON_MAX = 1 << 20
+"""Bytes of a message's JSON part: names by the thousand need a tenth. As objects it takes up to 30 times as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +303,8 @@ def decode(data: bytes) -> Message:
         number, length = _HEAD.unpack_from(data)
         kind = _KINDS[number]
         end = _HEAD.size + length
+        if length > JSON_MAX:
+            raise ValueError(f"its JSON part has {length} bytes, at most {JSON_MAX} are taken")
         if end > len(data):
             raise ValueError("the JSON part is longer than the message")
         values = json.loads(data[_HEAD.size : end])
@@ -335,5 +339,7 @@ def expect(data: bytes, kind: type[M]) -> M:
     if isinstance(message, kind):
         return message
     if isinstance(message, Failure):
-        raise LinkError(f"the agent refused ({message.code}): {message.text}")
+        # Its words reach a terminal: they must not drive it.
+        code, text = (part if part.isprintable() else repr(part) for part in (message.code, message.text))
+        raise LinkError(f"the agent refused ({code}): {text}")
     raise LinkError(f"the agent answered {type(message).__name__} where {kind.__name__} was due")

@@ -24,6 +24,8 @@ RECORD_MAX = 16384
 """Bytes a plan may collect of one node."""
 HEADS_MAX = 1 << 16
 """Heads that may be listed one by one."""
+STEPS_MAX = 1 << 23
+"""Steps of one run of a walk, each to a head or a node (``bpf_loop``'s own limit)."""
 NODES_MAX = 1 << 24
 """Nodes one walk may visit."""
 
