@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
@@ -17,6 +17,7 @@ from typing import Self
 import pytest
 import zmq
 
+import ci.hostile.road
 from guest_agent.serve import serve
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.link import Link
@@ -74,46 +75,16 @@ class Served:
         return Link(self.endpoint, HOST, AGENT.public, timeout)
 
 
-class Road:
+class Road(ci.hostile.road.Road):
     """A hostile road to an agent: ``meddle`` is given each request frame and the function that asks the agent, and says
     what the host gets: a frame, or None for silence."""
 
     def __init__(self, agent: Served, meddle: Callable[[bytes, Callable[[bytes], bytes]], bytes | None]) -> None:
-        self._context = zmq.Context()
-        self._near = self._context.socket(zmq.ROUTER)
-        self._far = self._context.socket(zmq.REQ)
-        for each in (self._near, self._far):
-            each.setsockopt(zmq.LINGER, 0)
-        self.endpoint = f"tcp://127.0.0.1:{self._near.bind_to_random_port('tcp://127.0.0.1')}"
-        self._far.connect(agent.endpoint)
-        self._meddle = meddle
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        def replies(frame: bytes, ask: Callable[[bytes], bytes]) -> Sequence[bytes]:
+            reply = meddle(frame, ask)
+            return [] if reply is None else [reply]
 
-    def _ask(self, frame: bytes) -> bytes:
-        self._far.send(frame)
-        return self._far.recv()
-
-    def _run(self) -> None:
-        with self._near, self._far:
-            while True:
-                *way, frame = self._near.recv_multipart()
-                if frame == b"end":
-                    return
-                reply = self._meddle(frame, self._ask)
-                if reply is not None:
-                    self._near.send_multipart([*way, reply])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._context.socket(zmq.DEALER) as end:
-            end.connect(self.endpoint)
-            end.send(b"end")
-            self._thread.join(10)
-        assert not self._thread.is_alive()
-        self._context.term()
+        super().__init__(agent.endpoint, replies)
 
     def link(self, timeout: float = 5.0) -> Link:
         return Link(self.endpoint, HOST, AGENT.public, timeout)
