@@ -13,57 +13,32 @@ import contextlib
 import datetime
 import json
 import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from rich.console import Console
 
+from ci.bench import hosts, inside, listings, report
+from ci.bench.hosts import Host
+from ci.bench.report import Case, Cost, Ground, Part
+from ci.environment import MissingError
+from ci.vm import image as images
+from ci.vm.image import ImageError, say
+from ci.vm.lab import LabError
+from vmishim import local
+from vmishim.errors import LibvmiError
+from vmishim.guest import Way
+from vmishim.libvmi import Libvmi, pause
+from vmishim.memory.readahead import ReadAhead
+from vmishim.memory.snapshot import Snapshot
+from vmishim.wire.messages import Walk, encode
+
 ROOT = Path(__file__).parents[2]
-# The measured script imports vmishim as "libvmi"; where the genuine bindings are is the contract tests' knowledge.
-sys.path[:0] = [str(ROOT / "compat"), str(ROOT / "tests" / "contract")]
-
-from genuine import interpreter  # noqa: E402
-from scene import UNMOVED  # noqa: E402
-
-from ci.bench import inside, listings, plant_sockets, report  # noqa: E402
-from ci.bench.report import Case, Cost, Ground, Part  # noqa: E402
-from ci.vm import image as images  # noqa: E402
-from ci.vm.agent import AGENT, InstalledAgent, install  # noqa: E402
-from ci.vm.image import ImageError, say  # noqa: E402
-from ci.vm.lab import LabError, LabVM, find_accelerator  # noqa: E402
-from vmishim import local  # noqa: E402
-from vmishim.errors import LibvmiError  # noqa: E402
-from vmishim.guest import Guest, Way, connect  # noqa: E402
-from vmishim.kernel.config import MEMBERS as CONFIGURED  # noqa: E402
-from vmishim.kernel.profile import Profile  # noqa: E402
-from vmishim.libvmi import Libvmi, pause  # noqa: E402
-from vmishim.memory.readahead import ReadAhead  # noqa: E402
-from vmishim.memory.snapshot import Snapshot  # noqa: E402
-from vmishim.wire.keys import PublicKey, load_private  # noqa: E402
-from vmishim.wire.messages import Walk, encode  # noqa: E402
-
 WAYS: tuple[Way, ...] = ("scalar", "page", "batch")
-MODULES = (
-    "dummy",
-    "veth",
-    "bridge",
-    "tun",
-    "loop",
-    "8021q",
-    "vxlan",
-    "macvlan",
-    "ip_tables",
-    "nf_tables",
-    "xfs",
-    "btrfs",
-)
-"""Loaded into the VM so that there is a list to speak of; those it has."""
 FULL = 1 << 18
 """Buckets of a full-size TCP hash: what a machine with 32 GiB gets by itself."""
 LONG = 4_000
@@ -83,119 +58,6 @@ class Extent:
 
 THOROUGH = Extent((100, 300, 1000), (20, 200, 2000), {"scalar": 3, "page": 7, "batch": 30, "native": 15})
 QUICK = Extent((100, 300), (20, 200), {"scalar": 1, "page": 3, "batch": 10, "native": 5})
-
-
-class Host(Protocol):
-    """A machine that is measured."""
-
-    kernel: str
-    where: str
-    network: str
-    emulated: bool
-
-    def connect(self, way: Way) -> Guest:
-        """A fresh connection to its agent."""
-
-    def plant_processes(self, count: int) -> set[int]:
-        """Start processes that sleep; their pids."""
-
-    def plant_sockets(self, pairs: int) -> int:
-        """Connect pairs of sockets; the port they share."""
-
-    def inside(self, request: bytes, runs: int) -> inside.Share:
-        """What the agent's side of a request costs."""
-
-    def native(self, task: listings.Task) -> listings.Result | None:
-        """What the genuine bindings make of its memory; None where they can't read it."""
-
-
-class Lab:
-    """A lab VM."""
-
-    def __init__(self, vm: LabVM, agent: InstalledAgent, folder: Path) -> None:
-        self._vm, self._agent, self._folder = vm, agent, folder
-        accelerator = find_accelerator(vm.image)
-        self.kernel = vm.image.release
-        self.where = f"lab VM ({accelerator}, 1 CPU)"
-        self.emulated = accelerator == "tcg"
-        self.network = "between agent and IDS TCP through QEMU's user-mode network stack"
-        self._python = interpreter()
-
-    def connect(self, way: Way) -> Guest:
-        """See `Host`."""
-        return self._agent.connect(way=way)
-
-    def plant_processes(self, count: int) -> set[int]:
-        """See `Host`; in the monitored container."""
-        return self._vm.spawn("sleep", "infinity", count=count, timeout=300.0)
-
-    def plant_sockets(self, pairs: int) -> int:
-        """See `Host`."""
-        source = Path(plant_sockets.__file__).read_text()
-        return int(self._vm.run("python3", "-c", source, str(pairs), timeout=300.0).stdout.split()[1])
-
-    def inside(self, request: bytes, runs: int) -> inside.Share:
-        """See `Host`."""
-        source = Path(inside.__file__).read_text()
-        words = ("python3", "-c", source, AGENT, str(runs))
-        return cast(inside.Share, json.loads(self._vm.run(*words, input=request.hex().encode(), timeout=300.0).stdout))
-
-    def native(self, task: listings.Task) -> listings.Result | None:
-        """See `Host`; the VM stands still meanwhile."""
-        say(f"bench: {task['name']}, native")
-        sysmap = self._folder / "sysmap"
-        sysmap.write_text(UNMOVED + self._vm.kallsyms().decode())
-        given = {**task, "domain": str(self._vm.ram), "config": {**task["config"], "sysmap": str(sysmap)}}
-        self._vm.pause()
-        try:
-            done = subprocess.run(
-                [self._python, listings.__file__], input=json.dumps(given), capture_output=True, text=True, check=False
-            )
-        finally:
-            self._vm.resume()
-        if done.returncode:
-            raise RuntimeError(f"the genuine bindings ended with status {done.returncode}: {done.stderr[-2000:]}")
-        return cast(listings.Result, json.loads(done.stdout))
-
-
-class Here:
-    """This very machine; no genuine bindings, which read a VM's memory from outside of it."""
-
-    def __init__(self, endpoint: str, key: Path, public: str, ends: contextlib.ExitStack) -> None:
-        self._agent = endpoint, load_private(key), PublicKey.from_text(public)
-        self._ends = ends
-        self.kernel = os.uname().release.split("-")[0]
-        self.where = "this machine"
-        self.network = "between agent and IDS a local socket"
-        self.emulated = False
-
-    def connect(self, way: Way) -> Guest:
-        """See `Host`."""
-        return connect("local", *self._agent, timeout=30.0, way=way)
-
-    def plant_processes(self, count: int) -> set[int]:
-        """See `Host`."""
-        started = [subprocess.Popen(["sleep", "infinity"]) for _ in range(count)]
-        for process in started:
-            self._ends.callback(process.wait)
-            self._ends.callback(process.kill)
-        return {process.pid for process in started}
-
-    def plant_sockets(self, pairs: int) -> int:
-        """See `Host`."""
-        words = [sys.executable, plant_sockets.__file__, str(pairs)]
-        pid, port = map(int, subprocess.run(words, capture_output=True, check=True).stdout.split())
-        self._ends.callback(os.kill, pid, 15)
-        return port
-
-    def inside(self, request: bytes, runs: int) -> inside.Share:
-        """See `Host`."""
-        words = [sys.executable, inside.__file__, str(ROOT), str(runs)]
-        done = subprocess.run(words, input=request.hex().encode(), capture_output=True, check=True)
-        return cast(inside.Share, json.loads(done.stdout))
-
-    def native(self, task: listings.Task) -> None:
-        """See `Host`."""
 
 
 def main() -> int:
@@ -219,7 +81,7 @@ def main() -> int:
             here = _here(extent)
             grounds.append(report.beside(here, grounds[0]) if grounds else here)
             report.show(grounds[-1], console)
-    except (ImageError, LabError, LibvmiError, RuntimeError) as error:
+    except (ImageError, LabError, LibvmiError, MissingError, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -246,7 +108,7 @@ def _write(grounds: Sequence[Ground], folder: Path, command: str) -> None:
 
 
 def _in_vm(name: str | None, extent: Extent, *, full: bool) -> Ground:
-    with _lab(name) as host, contextlib.closing(_Measured(host, extent)) as measured:
+    with hosts.lab(name) as host, contextlib.closing(_Measured(host, extent)) as measured:
         measured.processes()
         measured.modules()
         for total in extent.sockets:
@@ -255,7 +117,7 @@ def _in_vm(name: str | None, extent: Extent, *, full: bool) -> Ground:
     cases, load = measured.cases, measured.load
     if full:
         with (
-            _lab(name, append=f"thash_entries={FULL}") as larger,
+            hosts.lab(name, append=f"thash_entries={FULL}") as larger,
             contextlib.closing(_Measured(larger, extent)) as again,
         ):
             again.sockets(extent.sockets[-1])
@@ -263,19 +125,11 @@ def _in_vm(name: str | None, extent: Extent, *, full: bool) -> Ground:
     return measured.ground(cases, parts, load)
 
 
-@contextlib.contextmanager
-def _lab(name: str | None, append: str = "") -> Iterator[Lab]:
-    with LabVM.boot(name, nokaslr=True, append=append) as vm, tempfile.TemporaryDirectory() as folder:
-        for module in MODULES:
-            vm.run("modprobe", module, check=False)
-        yield Lab(vm, install(vm), Path(folder))
-
-
 def _here(extent: Extent) -> Ground:
     with (
         local.agent() as (endpoint, key, public),
         contextlib.ExitStack() as ends,
-        contextlib.closing(_Measured(Here(endpoint, key, public, ends), extent)) as measured,
+        contextlib.closing(_Measured(hosts.Here(endpoint, key, public, ends), extent)) as measured,
     ):
         measured.processes()
         measured.modules()
@@ -294,7 +148,7 @@ class _Measured:
         self._host, self._extent = host, extent
         self._guests = {way: host.connect(way) for way in WAYS}
         self._vmis = {way: Libvmi.over(guest) for way, guest in self._guests.items()}
-        self.at = _find(self._guests["batch"].profile)
+        self.at = hosts.find(self._guests["batch"].profile)
         self.cases: list[Case] = []
         self._planted: dict[str, set[int]] = {"processes": set(), "modules": set(), "sockets": set()}
         self._ports: dict[int, int] = {}
@@ -401,17 +255,7 @@ class _Measured:
         return Cost([sum(seconds) / SAMPLE * reads], reads, carried * reads // SAMPLE, projected=True)
 
     def _native(self, name: str, cached: bool = False) -> listings.Result | None:
-        offsets = {name: self._vmis["batch"].get_offset(name) for name in CONFIGURED}
-        return self._host.native(
-            {
-                "domain": "",
-                "config": {"ostype": "Linux", **offsets},
-                "at": self.at,
-                "name": name,
-                "runs": self._extent.runs["native"],
-                "cached": cached,
-            }
-        )
+        return self._host.native(self._vmis["batch"], self.at, name, self._extent.runs["native"], cached=cached)
 
     def _check(self, name: str, way: str, found: list[Any]) -> None:
         """:raises RuntimeError: a listing lacks what was planted"""
@@ -440,7 +284,7 @@ class _Measured:
 
     def _first_listing(self, way: Way) -> None:
         with Libvmi.over(self._host.connect(way)) as vmi:
-            listings.once(vmi, self.at, "processes")
+            listings.listed(vmi, self.at, "processes")
 
     def parts(self) -> list[Part]:
         """Where the time of a batch listing of processes goes."""
@@ -499,20 +343,6 @@ class _Counting:
             return method(*args)
 
         return call
-
-
-def _find(profile: Profile) -> listings.Offsets:
-    """What the script needs to know, as far as this kernel has it: one without modules has no list of them."""
-    at = {}
-    for names, find in (
-        (listings.SYMBOLS, profile.symbol),
-        (listings.MEMBERS, lambda name: profile.member(*name.split(" ")).offset),
-        (listings.SIZES, profile.size),
-    ):
-        for name in names:
-            with contextlib.suppress(KeyError):
-                at[name] = find(name)
-    return at
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ import builtins
 import json
 import os
 import subprocess
-import sys
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,27 +15,9 @@ import driver
 from vmishim import libvmi
 from vmishim.errors import LibvmiError
 
-VERSION = "3.7.1"
-
 
 class CrashError(AssertionError):
     """The process with the genuine bindings ended in the middle of a call."""
-
-
-def interpreter() -> str:
-    """Python of an environment with the genuine bindings: ``VMISHIM_GENUINE_PYTHON``, or one made in the cache."""
-    given = os.environ.get("VMISHIM_GENUINE_PYTHON")
-    if given:
-        return given
-    cache = Path(os.environ.get("VMISHIM_CACHE") or Path.home() / ".cache" / "vmishim")
-    folder = cache / f"libvmi-{VERSION}-python{sys.version_info.major}.{sys.version_info.minor}"
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--only-binary", ":all:", f"libvmi=={VERSION}"]
-        subprocess.run(pip, check=True)
-        (folder / "complete").touch()
-    return str(python)
 
 
 class Genuine:

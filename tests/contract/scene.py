@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cases import Places
-from genuine import Genuine, interpreter
+from genuine import Genuine
 
+from ci.environment import genuine, symbol_map
 from ci.vm.lab import LabVM
 from vmishim.constants import TranslateMechanism, VMIConfig
 from vmishim.kernel.config import MEMBERS
 from vmishim.libvmi import AccessContext, Libvmi
 from vmishim.memory.ramfile import RamFile
-
-UNMOVED = "0000000001000000 A phys_startup_64\n"
-"""What LibVMI's file driver needs beside kallsyms: where the kernel is when nothing moved it."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,10 @@ def scene(folder: Path) -> Iterator[Scene]:
 
     :param folder: for LibVMI's symbol map and its log
     """
-    python = interpreter()
+    python = str(genuine())
     with LabVM.boot(nokaslr=True) as vm:
         sysmap = folder / "sysmap"
-        sysmap.write_text(UNMOVED + vm.kallsyms().decode())
+        sysmap.write_text(symbol_map(vm))
         with Libvmi.over(RamFile("lab", vm.ram)) as vmi:
             offsets = {name: vmi.get_offset(name) for name in MEMBERS}
             places = _places(vm, vmi)

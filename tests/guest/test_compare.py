@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ci.environment import genuine
 from ci.vm.agent import InstalledAgent
 from ci.vm.lab import LabVM
 from vmishim import cli
@@ -49,8 +49,7 @@ def compare(
 ) -> Compare:
     """``vmishim compare`` with the guest enrolled as "lab", by both roads, stopped while its file is read:
     arguments -> (exit status, output, report)."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "contract"))
-    monkeypatch.setenv("VMISHIM_GENUINE_PYTHON", importlib.import_module("genuine").interpreter())
+    monkeypatch.setenv("VMISHIM_GENUINE_PYTHON", str(genuine()))
     monkeypatch.setenv("VMISHIM_CONFIG", str(tmp_path / "domains.toml"))
     save_private(tmp_path / "key", agent.private)
     entry = {"agent": agent.endpoint, "agent_key": agent.public.text, "key": f"{tmp_path}/key", "ramfile": f"{lab.ram}"}

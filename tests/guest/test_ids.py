@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
+from ci.environment import genuine, symbol_map
 from ci.vm import image
 from ci.vm.agent import install
 from ci.vm.lab import LabVM
 from ci.vm.rootkit import Rootkit
-from tests.guest.environment import interpreter
 from vmishim.kernel.config import MEMBERS
 from vmishim.libvmi import Libvmi
 from vmishim.memory.ramfile import RamFile
@@ -39,8 +39,6 @@ PROGRAMS = (
     "open_files",
 )
 BACKENDS = ("agent", "scalar", "ramfile", "genuine")
-UNMOVED = "0000000001000000 A phys_startup_64\n"
-"""What LibVMI's file driver needs beside kallsyms: where the kernel is when nothing moved it."""
 
 LISTENERS = """
 import socket, time
@@ -172,11 +170,11 @@ def suite(vm: LabVM, tmp_path_factory: pytest.TempPathFactory) -> Suite:
         f'[agent]\nagent = "{agent.endpoint}"\nagent_key = "{agent.public.text}"\n'
         f'key = "{folder / "key"}"\ntimeout = 30\n'
     )
-    (folder / "sysmap").write_text(UNMOVED + vm.kallsyms().decode())
+    (folder / "sysmap").write_text(symbol_map(vm))
     with Libvmi.over(RamFile("ram", vm.ram)) as vmi:
         offsets = "; ".join(f"{name} = {vmi.get_offset(name)}" for name in MEMBERS)
     (folder / "libvmi.conf").write_text(f'ram {{ ostype = "Linux"; sysmap = "{folder / "sysmap"}"; {offsets}; }}\n')
-    made = Suite(vm, folder, interpreter("libvmi", "3.7.1"))
+    made = Suite(vm, folder, genuine())
     done = made.run("layout", "ramfile")
     assert done.returncode == 0, done.stderr
     (folder / "offsets.json").write_text(done.stdout)

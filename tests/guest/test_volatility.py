@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
+from ci.environment import interpreter
 from ci.vm.lab import LabVM
 from tests.guest import isf
-from tests.guest.environment import interpreter
 from vmishim import lists
 from vmishim.libvmi import Libvmi
 from vmishim.memory.ramfile import RamFile

@@ -1,0 +1,197 @@
+"""Machines that are measured, and what is planted in them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol, cast
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "compat"))  # the measured script imports vmishim as "libvmi"
+
+from ci.bench import inside, listings, plant_sockets  # noqa: E402
+from ci.environment import genuine, symbol_map  # noqa: E402
+from ci.vm.agent import AGENT, InstalledAgent, install  # noqa: E402
+from ci.vm.image import say  # noqa: E402
+from ci.vm.lab import LabVM, find_accelerator  # noqa: E402
+from vmishim.guest import Guest, Way, connect  # noqa: E402
+from vmishim.kernel.config import MEMBERS as CONFIGURED  # noqa: E402
+from vmishim.kernel.profile import Profile  # noqa: E402
+from vmishim.libvmi import Libvmi  # noqa: E402
+from vmishim.wire.keys import PublicKey, load_private  # noqa: E402
+
+MODULES = (
+    "dummy",
+    "veth",
+    "bridge",
+    "tun",
+    "loop",
+    "8021q",
+    "vxlan",
+    "macvlan",
+    "ip_tables",
+    "nf_tables",
+    "xfs",
+    "btrfs",
+)
+"""Loaded into the VM so that there is a list to speak of; those it has."""
+
+
+class Host(Protocol):
+    """A machine that is measured."""
+
+    kernel: str
+    where: str
+    network: str
+    emulated: bool
+
+    def connect(self, way: Way) -> Guest:
+        """A fresh connection to its agent."""
+
+    def plant_processes(self, count: int) -> set[int]:
+        """Start processes that sleep; their pids."""
+
+    def plant_sockets(self, pairs: int) -> int:
+        """Connect pairs of sockets; the port they share."""
+
+    def inside(self, request: bytes, runs: int) -> inside.Share:
+        """What the agent's side of a request costs."""
+
+    def native(
+        self, vmi: Libvmi, at: listings.Offsets, name: str, runs: int, *, flushed: int = 0, cached: bool = False
+    ) -> listings.Result | None:
+        """What the genuine bindings make of its memory; None where they can't read it.
+
+        :param vmi: the same guest, which knows the offsets that they are given
+        """
+
+
+class Lab:
+    """A lab VM."""
+
+    def __init__(self, vm: LabVM, agent: InstalledAgent, folder: Path) -> None:
+        self.vm, self.agent = vm, agent
+        self._sysmap = folder / "sysmap"
+        self._sysmap.write_text(symbol_map(vm))
+        accelerator = find_accelerator(vm.image)
+        self.kernel = vm.image.release
+        self.where = f"lab VM ({accelerator}, 1 CPU)"
+        self.emulated = accelerator == "tcg"
+        self.network = "between agent and IDS TCP through QEMU's user-mode network stack"
+        self._python = genuine()
+
+    def connect(self, way: Way) -> Guest:
+        """See `Host`."""
+        return self.agent.connect(way=way)
+
+    def plant_processes(self, count: int) -> set[int]:
+        """See `Host`; in the monitored container."""
+        return self.vm.spawn("sleep", "infinity", count=count, timeout=300.0)
+
+    def plant_sockets(self, pairs: int) -> int:
+        """See `Host`."""
+        source = Path(plant_sockets.__file__).read_text()
+        return int(self.vm.run("python3", "-c", source, str(pairs), timeout=300.0).stdout.split()[1])
+
+    def inside(self, request: bytes, runs: int) -> inside.Share:
+        """See `Host`."""
+        source = Path(inside.__file__).read_text()
+        words = ("python3", "-c", source, AGENT, str(runs))
+        return cast(inside.Share, json.loads(self.vm.run(*words, input=request.hex().encode(), timeout=300.0).stdout))
+
+    def native(
+        self, vmi: Libvmi, at: listings.Offsets, name: str, runs: int, *, flushed: int = 0, cached: bool = False
+    ) -> listings.Result:
+        """See `Host`; the VM stands still meanwhile."""
+        say(f"bench: {name}, native")
+        offsets = {member: vmi.get_offset(member) for member in CONFIGURED}
+        task = listings.Task(
+            domain=str(self.vm.ram),
+            config={"ostype": "Linux", "sysmap": str(self._sysmap), **offsets},
+            at=at,
+            name=name,
+            runs=runs,
+            flushed=flushed,
+            cached=cached,
+        )
+        self.vm.pause()
+        try:
+            done = subprocess.run(
+                [self._python, listings.__file__], input=json.dumps(task), capture_output=True, text=True, check=False
+            )
+        finally:
+            self.vm.resume()
+        if done.returncode:
+            raise RuntimeError(f"the genuine bindings ended with status {done.returncode}: {done.stderr[-2000:]}")
+        return cast(listings.Result, json.loads(done.stdout))
+
+
+class Here:
+    """This very machine; no genuine bindings, which read a VM's memory from outside of it."""
+
+    def __init__(self, endpoint: str, key: Path, public: str, ends: contextlib.ExitStack) -> None:
+        self._agent = endpoint, load_private(key), PublicKey.from_text(public)
+        self._ends = ends
+        self.kernel = os.uname().release.split("-")[0]
+        self.where = "this machine"
+        self.network = "between agent and IDS a local socket"
+        self.emulated = False
+
+    def connect(self, way: Way) -> Guest:
+        """See `Host`."""
+        return connect("local", *self._agent, timeout=30.0, way=way)
+
+    def plant_processes(self, count: int) -> set[int]:
+        """See `Host`."""
+        started = [subprocess.Popen(["sleep", "infinity"]) for _ in range(count)]
+        for process in started:
+            self._ends.callback(process.wait)
+            self._ends.callback(process.kill)
+        return {process.pid for process in started}
+
+    def plant_sockets(self, pairs: int) -> int:
+        """See `Host`."""
+        words = [sys.executable, plant_sockets.__file__, str(pairs)]
+        pid, port = map(int, subprocess.run(words, capture_output=True, check=True).stdout.split())
+        self._ends.callback(os.kill, pid, 15)
+        return port
+
+    def inside(self, request: bytes, runs: int) -> inside.Share:
+        """See `Host`."""
+        words = [sys.executable, inside.__file__, str(ROOT), str(runs)]
+        done = subprocess.run(words, input=request.hex().encode(), capture_output=True, check=True)
+        return cast(inside.Share, json.loads(done.stdout))
+
+    def native(
+        self, vmi: Libvmi, at: listings.Offsets, name: str, runs: int, *, flushed: int = 0, cached: bool = False
+    ) -> None:
+        """See `Host`."""
+
+
+@contextlib.contextmanager
+def lab(name: str | None, append: str = "") -> Iterator[Lab]:
+    """A lab VM with modules to list, and the agent in it."""
+    with LabVM.boot(name, nokaslr=True, append=append) as vm, tempfile.TemporaryDirectory() as folder:
+        for module in MODULES:
+            vm.run("modprobe", module, check=False)
+        yield Lab(vm, install(vm), Path(folder))
+
+
+def find(profile: Profile) -> listings.Offsets:
+    """What the script needs to know, as far as this kernel has it: one without modules has no list of them."""
+    at = {}
+    for names, find in (
+        (listings.SYMBOLS, profile.symbol),
+        (listings.MEMBERS, lambda name: profile.member(*name.split(" ")).offset),
+        (listings.SIZES, profile.size),
+    ):
+        for name in names:
+            with contextlib.suppress(KeyError):
+                at[name] = find(name)
+    return at
