@@ -1,4 +1,7 @@
-"""``make demo``: boot the lab VM, list its processes by an unchanged LibVMI script, and compare the ways to read."""
+"""``make demo``: boot the lab VM, list its processes by an unchanged LibVMI script, and compare the ways to read.
+
+The last of them is the genuine LibVMI bindings, on the VM's memory file; where they can't be had, it says why.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +21,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ci.environment import MissingError, genuine
 from ci.vm.agent import InstalledAgent, install
 from ci.vm.image import ImageError, say
 from ci.vm.lab import LabError, LabVM
 from vmishim.commands import enrolment
 from vmishim.commands.script import execute
+from vmishim.compare.roads import NATIVE, Missing, find
+from vmishim.compare.verdict import Run
+from vmishim.domains import Domain
 from vmishim.errors import LibvmiError
 from vmishim.guest import Way
 from vmishim.target import Target
@@ -40,17 +47,6 @@ WAYS: dict[Way, tuple[str, ...]] = {
 """What is measured, in this order; more than one: by the same connection, which has learned from the run before."""
 RUNS = 5
 """Times each way is measured; the table has medians."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run of the script took, its connection made before."""
-
-    output: str
-    requests: int
-    carried: int
-    """Bytes of all frames, both ways."""
-    seconds: float
 
 
 def main() -> int:
@@ -92,6 +88,9 @@ def _show(vm: LabVM, agent: InstalledAgent, planted: dict[int, str]) -> int:
     if subprocess.run([sys.executable, "-m", "vmishim.cli", *command[1:]], check=False).returncode:
         return 1
     rows = list(_measure(agent))
+    native = _native(vm)
+    if isinstance(native, Run):
+        rows.append(((NATIVE, "the genuine LibVMI, cold"), native))
     first = rows[0][1]
     outputs = {run.output for _, run in rows}
     listed = {int(line[1:6]): line[8:].split(" (")[0] for line in first.output.splitlines()}
@@ -106,12 +105,17 @@ def _show(vm: LabVM, agent: InstalledAgent, planted: dict[int, str]) -> int:
             if run.seconds * 10 > first.seconds
             else f"{first.seconds / run.seconds:.0f}x"
         )
-        table.add_row(way, about, f"{run.requests:,}", f"{run.carried:,}", f"{run.seconds * 1000:,.1f} ms", ratio)
+        figures = ("-" if figure is None else f"{figure:,}" for figure in (run.requests, run.carried))
+        table.add_row(way, about, *figures, f"{run.seconds * 1000:,.1f} ms", ratio)
     console.print(table)
     accelerator = "software emulation (TCG)" if _emulated(vm) else "KVM"
     console.print(
         f"\nMedians of {RUNS} runs; Linux {vm.image.release} under {accelerator}, {os.cpu_count()} CPUs here."
     )
+    if isinstance(native, Run):
+        console.print("Native has its symbols to look up in a file first; docs/benchmark.md has it warm.")
+    else:
+        console.print(f"No genuine LibVMI beside them: {native}", markup=False)
     if len(outputs) != 1:
         console.print("[red]The listings differ.[/red]")
         return 1
@@ -136,6 +140,30 @@ def _measure(agent: InstalledAgent) -> Iterator[tuple[tuple[str, str], Run]]:
             yield (way, name), sorted(of_name, key=lambda run: run.seconds)[RUNS // 2]
 
 
+def _native(vm: LabVM) -> Run | str:
+    """The genuine bindings on the VM's memory, which stands still meanwhile; or why they are not to be had."""
+    try:
+        python = str(genuine())
+    except (MissingError, OSError) as error:
+        return str(error)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        roads = find(Domain("lab", ramfile=str(vm.ram)), folder, python)
+        road = next(road for road in roads if road.name == NATIVE)
+        if isinstance(road, Missing):
+            return f"{road.why}; {road.remedy}"
+        vm.pause()
+        try:
+            done = [road.run(SCRIPT, ["lab"], folder, record=False, timeout=60.0) for _ in range(RUNS)]
+        finally:
+            vm.resume()
+    for run in done:
+        if run.failed or run.status:
+            return (run.failed or run.errors).strip().splitlines()[-1]
+    listed = [replace(run, seconds=run.seconds - run.connecting) for run in done]  # as with the others
+    return sorted(listed, key=lambda run: run.seconds)[RUNS // 2]
+
+
 def _run(guest: Any) -> Run:
     link = guest.link
     before = link.requests, link.bytes_sent + link.bytes_received
@@ -144,7 +172,8 @@ def _run(guest: Any) -> Run:
     with contextlib.redirect_stdout(output):
         execute(SCRIPT, ["lab"], lambda domain, init_data: cast(Target, _Kept(guest)))
     taken = time.perf_counter() - begun
-    return Run(output.getvalue(), link.requests - before[0], link.bytes_sent + link.bytes_received - before[1], taken)
+    requests, carried = link.requests - before[0], link.bytes_sent + link.bytes_received - before[1]
+    return Run(output=output.getvalue(), seconds=taken, requests=requests, carried=carried)
 
 
 class _Kept:
