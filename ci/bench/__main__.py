@@ -22,14 +22,13 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from ci.bench import hosts, inside, listings, report
+from ci.bench import hosts, inside, listings, report, variants
 from ci.bench.hosts import Host
 from ci.bench.report import Case, Cost, Ground, Part
 from ci.environment import MissingError
 from ci.vm import image as images
 from ci.vm.image import ImageError, say
 from ci.vm.lab import LabError
-from vmishim import local
 from vmishim.errors import LibvmiError
 from vmishim.guest import Way
 from vmishim.libvmi import Libvmi, pause
@@ -95,13 +94,15 @@ def main() -> int:
 
 def _write(grounds: Sequence[Ground], folder: Path, command: str) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "benchmark.md").write_text(report.document(grounds, command))
+    of_fleet = folder / "fleet.json"
+    known = json.loads(of_fleet.read_text()) if of_fleet.exists() else None
+    (folder / "benchmark.md").write_text(report.document(grounds, command, known))
     record = {"command": command, "grounds": [report.as_json(ground) for ground in grounds]}
     (folder / "benchmark.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "benchmark.svg").write_text(report.plotted(grounds))
     if folder.resolve() == ROOT / "docs":
         readme = ROOT / "README.md"
-        readme.write_text(report.quoted(readme.read_text(), grounds))
+        readme.write_text(report.marked(readme.read_text(), "bench", report.quote(grounds)))
 
 
 # ---- where -----------------------------------------------------------------------------------------------------------
@@ -127,9 +128,9 @@ def _in_vm(name: str | None, extent: Extent, *, full: bool) -> Ground:
 
 def _here(extent: Extent) -> Ground:
     with (
-        local.agent() as (endpoint, key, public),
+        variants.here(variants.PLAIN) as agent,
         contextlib.ExitStack() as ends,
-        contextlib.closing(_Measured(hosts.Here(endpoint, key, public, ends), extent)) as measured,
+        contextlib.closing(_Measured(hosts.Here(agent, ends), extent)) as measured,
     ):
         measured.processes()
         measured.modules()
@@ -210,7 +211,7 @@ class _Measured:
         return listings.once(self._vmis["batch"], self.at, name)[1]
 
     def _measure(self, name: str, cached: bool = False) -> tuple[Case, listings.Result | None]:
-        counting = _Counting(self._vmis["batch"])
+        counting = hosts.Counting(self._vmis["batch"])
         size = len(listings.once(cast(Libvmi, counting), self.at, name)[1])
         buckets = self._buckets() if name == "sockets" else 0
         costs: dict[str, Cost] = {}
@@ -326,23 +327,6 @@ class _Measured:
     @staticmethod
     def _median(call: Any, runs: int) -> float:
         return median(inside.timed(call)[0] for _ in range(runs))
-
-
-class _Counting:
-    """A ``Libvmi`` that counts calls."""
-
-    def __init__(self, vmi: Libvmi) -> None:
-        self._vmi = vmi
-        self.calls = 0
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._vmi, name)
-
-        def call(*args: Any) -> Any:
-            self.calls += 1
-            return method(*args)
-
-        return call
 
 
 if __name__ == "__main__":

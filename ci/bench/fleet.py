@@ -1,11 +1,13 @@
-"""A fleet: how many guests a second are listed, by threads of one process and by the workers of a Dask cluster.
+"""A fleet: how many guests a second are listed, what that costs each side, and which failures are survived.
 
-    python -m ci.bench.fleet                 50 agents of this machine, listed by both; a worker is killed meanwhile
+    python -m ci.bench.fleet                 50 agents of this machine; a worker and some agents are killed meanwhile
     python -m ci.bench.fleet --agents 10 --workers 2
 
 The agents are this machine's own, each a process with keys and eBPF programs of its own, so a guest costs what an agent
-on a real machine costs, but all of them share its processors with those who ask. Every answer is held to the truth:
-processes planted here are in every listing. Writes docs/fleet.json. Exit status 0 only if nothing was lost.
+on a real machine costs. But all of them share its processors with those who ask; so the processor time of a listing is
+told apart, of the asking side and of the agent: on machines of their own each side has that of its own only. Every
+answer is held to the truth: processes planted here are in every listing. Writes docs/fleet.json and a paragraph of
+docs/benchmark.md. Exit status 0 only if nothing was lost but what was killed.
 """
 
 from __future__ import annotations
@@ -13,29 +15,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from vmishim import fleet, local
+from ci.bench import report, variants
+from ci.bench.variants import RunningAgent
+from ci.vm.image import say
+from vmishim import fleet
 from vmishim.domains import Domain
 from vmishim.fleet import Answer
 from vmishim.lists import Task
+from vmishim.wire.keys import save_private
 
 ROOT = Path(__file__).parents[2]
 PLANTED = 5
@@ -44,54 +47,112 @@ DEADLINE = 120.0
 Ask = Callable[[Sequence[Domain]], Iterator[Answer]]
 
 
+@dataclass(frozen=True)
+class Row:
+    """One way of asking all of the fleet."""
+
+    name: str
+    listings: int
+    """In one run."""
+    seconds: float
+    """Of one run, the median."""
+    failed: int
+    """Listings that there were not, in all runs ..."""
+    wrong: int
+    """... and listings without what was planted."""
+    killed: str = ""
+    """What was, meanwhile."""
+    lost: int = 0
+    """Listings that cannot be, since their agent was killed: so many have to fail."""
+    asking_ms: float | None = None
+    """Processor time of the asking side for one listing, and ..."""
+    agent_ms: float | None = None
+    """... of the agent."""
+    errors: tuple[str, ...] = ()
+
+    @property
+    def rate(self) -> float:
+        """Listings that came, a second."""
+        return (self.listings - self.lost) / self.seconds
+
+    @property
+    def good(self) -> bool:
+        """Whether exactly what had to fail did."""
+        return self.failed == self.lost and not self.wrong
+
+
 def main() -> int:
     """Measure, print, write."""
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     options.add_argument("--agents", type=int, default=50, help="(%(default)s)")
-    options.add_argument("--workers", type=int, default=4, help="of the cluster, each a process (%(default)s)")
+    options.add_argument("--workers", type=int, default=2, help="of the cluster, each a process (%(default)s)")
     options.add_argument("--runs", type=int, default=5, help="(%(default)s)")
-    options.add_argument("--output", type=Path, default=ROOT / "docs" / "fleet.json", help="(%(default)s)")
-    options.add_argument("--list", action="append", choices=list(fleet.LISTS), help="may be given again (ps)")
+    options.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for fleet.json (%(default)s)")
     chosen = options.parse_args()
-    wanted = chosen.list or ["ps"]
     with ExitStack() as stack:
+        say(f"fleet: starting {chosen.agents} agents")
         begun = time.monotonic()
-        guests = agents(stack, chosen.agents)
-        started = time.monotonic() - begun
+        running = started(stack, chosen.agents)
+        starting = time.monotonic() - begun
+        guests = enrolled(stack, running)
         truth = planted(stack)
+        pids = [agent.pid for agent in running]
         rows = []
-        for what in wanted:
-            ask: Ask = partial(fleet.over, what=what, deadline=DEADLINE)
-            rows.append(measure("threads", what, guests, chosen.runs, truth, ask))
+
+        def measured(name: str, ask: Ask, asking: Sequence[int]) -> None:
+            say(f"fleet: {name}")
+            rows.append(measure(name, guests, chosen.runs, truth, ask, asking, pids))
+
+        ask: Ask = partial(fleet.over, what="ps", deadline=DEADLINE)
+        measured("one after the other", in_turn, [os.getpid()])
+        measured(f"{fleet.WIDTH} threads", ask, [os.getpid()])
         with cluster(chosen.workers) as client:
             address = str(client.scheduler.address).removeprefix("tcp://")
-            name = f"Dask, {chosen.workers} workers"
-            for what in wanted:
-                ask = partial(fleet.by_dask, address, what=what, deadline=DEADLINE)
-                rows.append(measure(name, what, guests, chosen.runs, truth, ask))
-            ask = partial(fleet.by_dask, address, what="ps", deadline=DEADLINE)
-            rows.append(killed(f"{name}, one killed", guests, truth, client, ask))
+            by_dask: Ask = partial(fleet.by_dask, address, what="ps", deadline=DEADLINE)
+            workers = list(client.run(os.getpid).values())
+            measured(f"Dask, {chosen.workers} workers", by_dask, [os.getpid(), *workers])
+            say("fleet: a worker is killed")
+            rows.append(without_worker(f"Dask, {chosen.workers} workers", guests, truth, workers[0], by_dask))
+        dead = running[: max(chosen.agents // 10, 1)]
+        say(f"fleet: agents are killed: {len(dead)}")
+        for agent in dead:
+            os.kill(agent.pid, signal.SIGKILL)
+        rows.append(without_agents(f"{fleet.WIDTH} threads", guests, truth, len(dead), ask))
     result = {
-        "machine": f"Linux {os.uname().release}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
+        "machine": f"Linux {os.uname().release.split('-')[0]}, {report.machine()}",
+        "load": round(os.getloadavg()[0], 1),
         "agents": chosen.agents,
-        "workers": chosen.workers,
         "runs": chosen.runs,
-        "seconds_to_start_all_agents": round(started, 2),
-        "rows": rows,
+        "seconds_to_start_all_agents": round(starting, 2),
+        "rows": [asdict(row) | {"rate": row.rate} for row in rows],
     }
-    chosen.output.write_text(json.dumps(result, indent=1) + "\n")
-    show(result)
-    return 1 if any(row["failed"] or row["wrong"] for row in rows) else 0
+    chosen.output.mkdir(exist_ok=True)
+    (chosen.output / "fleet.json").write_text(json.dumps(report.rounded(result), indent=1) + "\n")
+    page = chosen.output / "benchmark.md"
+    if page.exists():
+        page.write_text(report.marked(page.read_text(), "fleet", report.fleet(result)))
+    report.terminal(f"{chosen.agents} guests", report.fleet_rows(result), Console(width=100, highlight=False))
+    for error in sorted({error for row in rows for error in row.errors}):
+        print(f"failed: {error}")
+    return 0 if all(row.good for row in rows) else 1
 
 
-def agents(stack: ExitStack, count: int) -> list[Domain]:
-    """Agents of this machine, as guests."""
-    with ThreadPoolExecutor(4) as pool:
-        started = list(pool.map(lambda _: stack.enter_context(local.agent()), range(count)))
-    return [
-        Domain(f"guest-{number}", agent=endpoint, agent_key=public, key=str(key), timeout=30.0)
-        for number, (endpoint, key, public) in enumerate(started)
-    ]
+def started(stack: ExitStack, count: int) -> list[RunningAgent]:
+    """Agents of this machine."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda _: stack.enter_context(variants.here(variants.PLAIN)), range(count)))
+
+
+def enrolled(stack: ExitStack, running: Sequence[RunningAgent]) -> list[Domain]:
+    """These agents as guests, by keys in files."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    guests = []
+    for number, agent in enumerate(running):
+        key = folder / f"key-{number}"
+        save_private(key, agent.private)
+        made = Domain(f"guest-{number}", agent=agent.endpoint, agent_key=agent.public.text, key=str(key), timeout=20.0)
+        guests.append(made)
+    return guests
 
 
 def planted(stack: ExitStack) -> set[int]:
@@ -116,89 +177,91 @@ def cluster(workers: int) -> Iterator[Any]:
         yield client
 
 
-def measure(name: str, what: str, guests: Sequence[Domain], runs: int, truth: set[int], ask: Ask) -> dict[str, Any]:
-    """Ask all of them several times, after once that does not count."""
+def in_turn(guests: Sequence[Domain]) -> Iterator[Answer]:
+    """Ask one guest after the other."""
+    for guest in guests:
+        yield from fleet.over([guest], "ps")
+
+
+def measure(
+    name: str,
+    guests: Sequence[Domain],
+    runs: int,
+    truth: set[int],
+    ask: Ask,
+    asking: Sequence[int],
+    agents: Sequence[int],
+) -> Row:
+    """Ask all of them several times, after once that does not count.
+
+    :param asking: processes of the asking side
+    :param agents: processes of the agents
+    """
     list(ask(guests))
-    times, failed, wrong, entries = [], 0, 0, 0
-    errors: set[str] = set()
+    seconds, answers = [], []
+    before = processor_time(asking), processor_time(agents)
     for _ in range(runs):
         begun = time.monotonic()
-        answers = list(ask(guests))
-        times.append(time.monotonic() - begun)
-        failed += sum(bool(answer.error) for answer in answers)
-        errors.update(answer.error for answer in answers if answer.error)
-        wrong += sum(what == "ps" and not has(answer, truth) for answer in answers if not answer.error)
-        entries = sum(len(answer.entries) for answer in answers)
-    seconds = median(times)
-    return {
-        "name": name,
-        "list": what,
-        "guests": len(guests),
-        "entries": entries,
-        "seconds": round(seconds, 3),
-        "guests_a_second": round(len(guests) / seconds, 1),
-        "failed": failed,
-        "wrong": wrong,
-        "errors": sorted(errors),
-    }
+        answers += list(ask(guests))
+        seconds.append(time.monotonic() - begun)
+    ours, theirs = processor_time(asking) - before[0], processor_time(agents) - before[1]
+    listings = len(guests) * runs
+    return _row(
+        name,
+        len(guests),
+        median(seconds),
+        answers,
+        truth,
+        listings,
+        asking_ms=1e3 * ours / listings,
+        agent_ms=1e3 * theirs / listings,
+    )
 
 
-def killed(name: str, guests: Sequence[Domain], truth: set[int], client: Any, ask: Ask) -> dict[str, Any]:
+def without_worker(name: str, guests: Sequence[Domain], truth: set[int], victim: int, ask: Ask) -> Row:
     """Ask all of them four times over, and kill a worker once a fifth of the answers are there."""
-    many = [Domain(**{**vars(guest), "name": f"{guest.name}-{again}"}) for again in range(4) for guest in guests]
-    pids = client.run(os.getpid)
-    victim = threading.Event()
-    answers = []
+    many = [replace(guest, name=f"{guest.name}-{again}") for again in range(4) for guest in guests]
+    answers: list[Answer] = []
     begun = time.monotonic()
     for answer in ask(many):
         answers.append(answer)
-        if len(answers) > len(many) // 5 and not victim.is_set():
-            victim.set()
-            os.kill(next(iter(pids.values())), signal.SIGKILL)
-    seconds = time.monotonic() - begun
-    return {
-        "name": name,
-        "list": "ps",
-        "guests": len(many),
-        "entries": sum(len(answer.entries) for answer in answers),
-        "seconds": round(seconds, 3),
-        "guests_a_second": round(len(many) / seconds, 1),
-        "failed": sum(bool(answer.error) for answer in answers) + (len(many) - len(answers)),
-        "wrong": sum(not has(answer, truth) for answer in answers if not answer.error),
-        "errors": sorted({answer.error for answer in answers if answer.error}),
-    }
+        if len(answers) == len(many) // 5:
+            os.kill(victim, signal.SIGKILL)
+    return _row(name, len(many), time.monotonic() - begun, answers, truth, len(many), killed="a worker")
+
+
+def without_agents(name: str, guests: Sequence[Domain], truth: set[int], dead: int, ask: Ask) -> Row:
+    """Ask all of them, some of which are not there any more; the time is until the last of the others has answered."""
+    begun, seconds, answers = time.monotonic(), 0.0, []
+    for answer in ask(guests):
+        answers.append(answer)
+        if not answer.error:
+            seconds = time.monotonic() - begun
+    killed = f"{dead} agents" if dead > 1 else "an agent"
+    return _row(name, len(guests), seconds, answers, truth, len(guests), killed=killed, lost=dead)
+
+
+def _row(
+    name: str, listings: int, seconds: float, answers: Sequence[Answer], truth: set[int], due: int, **more: Any
+) -> Row:
+    failed = sum(bool(answer.error) for answer in answers) + due - len(answers)
+    wrong = sum(not has(answer, truth) for answer in answers if not answer.error)
+    errors = tuple(sorted({answer.error for answer in answers if answer.error}))
+    return Row(name, listings, seconds, failed, wrong, errors=errors, **more)
+
+
+def processor_time(pids: Sequence[int]) -> float:
+    """Seconds that processes ran so far, in user space and in the kernel for them (proc(5), stat)."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def has(answer: Answer, truth: set[int]) -> bool:
     """Whether a listing has all that was planted."""
     return truth <= {entry.pid for entry in answer.entries if isinstance(entry, Task)}
-
-
-def show(result: dict[str, Any]) -> None:
-    """Print it."""
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for title in ("asked by", "list", "guests", "entries", "time", "guests/s", "failed", "wrong"):
-        table.add_column(title, justify="left" if title in ("asked by", "list") else "right", no_wrap=True)
-    for row in result["rows"]:
-        table.add_row(
-            row["name"],
-            row["list"],
-            f"{row['guests']:,}",
-            f"{row['entries']:,}",
-            f"{row['seconds']:.2f} s",
-            f"{row['guests_a_second']:,.0f}",
-            f"{row['failed']}",
-            f"{row['wrong']}",
-        )
-    console.print(table)
-    for error in sorted({error for row in result["rows"] for error in row["errors"]}):
-        console.print(f"failed: {error}", markup=False)
-    console.print(
-        f"\nMedians of {result['runs']}; {result['machine']}; {result['agents']} agents, all of them on this machine, "
-        f"started in {result['seconds_to_start_all_agents']:.0f} s. Each guest is connected to anew: handshake, kernel "
-        "facts, one list."
-    )
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
-from typing import Protocol, cast
+from time import monotonic
+from typing import Any, Protocol, cast
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "compat"))  # the measured script imports vmishim as "libvmi"
@@ -20,11 +22,10 @@ from ci.environment import genuine, symbol_map  # noqa: E402
 from ci.vm.agent import AGENT, InstalledAgent, install  # noqa: E402
 from ci.vm.image import say  # noqa: E402
 from ci.vm.lab import LabVM, find_accelerator  # noqa: E402
-from vmishim.guest import Guest, Way, connect  # noqa: E402
+from vmishim.guest import Guest, Way  # noqa: E402
 from vmishim.kernel.config import MEMBERS as CONFIGURED  # noqa: E402
 from vmishim.kernel.profile import Profile  # noqa: E402
 from vmishim.libvmi import Libvmi  # noqa: E402
-from vmishim.wire.keys import PublicKey, load_private  # noqa: E402
 
 MODULES = (
     "dummy",
@@ -135,9 +136,8 @@ class Lab:
 class Here:
     """This very machine; no genuine bindings, which read a VM's memory from outside of it."""
 
-    def __init__(self, endpoint: str, key: Path, public: str, ends: contextlib.ExitStack) -> None:
-        self._agent = endpoint, load_private(key), PublicKey.from_text(public)
-        self._ends = ends
+    def __init__(self, agent: InstalledAgent, ends: contextlib.ExitStack) -> None:
+        self.agent, self._ends = agent, ends
         self.kernel = os.uname().release.split("-")[0]
         self.where = "this machine"
         self.network = "between agent and IDS a local socket"
@@ -145,7 +145,7 @@ class Here:
 
     def connect(self, way: Way) -> Guest:
         """See `Host`."""
-        return connect("local", *self._agent, timeout=30.0, way=way)
+        return self.agent.connect("local", way)
 
     def plant_processes(self, count: int) -> set[int]:
         """See `Host`."""
@@ -195,3 +195,37 @@ def find(profile: Profile) -> listings.Offsets:
             with contextlib.suppress(KeyError):
                 at[name] = find(name)
     return at
+
+
+class Counting:
+    """A ``Libvmi`` that counts calls, and ends a listing that takes too many or too long.
+
+    :param most: calls from which on the listing has lost its way: what it walks changed under it
+    :param seconds: how long it may take
+    """
+
+    def __init__(self, vmi: Libvmi, most: float = inf, seconds: float = inf) -> None:
+        self._vmi = vmi
+        self._most, self._until = most, monotonic() + seconds
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._vmi, name)
+
+        def call(*args: Any) -> Any:
+            if self.calls >= self._most:
+                raise LostError
+            if monotonic() > self._until:
+                raise TooLongError
+            self.calls += 1
+            return method(*args)
+
+        return call
+
+
+class LostError(Exception):
+    """A listing makes more calls than there can be."""
+
+
+class TooLongError(Exception):
+    """A listing is not done in its time."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 from rich import box
@@ -15,8 +16,6 @@ from rich.table import Table
 from ci.bench import plot
 
 WAYS = ("scalar", "page", "batch", "native")
-MARKS = "<!-- bench -->", "<!-- /bench -->"
-"""Between them the README quotes the result."""
 
 
 @dataclass(frozen=True)
@@ -266,8 +265,8 @@ def goals(ground: Ground) -> list[Goal]:
     return found
 
 
-def _range(ratios: Sequence[float]) -> str:
-    return " to ".join(dict.fromkeys((number(min(ratios), "x"), number(max(ratios), "x"))))
+def _range(values: Sequence[float], unit: str = "x") -> str:
+    return " to ".join(dict.fromkeys((number(min(values), unit), number(max(values), unit))))
 
 
 def goal_rows(ground: Ground) -> Rows:
@@ -294,11 +293,16 @@ def show(ground: Ground, console: Console) -> None:
 
 def busy(ground: Ground) -> str:
     """A warning when other work took the machine's time from what was measured; empty when none did."""
+    return crowded(ground.load, ground.cpus)
+
+
+def crowded(load: float, cpus: int) -> str:
+    """The same of a load average and the machine's number of CPUs."""
     # Ours are two at most: the IDS and QEMU, or the IDS and the agent.
-    if ground.load <= max(ground.cpus, 2) * 1.5:
+    if load <= max(cpus, 2) * 1.5:
         return ""
     return (
-        f"Other work ran on this machine meanwhile: a load of up to {ground.load:.0f} on {ground.cpus} CPUs. Medians "
+        f"Other work ran on this machine meanwhile: a load of up to {load:.0f} on {cpus} CPUs. Medians "
         "are longer than on a quiet machine, ratios off by as much as the load changed; the fastest runs suffer least."
     )
 
@@ -312,8 +316,8 @@ def _tables(ground: Ground) -> Iterator[tuple[str, Rows]]:
     yield "Goals", goal_rows(ground)
 
 
-def document(grounds: Sequence[Ground], command: str) -> str:
-    """docs/benchmark.md."""
+def document(grounds: Sequence[Ground], command: str, of_fleet: dict[str, Any] | None = None) -> str:
+    """docs/benchmark.md; ``of_fleet`` is what docs/fleet.json holds."""
     out = [
         "# Benchmark",
         "",
@@ -340,6 +344,8 @@ def document(grounds: Sequence[Ground], command: str) -> str:
         missed = [goal.what for goal in goals(ground) if not goal.reached]
         if missed:
             out += ["", f"Not reached here: {'; '.join(missed)}.", "", _bound(ground)]
+    first, last = _marks("fleet")
+    out += ["", first, *([fleet(of_fleet)] if of_fleet else []), last]
     return "\n".join([*out, ""])
 
 
@@ -402,7 +408,7 @@ def plotted(grounds: Sequence[Ground]) -> str:
 
 def quote(grounds: Sequence[Ground]) -> str:
     """What the README says of it."""
-    out = [MARKS[0]]
+    out = []
     for ground in grounds:
         out += [f"Linux {ground.kernel}, {ground.where}:", "", markdown(time_rows(ground.cases)), ""]
     emulated = "The VM is emulated in software, agent and all. " if any(ground.emulated for ground in grounds) else ""
@@ -412,32 +418,73 @@ def quote(grounds: Sequence[Ground]) -> str:
         "which goals were not reached.",
         "",
         "![Time of a listing, each way to read](docs/benchmark.svg)",
-        MARKS[1],
     ]
     return "\n".join(out)
 
 
-def quoted(readme: str, grounds: Sequence[Ground]) -> str:
-    """The README with the result between its marks. :raises ValueError: it has no marks"""
-    before, begin, rest = readme.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
+def marked(page: str, name: str, text: str) -> str:
+    """A page with ``text`` between the marks of that name, ``<!-- name -->`` and ``<!-- /name -->``.
+
+    :raises ValueError: it has none
+    """
+    first, last = _marks(name)
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"README.md has no {MARKS[0]} ... {MARKS[1]}")
-    return before + quote(grounds) + after
+        raise ValueError(f"the page has no {first} ... {last}")
+    return f"{before}{first}\n{text}\n{last}{after}"
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
+# ---- a fleet ---------------------------------------------------------------------------------------------------------
+
+
+def fleet_rows(result: dict[str, Any]) -> Rows:
+    """Header, then each way of asking; ``result`` is what docs/fleet.json holds."""
+    rows: Rows = [
+        ("asked by", "killed", "listings", "s", "listings/s", "CPU, asking\nms", "CPU, agent\nms", "failed", "wrong")
+    ]
+    for row in result["rows"]:
+        failed = f"{row['failed']} of {row['lost']} due" if row["lost"] else f"{row['failed']}"
+        figures = (row["seconds"], row["rate"], row["asking_ms"], row["agent_ms"])
+        cells = (f"{row['listings']:,}", *map(number, figures), failed, f"{row['wrong']}")
+        rows.append((row["name"], row["killed"] or "-", *cells))
+    return rows
+
+
+def fleet(result: dict[str, Any]) -> str:
+    """The paragraph of docs/benchmark.md; ``result`` is what docs/fleet.json holds."""
+    rows = result["rows"]
+    asking = [row["asking_ms"] for row in rows if row["asking_ms"] is not None]
+    agent = [row["agent_ms"] for row in rows if row["agent_ms"] is not None]
+    text = f"""
+        Written by `python -m ci.bench.fleet`: {result["agents"]} agents of one machine, each listed anew: connection,
+        handshake, the kernel's facts, its processes. {result["machine"]}; load {result["load"]}. Medians of
+        {result["runs"]} runs. All agents share its processors with those who ask, so listings a second are what both
+        sides cost together. Told apart, a listing takes {_range(asking, " ms")} of processor time on the asking side,
+        which bounds what a machine can ask for when the agents are elsewhere, and {_range(agent, " ms")} in the guest.
+        A worker was killed amidst the asking: its guests are asked again by another. Agents were killed before it:
+        their listings fail once their time is up, and all others had come after the seconds that are given."""
+    text = " ".join(text.split())
+    return "\n\n".join(["## A fleet", fill(text, 120, break_on_hyphens=False), markdown(fleet_rows(result))])
 
 
 def as_json(ground: Ground) -> dict[str, Any]:
     """Everything, times in seconds to the microsecond."""
-    return {name: _rounded(value) for name, value in asdict(ground).items()}
+    return {name: rounded(value) for name, value in asdict(ground).items()}
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """A record's floats to six digits."""
     if isinstance(value, float):
         return round(value, 6)
     if isinstance(value, dict):
-        return {name: _rounded(item) for name, item in value.items()}
+        return {name: rounded(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value
 
 

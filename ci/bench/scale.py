@@ -13,10 +13,7 @@ import argparse
 import contextlib
 import json
 import os
-import socket
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ci import planter
+from ci.bench import variants
 from ci.planter import Layout, Planter
 from ci.vm import image
-from ci.vm.agent import AGENT, install
-from ci.vm.lab import GUEST_PORT, LabVM, find_accelerator
+from ci.vm.agent import InstalledAgent, install
+from ci.vm.lab import LabVM, find_accelerator
 from vmishim.errors import LibvmiError
-from vmishim.guest import Guest, connect
-from vmishim.wire.keys import PrivateKey, PublicKey, generate, save_private
+from vmishim.guest import Guest
 from vmishim.wire.plan import Plan, Step, Take
 
 ROOT = Path(__file__).parents[2]
@@ -46,13 +43,6 @@ NODE = 80
 """Bytes of a node: what is collected, and its link behind that."""
 RUNS = {100: 60, 1_000: 60, 10_000: 30, 100_000: 15}
 """Walks of each length by each agent, after one that does not count."""
-IDLE_PORT = GUEST_PORT + 1
-
-# The agent as it is, but for what happens between two requests.
-IDLE = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from guest_agent import __main__, agent; "
-    "agent.Agent.walk_ahead = lambda self: None; sys.exit(__main__.main())"
-)
 
 
 @dataclass(frozen=True)
@@ -199,63 +189,33 @@ def _walk(guest: Guest, plan: Plan) -> tuple[float, list[tuple[int, int]]]:
 
 @contextlib.contextmanager
 def _local(ahead: bool) -> Iterator[Agent]:
-    ours, theirs = generate(), generate()
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o711)  # as in vmishim.local
-        save_private(Path(folder, "key"), theirs)
-        Path(folder, "permitted").write_text(f"{ours.public.text}\n")
-        endpoint = f"ipc://{folder}/socket"
-        command = [sys.executable, "-m", "guest_agent"] if ahead else [sys.executable, "-c", IDLE, str(ROOT)]
-        command += ["serve", "--until-eof", "--listen", endpoint]
-        command += ["--key", f"{folder}/key", "--permitted", f"{folder}/permitted"]
-        with subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as child:
-            assert child.stdout is not None
-            assert child.stderr is not None
-            if child.stdout.readline() != b"ready\n":
-                raise RuntimeError(f"no agent here: {child.stderr.read().decode().strip()}")
-            process = Path(f"/proc/{child.pid}")
-            with _connected(endpoint, ours, theirs.public) as guest:
-                yield Agent(guest, (process / "status").read_text, lambda: (process / "clear_refs").write_text("5"))
+    with variants.here(variants.PLAIN if ahead else variants.IDLE) as agent, _connected(agent) as guest:
+        process = Path(f"/proc/{agent.pid}")
+        yield Agent(guest, (process / "status").read_text, lambda: (process / "clear_refs").write_text("5"))
 
 
 @contextlib.contextmanager
 def _in_vm(vm: LabVM) -> Iterator[Agents]:
-    """The installed agent, and another on the port above it."""
+    """The installed agent, and the idle one beside it."""
     installed = install(vm)
-    unit = ("systemd-run", "--quiet", "--unit=vmishim-idle", "--collect", "--property=Type=notify", "--")
-    vm.run(*unit, "python3", "-c", IDLE, AGENT, "serve", "--listen", f"tcp://0.0.0.0:{IDLE_PORT}")
+    idle = variants.beside(vm, installed, variants.IDLE)
     with contextlib.ExitStack() as ends:
         agents = {}
-        for ahead, name, endpoint in (
-            (True, "vmishim-agent", installed.endpoint),
-            (False, "vmishim-idle", _forwarded(vm, IDLE_PORT)),
+        for ahead, agent, pid in (
+            (True, installed, variants.main_pid(vm, "vmishim-agent")),
+            (False, idle, idle.pid),
         ):
-            guest = ends.enter_context(_connected(endpoint, installed.private, installed.public))
-            pid = vm.run("systemctl", "show", "-P", "MainPID", name).stdout.decode().strip()
             agents[ahead] = Agent(
-                guest,
+                ends.enter_context(_connected(agent)),
                 lambda pid=pid: vm.read(f"/proc/{pid}/status").decode(),  # type: ignore[misc]
                 lambda pid=pid: vm.run("sh", "-c", f"echo 5 >/proc/{pid}/clear_refs"),  # type: ignore[misc]
             )
         yield agents
 
 
-def _forwarded(vm: LabVM, port: int) -> str:
-    """An endpoint here that leads to a port of the guest."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        ours = int(probe.getsockname()[1])
-    answer = vm.monitor("human-monitor-command", {"command-line": f"hostfwd_add net tcp:127.0.0.1:{ours}-:{port}"})
-    if answer:
-        raise RuntimeError(f"port {port} of the guest was not forwarded: {answer}")
-    return f"tcp://127.0.0.1:{ours}"
-
-
 @contextlib.contextmanager
-def _connected(endpoint: str, private: PrivateKey, public: PublicKey) -> Iterator[Guest]:
-    with contextlib.closing(connect("scale", endpoint, private, public, 60.0, "scalar")) as guest:
+def _connected(agent: InstalledAgent) -> Iterator[Guest]:
+    with contextlib.closing(agent.connect("scale", "scalar", 60.0)) as guest:
         yield guest
 
 

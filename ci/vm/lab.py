@@ -329,7 +329,7 @@ class LabVM:
                 break
             time.sleep(pause)
         self._check_alive()
-        self._forward_port()
+        self.port = self.forward(GUEST_PORT)
         while True:
             self._check_alive()
             try:
@@ -349,18 +349,17 @@ class LabVM:
         if not self.alive:
             raise self._error("the VM ended while booting")
 
-    def _forward_port(self) -> None:
-        """Lead a free port of the loopback to the guest's."""
+    def forward(self, port: int) -> int:
+        """Lead a free port of the host's loopback to a port of the guest; return it."""
         for _ in range(20):
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
-                port = int(probe.getsockname()[1])
+                ours = int(probe.getsockname()[1])
             # Another process may take the port now: then QEMU says so here.
-            rule = f"hostfwd_add net tcp:127.0.0.1:{port}-:{GUEST_PORT}"
+            rule = f"hostfwd_add net tcp:127.0.0.1:{ours}-:{port}"
             answer = self.monitor("human-monitor-command", {"command-line": rule})
             if not answer:
-                self.port = port
-                return
+                return ours
         raise self._error(f"no port could be forwarded: {answer}")
 
 

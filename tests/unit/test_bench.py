@@ -159,24 +159,46 @@ def test_the_document_names_what_costs_most_and_what_was_missed() -> None:
     assert all(line.endswith("|") for line in tables)
 
 
-def test_only_the_marked_part_of_the_readme_changes() -> None:
-    readme = f"before\n{report.MARKS[0]}\nold\n{report.MARKS[1]}\nafter\n"
-    text = report.quoted(readme, [GROUND])
+def test_only_the_marked_part_of_a_page_changes() -> None:
+    page = "before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n"
+    text = report.marked(page, "bench", report.quote([GROUND]))
     assert text.startswith(
         "before\n<!-- bench -->\nLinux 6.1.0-56-cloud-amd64, lab VM (tcg, 1 CPU):\n\n| listing | scalar, ms |"
     )
     assert text.endswith("<!-- /bench -->\nafter\n")
     assert "old" not in text
-    assert report.quoted(text, [GROUND]) == text
+    assert report.marked(text, "bench", report.quote([GROUND])) == text
 
 
-def test_a_readme_without_marks_is_refused() -> None:
+def test_a_page_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="has no <!-- bench -->"):
-        report.quoted("nothing\n", [GROUND])
+        report.marked("nothing\n", "bench", "")
 
 
-def test_our_readme_has_the_marks() -> None:
-    report.quoted((ROOT / "README.md").read_text(), [GROUND])
+@pytest.mark.parametrize(("page", "name"), [("README.md", "bench"), ("docs/benchmark.md", "fleet")])
+def test_our_pages_have_the_marks(page: str, name: str) -> None:
+    report.marked((ROOT / page).read_text(), name, "")
+
+
+FLEET = {
+    "machine": "a machine",
+    "load": 1.5,
+    "agents": 50,
+    "runs": 5,
+    "rows": [
+        {"name": "threads", "killed": "", "listings": 50, "seconds": 2.0, "rate": 25.0, "asking_ms": 12.0}
+        | {"agent_ms": 30.0, "failed": 0, "wrong": 0, "lost": 0},
+        {"name": "threads", "killed": "5 agents", "listings": 50, "seconds": 20.0, "rate": 2.25, "asking_ms": None}
+        | {"agent_ms": None, "failed": 5, "wrong": 0, "lost": 5},
+    ],
+}
+
+
+def test_the_fleet_has_a_paragraph_that_stays() -> None:
+    text = report.document([GROUND], "python -m ci.bench", FLEET)
+    assert "| threads | - | 50 | 2.00 | 25.0 | 12.0 | 30.0 | 0 | 0 |" in text
+    assert "| threads | 5 agents | 50 | 20.0 | 2.25 | - | - | 5 of 5 due | 0 |" in text
+    assert report.marked(text, "fleet", report.fleet(FLEET)) == text
 
 
 def test_the_record_is_json() -> None:
@@ -191,7 +213,7 @@ def boxes(drawing: str) -> list[float]:
 def test_the_plot_has_a_bar_for_each_way_of_each_listing() -> None:
     drawing = report.plotted([GROUND, GROUND])
     bars = sum(len(found.costs) for found in GROUND.cases)
-    assert len(boxes(drawing)) == 2 * (len(plot.COLOURS) + bars)
+    assert len(boxes(drawing)) == 2 * (len(report.WAYS) + bars)
     texts = {text.text for text in ElementTree.fromstring(drawing).iter(f"{SVG}text")}
     assert {"scalar", "page", "batch", "native", "100 processes", "8,192 buckets", "41s"} <= texts
 
