@@ -1,0 +1,401 @@
+"""What is fuzzed. A target takes bytes, and lets through any exception that its callers do not expect."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import cycle, islice
+from struct import Struct, pack
+from typing import Any
+
+from guest_agent.agent import Agent
+from guest_agent.kernel import Gathered
+from vmishim import lists
+from vmishim.errors import FaultError, LibvmiError, LinkError
+from vmishim.guest import Guest
+from vmishim.kernel import btf as types
+from vmishim.kernel.btf import Btf
+from vmishim.kernel.kallsyms import DIGITS
+from vmishim.kernel.kallsyms import decode as decode_symbols
+from vmishim.libvmi import Libvmi
+from vmishim.memory import dumps, elf
+from vmishim.wire import messages as wire
+from vmishim.wire.keys import generate
+from vmishim.wire.noise import HandshakeState
+from vmishim.wire.plan import Load, Plan, PlanError, Step, Take, Text
+from vmishim.wire.session import WELCOME, Initiator, Session, Sessions
+
+WORD = Struct("<Q")
+BASE = 0xFFFF_8880_0000_0000
+MOST = 60
+"""Entries of a list that are looked at."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function of bytes, and some that lead it far."""
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]] = list
+
+
+# ---- the wire --------------------------------------------------------------------------------------------------------
+
+_PLAN = Plan(BASE, Step.RING, (Load(1, 0, 8), Take(1, 16, 4), Text(0, 64, 16)), link=8)
+_MESSAGES: list[wire.Message] = [
+    wire.Hello("1", ["init_task"], ["task_struct comm"]),
+    wire.Walk(_PLAN, [[BASE, 8]]),
+    wire.Walk(Plan(0, Step.SELF, (Take(0, 0, 8),), stride=0), [], WORD.pack(BASE)),
+    wire.More(1),
+    wire.Read(0, BASE, 64),
+    wire.Lookup(0x1000, BASE),
+    wire.Pointees(["task_struct 8"]),
+    wire.Symbols(["init_task"]),
+    wire.Chunk(0, False, 0, 0, 0, 0, 0, [1], [BASE, BASE], b"x"),
+    wire.Welcome({"release": "6.1.0"}),
+    wire.Failure("plan", "no"),
+]
+
+
+def _messages(data: bytes) -> None:
+    with suppress(LinkError, PlanError):
+        message = wire.decode(data)
+        assert wire.decode(wire.encode(message)) == message
+
+
+def _encoded() -> list[bytes]:
+    return [wire.encode(message) for message in _MESSAGES]
+
+
+@dataclass
+class _Ends:
+    """Sessions whose keys nobody knows who makes frames."""
+
+    hello: bytes = b""
+    request: bytes = b""
+    reply: bytes = b""
+    served: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        host, agent = generate(), generate()
+        self.sessions = Sessions(agent, {host.public})
+        initiator = Initiator(host, agent.public)
+        self.hello = initiator.hello()
+        self.host: Session = initiator.finish(self.sessions.answer(self.hello, self.serve))
+        self.host.open(self.sessions.answer(self.host.seal(b"first"), self.serve))
+        self.request = self.host.seal(b"second")
+        self.served.clear()
+
+    def serve(self, session: bytes, message: bytes) -> bytes:
+        self.served.append(message)
+        return message
+
+
+_ends = cache(_Ends)
+
+
+def _session(data: bytes) -> None:
+    ends = _ends()
+    if data in (ends.hello, ends.request):
+        return
+    answer = ends.sessions.answer(data, ends.serve)
+    assert not ends.served
+    assert answer[1] != WELCOME
+    with suppress(LinkError):
+        ends.host.open(data)
+        raise AssertionError("a reply that nobody sealed")
+
+
+def _noise(data: bytes) -> None:
+    ours, theirs = generate(), generate()
+    initiator = HandshakeState(b"fuzz", ours, theirs.public)
+    initiator.write()
+    for end in (initiator, HandshakeState(b"fuzz", theirs)):
+        with suppress(LinkError):
+            end.read(data)
+            raise AssertionError("a handshake that nobody made")
+
+
+# ---- an agent that lies ----------------------------------------------------------------------------------------------
+
+
+class _Liar:
+    """Makes replies of their kinds out of bytes; gives up when there are none left."""
+
+    def __init__(self, data: bytes) -> None:
+        self._bytes = data
+        self._at = 0
+        self._plan = _PLAN
+
+    def _take(self, count: int) -> bytes:
+        part = self._bytes[self._at : self._at + count]
+        self._at += count
+        if not part:
+            raise LinkError("it fell silent")
+        return part
+
+    def _number(self) -> int:
+        kind = self._take(1)[0]
+        if kind < 128:
+            return BASE + kind * 0x100
+        return int.from_bytes(self._take(8), "little") if kind < 192 else 2**64 - 192 + kind % 64
+
+    def _memory(self, count: int) -> bytes:
+        words = [WORD.pack(self._number()) for _ in range(min(count // 8 + 1, 16))]
+        return b"".join(islice(cycle(words), count // 8 + 1))[:count]
+
+    def exchange(self, request: bytes) -> bytes:
+        return wire.encode(self._reply(wire.decode(request)))
+
+    def close(self) -> None:
+        pass
+
+    def _reply(self, request: wire.Message) -> wire.Message:
+        match request:
+            case wire.Hello(_, symbols, members):
+                facts: dict[str, Any] = {"release": "6.1.0", "hostname": "lab", "version": "1", "boot_id": "1"}
+                facts |= {"page_offset": BASE, "kaslr_offset": 0, "memory_size": 1 << 30, "vcpus": 1, "levels": 4}
+                facts["symbols"] = [BASE + number * 0x400 for number, _ in enumerate(symbols)]
+                facts["members"] = [[8 * number, 8 if " " in name else 1024] for number, name in enumerate(members)]
+                return wire.Welcome(facts)
+            case wire.Symbols(names):
+                return wire.Answer([self._number() for _ in names])
+            case wire.Members(names) | wire.Pointees(names):
+                return wire.Answer([[self._number() % 2048, self._number() % 2048] for _ in names])
+            case wire.Names(addresses):
+                return wire.Answer([self._take(4).decode("latin-1") for _ in addresses])
+            case wire.Lookup():
+                return wire.Answer([self._number(), 4096, [self._number()]])
+            case wire.Read(_, _, 4):
+                return wire.Memory(pack("<I", self._number() % 64))  # a table of millions is no input of a fuzzer's
+            case wire.Read(_, _, count):
+                return wire.Memory(self._memory(count))
+            case wire.Walk():
+                self._plan = request.plan
+                return self._chunk([count for _, count in request.reads])
+        return self._chunk([])
+
+    def _chunk(self, reads: list[int]) -> wire.Chunk:
+        size = self._plan.record.size
+        few, told = self._take(1)[0], self._take(1)[0]
+        records = b"".join(
+            pack("<QQII", self._number(), told & 4, number % 3, (told & 3) * (number % 5 == 4))
+            + self._memory(size - 24)
+            for number in range(few % 16)
+        )
+        bulk = b"".join(self._memory(count) for count in reads) + records
+        head = [self._number(), self._number()]
+        return wire.Chunk(told >> 7, bool(told & 64), told & 8, BASE, told & 16, BASE, 0, reads, head, bulk)
+
+
+def _readahead(data: bytes) -> None:
+    liar: Any = _Liar(data)
+    vmi = Libvmi.over(Guest("fuzz", liar))
+    for read in (lists.tasks, lists.tasks, lists.modules, lists.sockets, lists.without_file):
+        with suppress(LibvmiError):
+            for _ in islice(read(vmi), MOST):
+                pass
+    with suppress(LibvmiError):
+        at = vmi.translate_ksym2v("modules")
+        for _ in range(MOST):
+            at = vmi.read_addr_va(at, 0)
+            assert 0 <= at < 2**64
+    vmi.destroy()
+
+
+# ---- what is read of a guest's memory --------------------------------------------------------------------------------
+
+
+def _btf(data: bytes) -> None:
+    with suppress(ValueError):
+        types.length(data)
+    try:
+        blob = Btf(data)
+    except ValueError:
+        return
+    for name in islice(blob.structs(), MOST):
+        with suppress(KeyError):
+            for member in islice(blob.layout(name), MOST):
+                blob.member(name, f"{member}[1]")
+        with suppress(KeyError):
+            blob.size(name)
+            for offset in (0, 8, 2**31):
+                blob.pointee(name, offset)
+
+
+def _blob() -> list[bytes]:
+    """A structure of an integer, and of a pointer to itself."""
+    words = Struct("<III")
+    parts = [
+        words.pack(1, 4 << 24 | 2, 16) + words.pack(3, 2, 0) + words.pack(0, 3, 64),
+        words.pack(0, 1 << 24, 4) + pack("<I", 32),
+        words.pack(0, 2 << 24, 1),
+        words.pack(0, 3 << 24, 0) + words.pack(1, 2, 4),
+        words.pack(1, 8 << 24, 4),
+    ]
+    body, strings = b"".join(parts), b"\0a\0b\0"
+    return [pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(body), len(body), len(strings)) + body + strings]
+
+
+@cache
+def _tokens() -> bytes:
+    """A token table and its index, as the kernel's build makes them."""
+    tokens = [bytes([code]) if bytes([code]).isalnum() else b"x%d" % (code % 7) for code in range(256)]
+    starts = [sum(len(token) + 1 for token in tokens[:code]) for code in range(256)]
+    table = b"".join(token + b"\0" for token in tokens)
+    return table + bytes(-len(table) % 8) + pack("<256H", *starts)
+
+
+def _kallsyms(data: bytes) -> None:
+    half = len(data) // 2 & -8
+    memory = data[:half] + _tokens() + data[half:]
+    with suppress(ValueError):
+        decode_symbols(memory, memory.find(DIGITS, half))
+
+
+def _symbols() -> list[bytes]:
+    """300 symbols: their number and names in front, two markers, and after the tokens their offsets and base."""
+    names = b"\x03Tab" * 300
+    front = pack("<II", 300, 0) + names + bytes(-len(names) % 8) + pack("<II", 0, 1024)
+    back = pack("<300i", *range(300)) + WORD.pack(0xFFFF_FFFF_8100_0000)
+    return [front.rjust(max(len(front), len(back)), b"\0") + back.ljust(max(len(front), len(back)), b"\0")]
+
+
+def _elf(data: bytes) -> None:
+    def read(address: int, count: int) -> bytes:
+        if not BASE <= address <= address + count <= BASE + len(data):
+            raise FaultError(address)
+        return data[address - BASE : address - BASE + count]
+
+    with suppress(FaultError):
+        for _ in islice(elf.exports(read, BASE), MOST):
+            pass
+
+
+def _image() -> list[bytes]:
+    """An object that exports one symbol."""
+    header = b"\x7fELF\2\1\1".ljust(16, b"\0") + pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    programs = pack("<IIQQQQQQ", 1, 5, 0, 0, 0, 512, 512, 0) + pack("<IIQQQQQQ", 2, 4, 176, 176, 0, 80, 80, 0)
+    dynamic = b"".join(pack("<QQ", *tag) for tag in ((4, 256), (5, 272), (6, 280), (10, 8), (0, 0)))
+    tables = pack("<IIII", 1, 2, 0, 0) + b"\0name\0\0\0" + bytes(24) + pack("<IBBHQQ", 1, 18, 0, 7, 0x40, 8)
+    return [header + programs + dynamic + tables]
+
+
+def _dumps(data: bytes) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        file.seek(0)
+        with suppress(ValueError, OSError), dumps.unpacked(file) as (_, segments):
+            assert all(0 <= segment.start < segment.end <= dumps.HIGHEST for segment in segments)
+
+
+def _dumped() -> list[bytes]:
+    """A core of one page, a compressed dump of two, the same flattened."""
+    page = bytes(range(256)) * 16
+    core = b"\x7fELF\2\1\1".ljust(16, b"\0") + pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    core += pack("<IIQQQQQQ", 1, 7, 120, 0, 0x1000, 4096, 4096, 0) + page
+    header = b"KDUMP   " + pack("<I", 6) + bytes(412) + pack("<IIIII", 0, 4096, 1, 2, 0)
+    blocks = [header, bytes(96) + pack("<Q", 2), b"\x03", b"\x03", pack("<QIIQ", 20480, 4096, 0, 0) * 2]
+    dump = b"".join(block.ljust(4096, b"\0") for block in blocks) + page
+    flat = b"makedumpfile".ljust(16, b"\0") + pack(">qq", 1, 1)
+    return [core, dump, flat.ljust(4096, b"\0") + pack(">qq", 0, len(dump)) + dump + pack(">qq", -1, -1)]
+
+
+# ---- the agent -------------------------------------------------------------------------------------------------------
+
+
+class _Kernel:
+    """A kernel whose memory is zeros: what there is of it does not matter to the agent."""
+
+    page_offset = BASE
+
+    def read(self, address: int, count: int, dtb: int = 0) -> bytes:
+        assert 0 <= address < 2**64
+        assert 0 <= count <= wire.BULK_MAX
+        WORD.pack(dtb)
+        return bytes(count)
+
+    def walk(self, plan: Plan, heads: bytes = b"", state: bytes | None = None) -> Gathered:
+        assert len(heads) == (0 if plan.stride else 8 * plan.heads)
+        return Gathered(bytes(plan.record.size), None if state else b"more", False, 0, 0, 0, 0, 0, (0, 0))
+
+    def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
+        WORD.pack(dtb), WORD.pack(address)
+        return 0, 0, []
+
+    def symbol(self, name: str) -> int | None:
+        return len(name.encode(errors="replace"))
+
+    def symbol_at(self, address: int) -> str | None:
+        return f"{address:x}"
+
+    def member(self, name: str) -> list[int] | None:
+        with suppress(KeyError):
+            return list(_types().member("a", name))
+        return None
+
+    def pointee(self, question: str) -> list[int] | None:
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def __getattr__(self, name: str) -> Any:
+        return None
+
+
+@cache
+def _types() -> Btf:
+    return Btf(_blob()[0])
+
+
+@cache
+def _answering() -> Agent:
+    kernel: Any = _Kernel()
+    return Agent(kernel)
+
+
+def _agent(data: bytes) -> None:
+    agent = _answering()
+    reply = wire.decode(agent.answer(b"12345678", data))
+    assert isinstance(reply, wire.Message)
+    agent.walk_ahead()
+    agent.answer(b"12345678", wire.encode(wire.More(1)))
+
+
+def _plan(data: bytes) -> None:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    with suppress(PlanError):
+        plan = Plan.from_json(value)
+        assert Plan.from_json(plan.to_json()) == plan
+        assert plan.record.size >= 24
+
+
+def _plans() -> list[bytes]:
+    return [json.dumps(_PLAN.to_json()).encode()]
+
+
+def _requests() -> Iterator[bytes]:
+    return (wire.encode(message) for message in _MESSAGES[:8])
+
+
+TARGETS = {
+    "messages": Target(_messages, _encoded),
+    "session": Target(_session, lambda: [_ends().hello, _ends().request, bytes([1, 4]) + bytes(60)]),
+    "noise": Target(_noise, lambda: [bytes(48), bytes(96)]),
+    "readahead": Target(_readahead, lambda: [bytes(range(256)) * 8, bytes(4096)]),
+    "btf": Target(_btf, _blob),
+    "kallsyms": Target(_kallsyms, _symbols),
+    "elf": Target(_elf, _image),
+    "dumps": Target(_dumps, _dumped),
+    "agent": Target(_agent, lambda: list(_requests())),
+    "plan": Target(_plan, _plans),
+}
