@@ -28,14 +28,18 @@ def headers(release: str) -> Path:
             common = re.sub(r"-(cloud-)?amd64$", "-common", release)
             with tempfile.TemporaryDirectory(dir=images.cache()) as name:
                 folder = Path(name)
-                _download(folder, f"linux-headers-{release}", f"linux-headers-{common}")
+                download(folder, f"linux-headers-{release}", f"linux-headers-{common}")
                 for package in folder.glob("*.deb"):
                     _run("dpkg-deb", "-x", str(package), str(folder / "root"))
                 (folder / "root").rename(kept)
     return found
 
 
-def _download(folder: Path, *packages: str) -> None:
+def download(folder: Path, *packages: str) -> None:
+    """Put Debian packages of the lab's suite into a folder, unopened.
+
+    Raises HeadersError if Debian has no such packages (any more), or cannot be reached.
+    """
     mirror = os.environ.get("VMISHIM_DEBIAN_MIRROR", "").rstrip("/") or _MIRROR
     signed = f"deb [signed-by={images.KEYRING}]"
     suites = [

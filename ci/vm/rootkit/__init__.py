@@ -44,7 +44,7 @@ def _compile(headers: Path, work: Path) -> Path:
     tree = work / "tree"
     shutil.copytree(headers.parents[2], tree, symlinks=True, copy_function=os.link)
     tools = Path(os.readlink(headers / "scripts")).parent.name
-    debian._download(work, tools)
+    debian.download(work, tools)
     (package,) = work.glob(f"{tools}_*.deb")
     _run("dpkg-deb", "-x", package, tree)
     sources = work / "sources"
