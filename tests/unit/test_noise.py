@@ -12,9 +12,12 @@ from vmishim.errors import LinkError
 from vmishim.wire.keys import PrivateKey, PublicKey, generate
 from vmishim.wire.noise import AES_GCM, CHACHA_POLY, CipherState, HandshakeState
 
-VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data/noise_ik_vectors.json").read_text())[
-    "vectors"
-]
+
+def vectors(pattern: str) -> list[dict[str, Any]]:
+    found: dict[str, Any] = json.loads((Path(__file__).parent / f"data/noise_{pattern}_vectors.json").read_text())
+    return list(found["vectors"])
+
+
 # RFC 7748 points of order 1, 2, 4 and 8 and their twins modulo 2^255 - 19.
 LOW_ORDER = [
     bytes(32),
@@ -27,7 +30,7 @@ LOW_ORDER = [
 ]
 
 
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+@pytest.mark.parametrize("vector", vectors("ik"), ids=lambda vector: vector["name"])
 def test_published_vectors(vector: dict[str, Any]) -> None:
     value = {name: bytes.fromhex(text) for name, text in vector.items() if name.startswith(("init_", "resp_"))}
     cipher = AES_GCM if "AESGCM" in vector["name"] else CHACHA_POLY
@@ -59,6 +62,31 @@ def test_published_vectors(vector: dict[str, Any]) -> None:
         sealing, opening = (host_seals, agent_opens) if turn % 2 == 0 else (agent_seals, host_opens)
         assert sealing.encrypt_with_ad(b"", payload) == ciphertext
         assert opening.decrypt_with_ad(b"", ciphertext) == payload
+
+
+@pytest.mark.parametrize("vector", vectors("x"), ids=lambda vector: vector["name"])
+def test_published_vectors_of_one_message(vector: dict[str, Any]) -> None:
+    cipher = AES_GCM if "AESGCM" in vector["name"] else CHACHA_POLY
+    ours, theirs = (PrivateKey(bytes.fromhex(vector[name])) for name in ("init_static", "resp_static"))
+    initiator = HandshakeState(
+        bytes.fromhex(vector["init_prologue"]),
+        ours,
+        PublicKey(bytes.fromhex(vector["init_remote_static"])),
+        pattern="X",
+        cipher=cipher,
+        ephemeral=PrivateKey(bytes.fromhex(vector["init_ephemeral"])),
+    )
+    responder = HandshakeState(bytes.fromhex(vector["resp_prologue"]), theirs, pattern="X", cipher=cipher)
+    (payload, ciphertext), *transport = [
+        (bytes.fromhex(m["payload"]), bytes.fromhex(m["ciphertext"])) for m in vector["messages"]
+    ]
+    assert initiator.write(payload) == ciphertext
+    assert responder.read(ciphertext) == payload
+    assert responder.remote == ours.public
+    seals, opens = initiator.split()[0], responder.split()[1]
+    for payload, ciphertext in transport:
+        assert seals.encrypt_with_ad(b"", payload) == ciphertext
+        assert opens.decrypt_with_ad(b"", ciphertext) == payload
 
 
 @pytest.mark.parametrize("point", LOW_ORDER, ids=lambda point: point.hex()[:8])

@@ -1,8 +1,9 @@
-"""The Noise protocol framework, revision 34, pattern IK: small, exact, and checked against published vectors.
+"""The Noise protocol framework, revision 34, patterns IK and X: small, exact, and checked against published vectors.
 
 ``Noise_IK_25519_AESGCM_SHA256`` is what we speak; ChaChaPoly is here so that both published sets can be checked. IK
 because the host knows the agent's key beforehand: mutual authentication and forward secrecy in one round trip, and the
-initiator's key never crosses the wire in the clear. Section numbers are those of https://noiseprotocol.org/noise.html.
+initiator's key never crosses the wire in the clear. X is its first message alone: what is sealed for somebody who is
+not there (`vmishim.wire.sealed`). Section numbers are those of https://noiseprotocol.org/noise.html.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -129,13 +130,15 @@ class SymmetricState:
 
 
 class HandshakeState:
-    """One end of one IK handshake (sections 5.3 and 7.5)::
+    """One end of one handshake (sections 5.3, 7.4 and 7.5)::
 
         IK:  <- s  ...  -> e, es, s, ss  <- e, ee, se
+        X:   <- s  ...  -> e, es, s, ss
 
     :param prologue: data both ends must agree on, not sent (section 6)
     :param static: this end's key
     :param remote: the responder's key, for the initiator; None for the responder, who learns the initiator's
+    :param pattern: ``IK``, or ``X``, in which the responder writes nothing
     :param ephemeral: only for checking published vectors: a fixed ephemeral key instead of a fresh one
 
     After a ``LinkError`` from ``write`` or ``read`` the handshake is over: begin another.
@@ -147,6 +150,7 @@ class HandshakeState:
         static: PrivateKey,
         remote: PublicKey | None = None,
         *,
+        pattern: Literal["IK", "X"] = "IK",
         cipher: Cipher = AES_GCM,
         ephemeral: PrivateKey | None = None,
     ) -> None:
@@ -155,7 +159,7 @@ class HandshakeState:
         self._static = static
         self._ephemeral = ephemeral or generate()
         self._remote_ephemeral: PublicKey | None = None
-        self._symmetric = SymmetricState(f"Noise_IK_25519_{cipher.name}_SHA256".encode(), cipher)
+        self._symmetric = SymmetricState(f"Noise_{pattern}_25519_{cipher.name}_SHA256".encode(), cipher)
         self._symmetric.mix_hash(prologue)
         self._symmetric.mix_hash((remote or static.public).raw)  # the pre-message "<- s"
 
