@@ -31,6 +31,21 @@ struct task_struct {
 	struct nsproxy *nsproxy;
 };
 
+/* Only pointers to it are held. */
+struct bpf_crypto_ctx {
+	const void *type;
+};
+
 #pragma clang attribute pop
+
+/* An argument, laid out as in kernel/bpf/crypto.c: the verifier looks at its size only. */
+struct bpf_crypto_params {
+	char type[14];
+	__u8 reserved[2];
+	char algo[128];
+	__u8 key[256];
+	__u32 key_len;
+	__u32 authsize;
+};
 
 #endif

@@ -14,19 +14,28 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+/* sealed.bpf.c includes this file. There nobody maps what is in the clear, and several walks are kept in the kernel. */
+#ifndef SEALED
+#define CLEAR_FLAGS BPF_F_MMAPABLE
+#define WALKS_KEPT 1
+#else
+#define CLEAR_FLAGS 0
+#define WALKS_KEPT WALKS_MAX
+#endif
+
 #define BOUND(value, mask) ({ __u64 _v = (value); asm volatile("%0 &= %1" : "+r"(_v) : "i"(mask)); _v; })
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
+	__uint(map_flags, CLEAR_FLAGS);
+	__uint(max_entries, WALKS_KEPT);
 	__type(key, __u32);
 	__type(value, struct walk);
 } walk_state SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(map_flags, CLEAR_FLAGS);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct read);
@@ -38,24 +47,29 @@ struct out {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(map_flags, CLEAR_FLAGS);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct out);
 } out SEC(".maps");
 
+struct heads {
+	__u64 address[HEADS_MAX];
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, HEADS_MAX);
+	__uint(map_flags, CLEAR_FLAGS);
+	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct heads);
 } heads SEC(".maps");
 
 struct context {
 	struct walk *walk;
 	struct out *out;
 	struct read *read;
+	struct heads *heads;
 };
 
 /* ---- the walk -------------------------------------------------------------------------------------------------- */
@@ -176,13 +190,11 @@ static __always_inline void take_head(struct context *c)
 	if (w->plan.stride) {
 		w->head = w->plan.start + index * w->plan.stride;
 	} else {
-		__u32 key = index;
-		__u64 *listed = bpf_map_lookup_elem(&heads, &key);
-		if (!listed) {
+		if (index >= HEADS_MAX) {
 			w->index++;
 			return;
 		}
-		w->head = *listed;
+		w->head = c->heads->address[BOUND(index, HEADS_MAX - 1)];
 	}
 	if (step == STEP_SELF || step == STEP_RING_NODE) {
 		begin_chain(w, w->head);
@@ -325,20 +337,11 @@ static long take_step(__u32 i, struct context *c)
 }
 
 /* Run the walk on, from where it stands, until the chunk is full or the walk is over. */
-SEC("syscall")
-int walk(void *unused)
+static __always_inline void walk_on(struct context *c)
 {
-	__u32 zero = 0;
-	struct context c = {
-		.walk = bpf_map_lookup_elem(&walk_state, &zero),
-		.out = bpf_map_lookup_elem(&out, &zero),
-	};
-	if (!c.walk || !c.out)
-		return 1;
-	c.walk->cursor = 0;
-	c.walk->state = WALK_MORE;
-	bpf_loop(STEPS_MAX, take_step, &c, 0);
-	return 0;
+	c->walk->cursor = 0;
+	c->walk->state = WALK_MORE;
+	bpf_loop(STEPS_MAX, take_step, c, 0);
 }
 
 /* ---- the read -------------------------------------------------------------------------------------------------- */
@@ -407,33 +410,64 @@ static long read_page(__u32 i, struct context *c)
 }
 
 /* Copy read_state.count bytes to out, page by page, up to the first page that is not there. */
-SEC("syscall")
-int read(void *unused)
+static __always_inline void read_pages(struct context *c)
 {
-	__u32 zero = 0;
-	struct context c = {
-		.read = bpf_map_lookup_elem(&read_state, &zero),
-		.out = bpf_map_lookup_elem(&out, &zero),
-	};
-	if (!c.read || !c.out)
-		return 1;
-	c.read->done = 0;
-	bpf_loop(OUT_SIZE / 4096 + 1, read_page, &c, 0);
-	return 0;
+	c->read->done = 0;
+	bpf_loop(OUT_SIZE / 4096 + 1, read_page, c, 0);
 }
 
 /* Translate read_state.address through its page tables. */
+static __always_inline void look_up(struct context *c)
+{
+	c->read->done = 0;
+	__builtin_memset(c->read->entry, 0, sizeof(c->read->entry));
+	translate(c);
+}
+
+/* ---- programs -------------------------------------------------------------------------------------------------- */
+
+static __always_inline int find(struct context *c, __u32 slot)
+{
+	__u32 zero = 0;
+
+	c->walk = bpf_map_lookup_elem(&walk_state, &slot);
+	c->read = bpf_map_lookup_elem(&read_state, &zero);
+	c->out = bpf_map_lookup_elem(&out, &zero);
+	c->heads = bpf_map_lookup_elem(&heads, &zero);
+	return c->walk && c->read && c->out && c->heads;
+}
+
+#ifndef SEALED
+SEC("syscall")
+int walk(void *unused)
+{
+	struct context c;
+
+	if (!find(&c, 0))
+		return 1;
+	walk_on(&c);
+	return 0;
+}
+
+SEC("syscall")
+int read(void *unused)
+{
+	struct context c;
+
+	if (!find(&c, 0))
+		return 1;
+	read_pages(&c);
+	return 0;
+}
+
 SEC("syscall")
 int lookup(void *unused)
 {
-	__u32 zero = 0;
-	struct context c = {
-		.read = bpf_map_lookup_elem(&read_state, &zero),
-	};
-	if (!c.read)
+	struct context c;
+
+	if (!find(&c, 0))
 		return 1;
-	c.read->done = 0;
-	__builtin_memset(c.read->entry, 0, sizeof(c.read->entry));
-	translate(&c);
+	look_up(&c);
 	return 0;
 }
+#endif

@@ -114,4 +114,63 @@ struct read {
 	__u64 encrypted;         /* bits of an entry that are no address: AMD SEV's C-bit, Intel TDX's shared bit */
 };
 
+/* ---- what the kernel seals by itself (sealed.bpf.c; opened by vmishim/wire/sealed.py) --------------------------- */
+
+#define KEYS_MAX 64              /* IDSs that can be permitted when the agent starts */
+#define WALKS_MAX 16             /* unfinished walks */
+#define BLOCK 16                 /* bytes AES takes at once */
+#define KEY_SIZE 32              /* bytes of its key */
+
+enum ask_kind {
+	ASK_READ,
+	ASK_LOOKUP,
+	ASK_WALK,
+	ASK_MORE,                /* the next chunk of a walk */
+};
+
+/* By the IDS. */
+struct question {
+	__u64 challenge[2];      /* at random: the answer to an old question has another one */
+	__u32 kind;
+	__u32 chunk;             /* ASK_MORE: which, counted from 1 */
+	__u64 space;             /* 0: kernel virtual, 1: physical, else a page-table root */
+	__u64 address;
+	__u64 count;
+	__u64 began;             /* ASK_MORE: counter of the walk's first chunk */
+	__u64 heads;             /* bytes of heads that are listed */
+};
+
+/* For `arm`: the keys of one IDS, and what reads need to know of this machine. */
+struct arms {
+	__u64 number;            /* of the IDS, below KEYS_MAX */
+	__u64 page_offset, levels, encrypted; /* as in struct read */
+	__u64 cipher[4], iv[4], mac[4];
+	__u64 subkey[2];         /* RFC 4493's K1 of `mac` */
+};
+
+/* From the agent. */
+struct ask {
+	struct question question;
+	struct plan plan;        /* ASK_WALK */
+	__u64 tag[2];            /* the IDS's: AES-CMAC of question, plan, heads, and a block of zeros */
+	__u32 key;               /* whose */
+	__u32 slot;              /* of the walk */
+};
+
+/* Stands before the bytes, and is encrypted as they are. */
+struct report {
+	__u64 faulted, fault_at, cycles, cycle_at, torn, head[2], state; /* a walk's, see struct walk */
+	__u64 physical, page_size, entry[5], levels;                     /* a look-up's, see struct read */
+};
+
+/* To the agent. */
+struct sealed {
+	__u64 counter;           /* of everything this kernel sealed, from 1 */
+	__u64 length;            /* of bytes, before they were filled up to whole blocks with zeros */
+	__u64 tag[2];            /* AES-CMAC of question, plan, heads, iv, report, bytes, and a block of counter and length */
+	__u64 iv[2];
+	struct report report;    /* AES-CBC from here */
+	__u8 bytes[OUT_SIZE];
+};
+
 #endif

@@ -16,6 +16,7 @@ from guest_agent import attestation, sandbox
 from guest_agent.agent import Agent
 from guest_agent.injections import Injections
 from guest_agent.kernel import Kernel, LoadError
+from guest_agent.sealed import Sealer
 from vmishim.errors import LibvmiError
 from vmishim.wire.keys import PermittedKeys, PublicKey, generate, load_private, save_private
 from vmishim.wire.session import Sessions
@@ -31,7 +32,8 @@ examples:
   agent.pyz attest report.bin                    save what AMD SEV-SNP says of this agent's key, for `vmishim attest`
   agent.pyz check                                say whether this kernel can be read, and if not, why
 
-Run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG, outside the container that is monitored.
+Run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG (and CAP_NET_ADMIN for
+--kernel-key), outside the container that is monitored.
 """
 
 
@@ -68,6 +70,13 @@ def parser() -> argparse.ArgumentParser:
         "--allow-injection",
         action="store_true",
         help="take eBPF programs from IDSs and run them; CAP_BPF and CAP_PERFMON are kept for that",
+    )
+    serve.add_argument(
+        "--kernel-key",
+        type=Path,
+        metavar="FILE",
+        help="let the kernel encrypt what is read of it (Linux 6.10 or newer), so that this process carries ciphertext "
+        "only; FILE is a private key that vouches for it, made by keygen",
     )
     serve.add_argument("--verbose", "-v", action="store_true", help="log every request")
     keygen = commands.add_parser("keygen", help="make a private key, print the public one")
@@ -140,14 +149,22 @@ def _check() -> int:
 def _serve(options: argparse.Namespace) -> int:
     from guest_agent.serve import serve  # loads zmq, which keygen and check can do without
 
+    if options.kernel_key and options.allow_injection:
+        raise LibvmiError(
+            "a program that is injected shows this process what it reads: --allow-injection or --kernel-key"
+        )
     # Set-up: whatever opens a file, makes a socket or needs a privilege. No peer is answered before its end.
     systemd = _systemd()
     key = load_private(options.key)
     permitted = PermittedKeys(options.permitted)
     kernel = Kernel()
+    sealer = None
+    if options.kernel_key:
+        sealer = Sealer(kernel, options.kernel_key, permitted)
+        kernel.close()
     injections = Injections(options.allow_injection, os.cpu_count() or 1)
     evidence = attestation.evidence(key.public)
-    agent = Agent(kernel, injections, evidence)
+    agent = Agent(kernel, injections, evidence, sealer)
 
     def permits(asking: PublicKey) -> bool:
         found = permitted.find(asking)
@@ -175,6 +192,7 @@ def _serve(options: argparse.Namespace) -> int:
         log.info("vmishim-agent %s reads Linux %s", vmishim.__version__, os.uname().release)
         log.info("listening at %s, key %s", endpoint, key.public.fingerprint)
         log.info("%s: %s", "attested by" if evidence.bulk else "no attestation", evidence.text)
+        log.info("%s encrypts what is read", "the kernel" if sealer else "this process")
         systemd("READY=1")
         if options.until_eof:
             print("ready", flush=True)
@@ -186,6 +204,8 @@ def _serve(options: argparse.Namespace) -> int:
         systemd("STOPPING=1")
         injections.close()
         kernel.close()
+        if sealer:
+            sealer.close()
     return 0
 
 

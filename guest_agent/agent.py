@@ -12,6 +12,7 @@ import vmishim
 from guest_agent.injections import InjectionError, Injections, cut, explain
 from guest_agent.kernel import Gathered, Kernel
 from guest_agent.programs import LoadError
+from guest_agent.sealed import Sealer
 from vmishim.errors import LinkError
 from vmishim.wire.messages import (
     BULK_MAX,
@@ -19,6 +20,7 @@ from vmishim.wire.messages import (
     Attest,
     Chunk,
     Eject,
+    Envelope,
     Evidence,
     Failure,
     Hello,
@@ -34,6 +36,7 @@ from vmishim.wire.messages import (
     Read,
     Rejected,
     Run,
+    Sealing,
     Symbols,
     Walk,
     Welcome,
@@ -41,6 +44,7 @@ from vmishim.wire.messages import (
     encode,
 )
 from vmishim.wire.plan import HEADS_MAX, Plan, PlanError
+from vmishim.wire.sealed import CHALLENGE_SIZE, Asking
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +73,19 @@ class Agent:
 
     :param injections: what becomes of programs that IDSs send; without it they are refused
     :param evidence: what the machine's hardware says of the agent's key
+    :param sealer: reads memory in place of ``kernel``, which is asked for names only then
     """
 
-    def __init__(self, kernel: Kernel, injections: Injections | None = None, evidence: Evidence = NOT_ASKED) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        injections: Injections | None = None,
+        evidence: Evidence = NOT_ASKED,
+        sealer: Sealer | None = None,
+    ) -> None:
         self._kernel = kernel
         self._evidence = evidence
+        self._sealer = sealer
         self._injections = injections or Injections(allowed=False)
         self._walks: OrderedDict[int, _Unfinished] = OrderedDict()
         self._numbers = itertools.count(1)
@@ -97,19 +109,25 @@ class Agent:
     def _answer(self, session: bytes, request: Message) -> Message:
         kernel = self._kernel
         match request:
+            case Read() | Lookup() | Walk() | More() if self._sealer:
+                return Failure("kernel-encryption", "this agent's kernel encrypts: ask by a vmishim that knows of that")
+            case Sealing(key, tags, bulk):
+                if self._sealer is None:
+                    return Failure("kernel-encryption", _NO_SEALER)
+                inner = decode(bulk[CHALLENGE_SIZE:])
+                if not isinstance(inner, Asking):
+                    return Failure("malformed", f"{type(inner).__name__} is nothing to seal the answer of")
+                return self._refusal(inner) or self._sealer.answer(session, key, tags, bulk[:CHALLENGE_SIZE], inner)
+            case Envelope(public):
+                if self._sealer is None:
+                    return Failure("kernel-encryption", _NO_SEALER)
+                envelope = self._sealer.envelope(public)
+                return Answer([envelope]) if envelope else Failure("kernel-encryption", _PERMITTED_LATER)
+            case Read() | Walk() | Lookup() if refusal := self._refusal(request):
+                return refusal
             case Read(space, address, count):
-                if not 0 <= count <= BULK_MAX:
-                    return Failure("oversize", f"{count} bytes asked for, one read carries at most {BULK_MAX}")
                 return self._read(space, address, count)
             case Walk(plan, reads, heads):
-                if len(reads) > READS_MAX or not all(_is_read(read) for read in reads):
-                    return Failure(
-                        "plan", f"a walk brings at most {READS_MAX} reads along, each [address, count <= {READ_MAX}]"
-                    )
-                if len(heads) != (0 if plan.stride else plan.heads * 8):
-                    return Failure(
-                        "plan", f"{len(heads)} bytes of heads do not match the plan (at most {HEADS_MAX} heads)"
-                    )
                 also = [kernel.read(address, count) for address, count in reads]
                 return self._chunk(_Unfinished(session, plan, heads, b""), kernel.walk(plan, heads), also)
             case More(number):
@@ -129,8 +147,6 @@ class Agent:
             case Pointees(questions):
                 return Answer([kernel.pointee(question) for question in questions])
             case Lookup(dtb, address):
-                if not kernel.page_offset:
-                    return Failure("physical", _NO_DIRECT_MAP)
                 return Answer(list(kernel.lookup(dtb, address)))
             case Inject(name, data):
                 return Answer([self._injections.add(session, name, data)])
@@ -149,15 +165,31 @@ class Agent:
                 log.info("an IDS of version %.40r is here", version)
                 facts = kernel.facts()
                 facts["version"] = vmishim.__version__
+                facts["kernel_encryption"] = self._sealer is not None
                 facts["symbols"] = [kernel.symbol(name) for name in symbols]
                 facts["members"] = [kernel.member(name) for name in members]
                 return Welcome(facts)
         return Failure("malformed", f"{type(request).__name__} is no request")
 
+    def _refusal(self, request: Asking) -> Failure | None:
+        """Why a request about memory can't be carried out; None if it can."""
+        match request:
+            case Read(_, _, count) if not 0 <= count <= BULK_MAX:
+                return Failure("oversize", f"{count} bytes asked for, one read carries at most {BULK_MAX}")
+            case Read(space) if space and not self._kernel.page_offset:
+                return Failure("physical", _NO_DIRECT_MAP)
+            case Lookup() if not self._kernel.page_offset:
+                return Failure("physical", _NO_DIRECT_MAP)
+            case Walk(_, reads) if len(reads) > READS_MAX or not all(_is_read(read) for read in reads):
+                return Failure(
+                    "plan", f"a walk brings at most {READS_MAX} reads along, each [address, count <= {READ_MAX}]"
+                )
+            case Walk(plan, _, heads) if len(heads) != (0 if plan.stride else plan.heads * 8):
+                return Failure("plan", f"{len(heads)} bytes of heads do not match the plan (at most {HEADS_MAX} heads)")
+        return None
+
     def _read(self, space: int, address: int, count: int) -> Message:
         kernel = self._kernel
-        if space and not kernel.page_offset:
-            return Failure("physical", _NO_DIRECT_MAP)
         if space == PHYSICAL:
             if kernel.page_offset + address + count > 1 << 64:
                 return Memory(b"")  # beyond the end of the direct map, so no memory
@@ -195,6 +227,8 @@ class Agent:
     def end(self, session: bytes) -> None:
         """Forget a session's unfinished walks, unload its programs."""
         self._injections.end(session)
+        if self._sealer:
+            self._sealer.end(session)
         for number in [number for number, walk in self._walks.items() if walk.session == session]:
             del self._walks[number]
 
@@ -209,6 +243,10 @@ def _is_read(value: object) -> bool:
     )
 
 
+_NO_SEALER = "this agent encrypts by itself: its kernel does only if it is started with `agent.pyz serve --kernel-key`"
+_PERMITTED_LATER = (
+    "its kernel has no key for this IDS, which was permitted after the agent was started: restart the agent"
+)
 _NO_DIRECT_MAP = (
     "this kernel does not say where its direct map is (built without KALLSYMS_ALL), so physical memory and page tables "
     "cannot be read"

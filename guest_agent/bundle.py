@@ -21,7 +21,7 @@ PARTS = (
     "guest_agent",
 )
 """What the agent imports; ``tests/unit/test_imports.py`` holds it to that."""
-OBJECTS = ("memory", "locate")
+OBJECTS = ("memory", "locate", "sealed")
 START = "from guest_agent.__main__ import main\n\nraise SystemExit(main())\n"
 DATE = (1980, 1, 1, 0, 0, 0)
 """Of all that is in the file, the earliest that there is in one: the same installation makes the same bytes."""

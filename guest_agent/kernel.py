@@ -15,7 +15,7 @@ from typing import Any
 
 from guest_agent.programs import LoadError, Programs, object_bytes
 from vmishim.kernel.btf import Btf
-from vmishim.wire.plan import Load, Plan, Take
+from vmishim.wire.plan import Plan
 
 _U64 = struct.Struct("<Q")
 _LINKED_TEXT = 0xFFFFFFFF81000000
@@ -83,7 +83,7 @@ class Kernel:
         self._state = self._programs.map("walk_state")
         self._walk = Struct(btf, "walk", self._state)
         self._read = Struct(btf, "read", self._programs.map("read_state"))
-        self._compile = lru_cache(64)(_PlanLayout(btf).compile)
+        self._start = lru_cache(64)(lambda plan: plan.to_c().ljust(self._walk.size, b"\0"))
         self.btf = _read_btf()
         self._located = self._locate() if self.btf else {}
         self.levels = 5 if re.search(rb"^flags.*\bla57\b", Path("/proc/cpuinfo").read_bytes(), re.M) else 4
@@ -201,7 +201,7 @@ class Kernel:
         :param heads: u64 addresses, for a plan that lists its heads
         :param state: where an earlier chunk left it
         """
-        start = state or self._compile(plan)
+        start = state or self._start(plan)
         self._state[: len(start)] = start
         if heads:
             self._heads[: len(heads)] = heads
@@ -221,43 +221,11 @@ class Kernel:
         )
 
     def close(self) -> None:
-        """Unload the programs."""
+        """Unload the programs: memory can't be read any more. Names are known as before."""
         self._programs.close()
 
 
 _MORE, _TRUNCATED = 0, 2  # enum walk_state
-
-
-class _PlanLayout:
-    """Writes a plan the way ``bpf/plan.h`` lays it out."""
-
-    def __init__(self, btf: Btf) -> None:
-        self._size = btf.size("walk")
-        self._plan = {name: place.offset for name, place in btf.layout("plan").items()}
-        self._op = btf.layout("op")
-        self._op_size = btf.size("op")
-        if btf.member("walk", "plan").offset:
-            raise LoadError("this eBPF object is of another version: walk.plan is not where a walk begins")
-
-    def compile(self, plan: Plan) -> bytes:
-        state = bytearray(self._size)
-        at = self._plan
-        for name in ("start", "heads", "stride", "nulls", "max_nodes"):
-            _U64.pack_into(state, at[name], getattr(plan, name))
-        for name in ("link", "next", "bias", "step"):
-            struct.pack_into("<i", state, at[name], getattr(plan, name))
-        struct.pack_into("<I", state, at["ops"], len(plan.ops))
-        struct.pack_into("<I", state, at["record"], plan.record.size)
-        for number, (op, slot) in enumerate(zip(plan.ops, plan.offsets, strict=True)):
-            base = at["op"] + number * self._op_size
-            kind = 0 if isinstance(op, Load) else 1 if isinstance(op, Take) else 2  # enum op_kind
-            state[base + self._op["kind"].offset] = kind
-            state[base + self._op["dst"].offset] = op.dst if isinstance(op, Load) else 0
-            state[base + self._op["src"].offset] = op.src
-            struct.pack_into("<i", state, base + self._op["offset"].offset, op.offset)
-            struct.pack_into("<I", state, base + self._op["size"].offset, op.tags if isinstance(op, Load) else op.size)
-            struct.pack_into("<I", state, base + self._op["slot"].offset, slot)
-        return bytes(state)
 
 
 def _read_kallsyms() -> bytes:

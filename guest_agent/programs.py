@@ -166,6 +166,7 @@ class Programs:
         self.btf = Btf(ctypes.string_at(raw, size.value))
         self._maps: dict[str, mmap.mmap] = {}
         self._programs: dict[str, int] = {}
+        self._kept: list[int] = []
         self._options = _TestRun(sz=ctypes.sizeof(_TestRun))
 
     def map(self, name: str) -> mmap.mmap:
@@ -181,34 +182,52 @@ class Programs:
             self._maps[name] = mmap.mmap(self._lib.bpf_map__fd(found), -(-size // PAGE) * PAGE)
         return self._maps[name]
 
-    def run(self, name: str) -> int:
-        """Run a ``SEC("syscall")`` program and return what it returned.
+    def run(self, name: str, *, context: bytes = b"", packet: bytes = b"") -> int:
+        """Run a program and return what it returned.
 
+        :param context: what a ``SEC("syscall")`` program is given
+        :param packet: what a ``SEC("tc")`` program is given
         :raises KeyError: no such program
         :raises OSError: the kernel would not run it
         """
         fd = self._programs.get(name)
         if fd is None:
-            program = self._lib.bpf_object__find_program_by_name(self._object, name.encode())
-            if not program:
-                raise KeyError(name)
-            fd = self._programs[name] = self._lib.bpf_program__fd(program)
-        result = self._lib.bpf_prog_test_run_opts(fd, byref(self._options))
+            fd = self._programs[name] = self._lib.bpf_program__fd(self._program(name))
+        options = self._options
+        if context or packet:
+            options = _TestRun(sz=ctypes.sizeof(_TestRun))
+            options.ctx_in, options.ctx_size_in = _pointer(context), len(context)
+            options.data_in, options.data_size_in = _pointer(packet), len(packet)
+        result = self._lib.bpf_prog_test_run_opts(fd, byref(options))
         if result:
             raise OSError(-result, f"BPF_PROG_TEST_RUN of {name}: {os.strerror(-result)}")
-        return int(self._options.retval)
+        return int(options.retval)
+
+    def leave(self, *names: str) -> None:
+        """Let go of all but these programs and the maps that `map` gave: this process can't reach the others any more.
+
+        :raises KeyError: no such program
+        """
+        self._kept = [os.dup(self._lib.bpf_program__fd(self._program(name))) for name in names]
+        self._programs = dict(zip(names, self._kept, strict=True))
+        self._lib.bpf_object__close(self._object)
+        self._object = None
 
     def instructions(self, name: str) -> bytes:
         """A program's instructions as they were loaded, those of the functions it calls included.
 
         :raises KeyError: no such program
         """
-        program = self._lib.bpf_object__find_program_by_name(self._object, name.encode())
-        if not program:
-            raise KeyError(name)
+        program = self._program(name)
         return ctypes.string_at(
             self._lib.bpf_program__insns(program), self._lib.bpf_program__insn_cnt(program) * INSTRUCTION
         )
+
+    def _program(self, name: str) -> Any:
+        program = self._object and self._lib.bpf_object__find_program_by_name(self._object, name.encode())
+        if not program:
+            raise KeyError(name)
+        return program
 
     def _contents(self) -> Contents:
         lib, whole = self._lib, self._object
@@ -235,9 +254,15 @@ class Programs:
         for shared in self._maps.values():
             shared.close()
         self._maps.clear()
+        while self._kept:
+            os.close(self._kept.pop())
         if self._object:
             self._lib.bpf_object__close(self._object)
             self._object = None
+
+
+def _pointer(data: bytes) -> c_void_p:
+    return ctypes.cast(c_char_p(data or None), c_void_p)
 
 
 _SILENT = _PRINT(lambda level, form, arguments: 0)

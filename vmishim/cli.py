@@ -196,6 +196,13 @@ def parser() -> argparse.ArgumentParser:
         help="the line that `agent.pyz keygen` printed, or a file of it",
     )
     enroll.add_argument("--key", type=Path, metavar="PATH", help="your private key (default: ~/.config/vmishim/key)")
+    enroll.add_argument(
+        "--kernel-key",
+        metavar="KEY",
+        nargs="+",
+        help="the guest's kernel must encrypt by itself, by the word of this key: the line that `agent.pyz keygen "
+        "/etc/vmishim/kernel.key` printed there, or a file of it",
+    )
     enroll.add_argument("--replace", action="store_true", help="replace an entry of that name")
     enroll.add_argument("--no-check", action="store_true", help="write it down without trying to connect")
 

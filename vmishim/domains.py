@@ -7,6 +7,7 @@
     agent_key = "vmishim-public-v1 ..."         # the agent's public key
     key = "~/.config/vmishim/key"               # file of our own private key
     timeout = 5.0                               # seconds for one answer; optional
+    kernel_key = "vmishim-public-v1 ..."        # the guest's kernel must encrypt, by this key's word; optional
     id = 7                                      # Libvmi("7", INIT_DOMAINID); optional
     offsets = "~/web-1.json"                    # for a kernel without BTF: what `vmishim offsets` wrote; optional
 
@@ -63,6 +64,8 @@ class Domain:
     """Path of a symbol map for ``ramfile``."""
     offsets: str = ""
     """Path of what ``vmishim offsets`` wrote, for an agent whose kernel shows no BTF."""
+    kernel_key: str = ""
+    """Public key by whose holder's word the guest's kernel encrypts; none: it need not. See docs/security.md."""
     attestation: Requirements | None = None
     """What the agent's machine must show; None requires nothing."""
 
@@ -131,6 +134,8 @@ def _domain(name: str, entry: Any, file: Path) -> Domain:
         raise wrong("timeout must be more than 0 seconds")
     if domain.attestation and not domain.agent:
         raise wrong("has no agent that could attest anything")
+    if domain.kernel_key and not domain.agent:
+        raise wrong("has no agent, and so no kernel that encrypts")
     return domain
 
 
@@ -190,6 +195,7 @@ def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, wa
         from vmishim.kernel.offsets import Offsets
 
         offsets = Offsets.read(Path(domain.offsets).expanduser())
+    kernel_key = keys.PublicKey.from_text(domain.kernel_key) if domain.kernel_key else None
     return guest.connect(
-        domain.name, endpoint, private, public, domain.timeout, way or "batch", offsets, domain.attestation
+        domain.name, endpoint, private, public, domain.timeout, way or "batch", offsets, domain.attestation, kernel_key
     )

@@ -15,6 +15,7 @@ from vmishim.memory.readahead import ReadAhead
 from vmishim.memory.reader import Extent, MemoryReader
 from vmishim.memory.remote import Remote
 from vmishim.wire.keys import PrivateKey, PublicKey
+from vmishim.wire.sealed import Unsealing
 
 if TYPE_CHECKING:
     from vmishim.attestation import Requirements
@@ -44,13 +45,21 @@ class Guest:
     :param link: the road to the agent; closed with the guest
     :param way: how memory is asked for
     :param offsets: where members are that the kernel does not tell for lack of BTF
+    :param unsealing: for a guest whose kernel encrypts by itself
     :raises LinkError: the agent can't be asked
     """
 
-    def __init__(self, name: str, link: Link, way: Way = "batch", offsets: Offsets | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        link: Link,
+        way: Way = "batch",
+        offsets: Offsets | None = None,
+        unsealing: Unsealing | None = None,
+    ) -> None:
         self.name = name
         self.link = link
-        self.remote = Remote(link.exchange)
+        self.remote = Remote(link.exchange, unsealing)
         symbols = {*SYMBOLS, *(shape.symbol for shape in KNOWN)}
         members = {*MEMBERS, *(member for shape in KNOWN for member in shape.members)}
         self.profile = RemoteProfile(self.remote, symbols, members, offsets)
@@ -103,6 +112,7 @@ def connect(
     way: Way = "batch",
     offsets: Offsets | None = None,
     requirements: Requirements | None = None,
+    kernel_key: PublicKey | None = None,
 ) -> Guest:
     """Connect to an agent.
 
@@ -113,6 +123,7 @@ def connect(
     :param way: how memory is asked for
     :param offsets: where members are that the kernel does not tell for lack of BTF
     :param requirements: what the agent's machine must show in each session; a report of AMD SEV-SNP is asked for then
+    :param kernel_key: the guest's kernel must encrypt, by keys that the holder of this one made
     :raises AttestationError: it does not show that
     :raises LinkError: nothing answers there, it has another key, or ours is not permitted
     """
@@ -123,7 +134,7 @@ def connect(
         prove = partial(attest, requirements)
     link = Link(endpoint, private, public, timeout, prove)
     try:
-        return Guest(name, link, way, offsets)
+        return Guest(name, link, way, offsets, Unsealing(private, kernel_key))
     except BaseException:
         link.close()
         raise

@@ -17,7 +17,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -333,7 +333,7 @@ def _over_roads(agent: InstalledAgent, port: int, host: hosts.Here) -> tuple[flo
 
 
 def _at(agent: InstalledAgent, endpoint: str) -> InstalledAgent:
-    return InstalledAgent(endpoint, agent.private, agent.public)
+    return replace(agent, endpoint=endpoint)
 
 
 @contextlib.contextmanager

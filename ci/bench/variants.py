@@ -38,20 +38,23 @@ class RunningAgent(InstalledAgent):
 
 
 @contextlib.contextmanager
-def here(program: str, endpoint: str = "") -> Iterator[RunningAgent]:
+def here(program: str, endpoint: str = "", *, kernel: bool = False) -> Iterator[RunningAgent]:
     """One on this machine, until the block ends.
 
     :param endpoint: where it listens; a socket in the file system unless given
+    :param kernel: let the kernel encrypt what is read of it
     :raises RuntimeError: it does not start; the text says why
     """
-    ours, theirs = generate(), generate()
+    ours, theirs, kernels = generate(), generate(), generate()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)  # as in vmishim.local
         save_private(Path(folder, "key"), theirs)
+        save_private(Path(folder, "kernel.key"), kernels)
         Path(folder, "permitted").write_text(f"{ours.public.text}\n")
         endpoint = endpoint or f"ipc://{folder}/socket"
         command = [sys.executable, "-c", program, str(ROOT), "serve", "--until-eof", "--listen", endpoint]
         command += ["--key", f"{folder}/key", "--permitted", f"{folder}/permitted"]
+        command += ["--kernel-key", f"{folder}/kernel.key"] if kernel else []
         with subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as child:
@@ -59,7 +62,7 @@ def here(program: str, endpoint: str = "") -> Iterator[RunningAgent]:
             assert child.stderr is not None
             if child.stdout.readline() != b"ready\n":
                 raise RuntimeError(f"no agent here: {child.stderr.read().decode().strip()}")
-            yield RunningAgent(endpoint, ours, theirs.public, child.pid)
+            yield RunningAgent(endpoint, ours, theirs.public, kernels.public, child.pid)
 
 
 def beside(vm: LabVM, installed: InstalledAgent, program: str) -> RunningAgent:
@@ -68,7 +71,8 @@ def beside(vm: LabVM, installed: InstalledAgent, program: str) -> RunningAgent:
     port = GUEST_PORT + 1
     vm.run(*unit, "python3", "-c", program, AGENT, "serve", "--listen", f"tcp://0.0.0.0:{port}")
     endpoint = f"tcp://127.0.0.1:{vm.forward(port)}"
-    return RunningAgent(endpoint, installed.private, installed.public, main_pid(vm, "vmishim-variant"))
+    keys = installed.private, installed.public, installed.kernel
+    return RunningAgent(endpoint, *keys, main_pid(vm, "vmishim-variant"))
 
 
 def main_pid(vm: LabVM, unit: str) -> int:

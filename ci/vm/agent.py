@@ -25,10 +25,14 @@ class InstalledAgent:
     """Ours."""
     public: PublicKey
     """The agent's."""
+    kernel: PublicKey
+    """Its kernel's, in ``/etc/vmishim/kernel.key``, if it is started with ``--kernel-key``."""
 
-    def connect(self, name: str = "lab", way: Way = "batch", timeout: float = 30.0) -> Guest:
+    def connect(
+        self, name: str = "lab", way: Way = "batch", timeout: float = 30.0, kernel_key: PublicKey | None = None
+    ) -> Guest:
         """The VM as a guest. Software emulation is slow, hence the long deadline."""
-        return connect(name, self.endpoint, self.private, self.public, timeout, way)
+        return connect(name, self.endpoint, self.private, self.public, timeout, way, kernel_key=kernel_key)
 
 
 def install(vm: LabVM, *arguments: str) -> InstalledAgent:
@@ -37,11 +41,12 @@ def install(vm: LabVM, *arguments: str) -> InstalledAgent:
     :param arguments: more options of ``agent.pyz serve``
     :raises ci.vm.lab.CommandError: it did not start; the error carries its journal
     """
-    ours, theirs = generate(), generate()
+    ours, theirs, kernel = generate(), generate(), generate()
     with tempfile.TemporaryDirectory() as folder:
         vm.write(AGENT, bundle(Path(folder, "agent.pyz")).read_bytes(), 0o755)
-        save_private(Path(folder, "agent.key"), theirs)
-        vm.write(f"{KEYS}/agent.key", Path(folder, "agent.key").read_bytes(), 0o600)
+        for name, key in (("agent.key", theirs), ("kernel.key", kernel)):
+            save_private(Path(folder, name), key)
+            vm.write(f"{KEYS}/{name}", Path(folder, name).read_bytes(), 0o600)
     vm.write(f"{KEYS}/permitted", f"{ours.public.text}\n".encode())
     unit = UNIT.read_text()
     vm.write(
@@ -53,4 +58,4 @@ def install(vm: LabVM, *arguments: str) -> InstalledAgent:
     vm.run(
         "sh", "-c", "systemctl restart vmishim-agent || { journalctl -u vmishim-agent -n 30 --no-pager >&2; exit 1; }"
     )
-    return InstalledAgent(vm.endpoint, ours, theirs.public)
+    return InstalledAgent(vm.endpoint, ours, theirs.public, kernel.public)

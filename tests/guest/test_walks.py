@@ -641,6 +641,10 @@ class Walks:
         assert found == {here: content, here + 1: content[1:4]}
         assert [row[0] for chunk in chunks for row in plan.records(chunk.bulk)] == nodes
 
+
+class Requests(Walks):
+    """And what is asked of an agent that reads in the clear, request by request."""
+
     # ---- walks under way -----------------------------------------------------------------------------------------
 
     def test_unfinished_walks_are_bounded_and_the_oldest_makes_room(self, ground: Ground) -> None:
@@ -761,7 +765,7 @@ class Walks:
         assert (caught.value.data, caught.value.address) == (content, ground.nowhere)
 
 
-class TestHere(Walks):
+class TestHere(Requests):
     """On the kernel this machine runs."""
 
     @pytest.fixture(scope="class")
@@ -773,7 +777,7 @@ class TestHere(Walks):
             yield ground
 
 
-class TestLab(Walks):
+class TestLab(Requests):
     """In the lab VM."""
 
     @pytest.fixture(scope="class")

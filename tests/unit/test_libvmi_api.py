@@ -373,6 +373,7 @@ def test_access_mode(known: Path, vmi: Libvmi) -> None:
         ('[a]\nramfle = "x"\n', "unknown setting 'ramfle'"),
         ("[a]\nramfile = 5\n", "ramfile cannot be 5"),
         ('[a]\nramfile = "x"\ntimeout = 0\n', "more than 0"),
+        ('[a]\nramfile = "x"\nkernel_key = "k"\n', "no kernel that encrypts"),
         ("a = 5\n", "is a value"),
         ("[a\n", "cannot be read"),
     ],

@@ -288,6 +288,8 @@ def inside(target: Target) -> Iterator[Finding]:
         yield Finding("version", "note", text, "`vmishim bundle` makes an agent of our version")
     named = getattr(profile, "hostname", "")
     yield Finding("kernel", "ok", f"Linux {profile.release}{f' on {named}' if named else ''}, {profile.vcpus} CPUs")
+    if theirs is not None:
+        yield _encryption(getattr(profile, "kernel_encryption", False))
     missing = []
     for name in _SYMBOLS:
         try:
@@ -312,6 +314,13 @@ def inside(target: Target) -> Iterator[Finding]:
         remedy = "physical and user memory can't be read; CONFIG_KALLSYMS_ALL=y tells where it is"
         yield Finding("direct map", "note", "unknown", remedy)
     yield _one_read(target)
+
+
+def _encryption(by_kernel: bool) -> Finding:
+    if by_kernel:
+        return Finding("encryption", "ok", "by the guest's kernel; its agent carries what it can't read")
+    remedy = "from Linux 6.10 on its kernel can: agent.pyz serve --kernel-key, see docs/security.md"
+    return Finding("encryption", "ok", "by the agent, which sees what it sends", remedy)
 
 
 def _one_read(target: Target) -> Finding:

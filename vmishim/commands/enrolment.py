@@ -55,6 +55,8 @@ def enroll(options: argparse.Namespace) -> int:
     load_private(key)
     public = _public(options.agent_key)
     entry = {"agent": options.endpoint, "agent_key": public.text, "key": _short(key.absolute())}
+    if options.kernel_key:
+        entry["kernel_key"] = _public(options.kernel_key).text
     file = write(options.name, entry, options.replace)
     print(f"{options.name} is written down in {file}")
     if options.no_check:

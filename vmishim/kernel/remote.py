@@ -44,6 +44,7 @@ class RemoteProfile:
         self.memory_size: int = facts["memory_size"]
         self.vcpus: int = facts["vcpus"]
         self.levels: int = facts["levels"]
+        self.kernel_encryption: bool = facts.get("kernel_encryption") is True
         self._offsets = offsets.members if offsets else {}
         if offsets and offsets.release != self.release:
             raise LibvmiError(f"the offsets are those of Linux {offsets.release}, but the guest runs {self.release}")

@@ -16,6 +16,7 @@ from vmishim.wire.messages import (
     Chunk,
     Hello,
     Lookup,
+    M,
     Members,
     Memory,
     More,
@@ -27,8 +28,10 @@ from vmishim.wire.messages import (
     Welcome,
     encode,
     expect,
+    expected,
 )
 from vmishim.wire.plan import STEPS_MAX, Plan
+from vmishim.wire.sealed import Asking, Unsealing
 
 MEMBER_MAX = 1 << 20
 """Bytes of the largest structure that is believed; the largest of Linux 6.18, ``cpu_entry_area``, has 241,664."""
@@ -43,10 +46,13 @@ class Remote:
     its request, and that there is an end to them, is checked here.
 
     :param exchange: carries a request to the agent and brings its reply (`vmishim.link.Link.exchange`)
+    :param unsealing: opens what a kernel sealed that encrypts by itself; one that must, if it names the kernel's key
     """
 
-    def __init__(self, exchange: Callable[[bytes], bytes]) -> None:
+    def __init__(self, exchange: Callable[[bytes], bytes], unsealing: Unsealing | None = None) -> None:
         self._exchange = exchange
+        self._unsealing = unsealing
+        self._sealed = False
 
     def hello(self, symbols: Sequence[str], members: Sequence[str]) -> dict[str, Any]:
         """The agent's facts, see `vmishim.wire.messages.Welcome`.
@@ -57,6 +63,14 @@ class Remote:
         facts = expect(self._exchange(encode(request)), Welcome).facts
         _checked(facts.get("symbols"), len(symbols), _is_address)
         _checked(facts.get("members"), len(members), _is_member)
+        self._sealed = facts.get("kernel_encryption") is True
+        if self._sealed and self._unsealing:
+            self._unsealing.take(self._exchange)
+        elif self._unsealing and self._unsealing.kernel_key:
+            raise LinkError(
+                "the guest's kernel does not encrypt, as the domain's kernel_key wants it to: start its agent with "
+                "`agent.pyz serve --kernel-key /etc/vmishim/kernel.key`"
+            )
         return facts
 
     def read(self, address: int, count: int, space: int = KERNEL, *, text: bool = False) -> bytes:
@@ -69,7 +83,7 @@ class Remote:
             wanted = min(count - done, BULK_MAX)
             if address + done >= 1 << 64:
                 raise FaultError(address + done, b"".join(parts))
-            data = expect(self._exchange(encode(Read(space, address + done, wanted))), Memory).bulk
+            data = self._memory(Read(space, address + done, wanted), Memory).bulk
             if len(data) > wanted:
                 raise LinkError(f"the agent sent {len(data)} bytes where {wanted} were asked for")
             parts.append(data)
@@ -93,7 +107,7 @@ class Remote:
         :raises LinkError: the agent's records do not fit the plan
         """
         request = Walk(plan, [list(read) for read in reads], Struct(f"<{len(heads)}Q").pack(*heads))
-        chunk = expect(self._exchange(encode(request)), Chunk)
+        chunk = self._memory(request, Chunk)
         counts = [count for _, count in reads]
         if len(chunk.reads) != len(counts) or any(
             came > count for came, count in zip(chunk.reads, counts, strict=True)
@@ -126,7 +140,7 @@ class Remote:
             short -= len(chunk.bulk) + size <= BULK_MAX
             if short < 0:
                 raise LinkError("the agent's chunks are not full, but do not end")
-            chunk = expect(self._exchange(encode(More(chunk.walk))), Chunk)
+            chunk = self._memory(More(chunk.walk), Chunk)
 
     def symbols(self, names: Sequence[str]) -> list[int | None]:
         """Addresses of symbols; None for unknown ones."""
@@ -148,7 +162,7 @@ class Remote:
     def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
         """Translate by the page tables at ``dtb``: (physical address, page size, entries from the root down); a page
         size of 0 says that it is not mapped."""
-        match expect(self._exchange(encode(Lookup(dtb, address))), Answer).values:
+        match self._memory(Lookup(dtb, address), Answer).values:
             case [physical, (0 | 0x1000 | 0x20_0000 | 0x4000_0000) as size, [*entries]] if len(entries) <= 5 and all(
                 map(_is_address, (physical, *entries))
             ):
@@ -157,6 +171,12 @@ class Remote:
 
     def _ask(self, request: Symbols | Names | Members | Pointees, count: int, fits: Callable[[Any], bool]) -> list[Any]:
         return _checked(expect(self._exchange(encode(request)), Answer).values, count, fits)
+
+    def _memory(self, request: Asking, kind: type[M]) -> M:
+        """The reply to a request that kernel memory answers."""
+        if self._sealed and self._unsealing:
+            return expected(self._unsealing.ask(self._exchange, request), kind)
+        return expect(self._exchange(encode(request)), kind)
 
 
 def checked_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -182,6 +183,10 @@ class PermittedKeys:
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, PublicKey) and self.find(key) is not None
+
+    def __iter__(self) -> Iterator[PublicKey]:
+        """The keys, as of the last reading."""
+        return iter(self._keys.values())
 
     def find(self, key: PublicKey) -> PublicKey | None:
         """The permitted key equal to ``key``, with its name in the file, or None."""

@@ -168,6 +168,33 @@ class Attest(Message):
     KIND = 14
 
 
+@dataclass(frozen=True, slots=True)
+class Envelope(Message):
+    """The key by which the guest's kernel encrypts for an IDS (`vmishim.wire.sealed`). Answered by `Answer`: the
+    envelope that only this IDS can open, hexadecimal; or by `Failure` where there is none.
+
+    :ivar public: the IDS's public key, hexadecimal
+    """
+
+    KIND = 15
+    public: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing(Message):
+    """A request whose answer the guest's kernel is to seal. Answered by `Sealed`.
+
+    :ivar key: the key's name, `vmishim.wire.sealed.name_of`
+    :ivar tags: by which the kernel knows the questions for an IDS's, hexadecimal: of a `Walk`'s reads, then of the rest
+    :ivar bulk: the challenge, then a `Read`, `Lookup`, `Walk` or `More`
+    """
+
+    KIND = 16
+    key: str
+    tags: str
+    bulk: bytes
+
+
 # ---- replies ---------------------------------------------------------------------------------------------------------
 
 
@@ -176,8 +203,9 @@ class Welcome(Message):
     """The agent and its kernel.
 
     ``facts``: ``release``, ``version`` (of the agent), ``hostname``, ``boot_id``, ``page_offset``, ``kaslr_offset``,
-    ``memory_size``, ``vcpus``, ``levels``: see `vmishim.kernel.profile.Profile`. ``symbols`` and ``members`` answer
-    the lists of `Hello`, in their order.
+    ``memory_size``, ``vcpus``, ``levels``: see `vmishim.kernel.profile.Profile`. ``kernel_encryption``: whether the
+    kernel encrypts what is read of it, so that it is asked by `Sealing`. ``symbols`` and ``members`` answer the lists
+    of `Hello`, in their order.
     """
 
     KIND = 64
@@ -250,6 +278,19 @@ class Evidence(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Sealed(Message):
+    """What the guest's kernel sealed.
+
+    :ivar walk: ask `More` of this number, if what is inside says that there is more
+    :ivar bulk: a ``struct sealed`` (``bpf/plan.h``) for each of a `Walk`'s reads, then that of the request itself
+    """
+
+    KIND = 70
+    walk: int
+    bulk: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Failure(Message):
     """The request cannot be answered; nothing was done. ``code`` is one word, ``text`` says what and why."""
 
@@ -262,7 +303,8 @@ _KINDS: dict[int, type[Message]] = {
     kind.KIND: kind
     for kind in (
         *(Hello, Symbols, Names, Members, Read, Lookup, Walk, More, Pointees, Inject, Run, Injected, Eject, Attest),
-        *(Welcome, Answer, Memory, Chunk, Rejected, Evidence, Failure),
+        *(Envelope, Sealing),
+        *(Welcome, Answer, Memory, Chunk, Rejected, Evidence, Sealed, Failure),
     )
 }
 # What each kind's fields must be, once: annotations are strings here, and decoding is on the road of every read.
@@ -335,7 +377,11 @@ def expect(data: bytes, kind: type[M]) -> M:
 
     :raises LinkError: it is a `Failure`, whose text is then the error's, or another kind
     """
-    message = decode(data)
+    return expected(decode(data), kind)
+
+
+def expected(message: Message, kind: type[M]) -> M:
+    """A reply that must be of ``kind``; otherwise as `expect`."""
     if isinstance(message, kind):
         return message
     if isinstance(message, Failure):

@@ -87,6 +87,9 @@ class Text(NamedTuple):
 Op = Load | Take | Text
 
 
+_C_PLAN, _C_OP = struct.Struct("<5QiIIIIi"), struct.Struct("<BBBxiII")
+
+
 class PlanError(ValueError):
     """A plan that cannot be run; the text names the part and the limit. Raised before anything runs."""
 
@@ -181,6 +184,21 @@ class Plan:
             self.nulls,
             self.max_nodes,
         ]
+
+    def to_c(self) -> bytes:
+        """The plan as ``struct plan`` of ``bpf/plan.h``."""
+        whole = bytearray(_C_PLAN.size + OPS_MAX * _C_OP.size)
+        _C_PLAN.pack_into(
+            whole,
+            0,
+            *(self.start, self.heads, self.stride, self.nulls, self.max_nodes),
+            *(self.link, self.next, self.step, len(self.ops), self.record.size, self.bias),
+        )
+        for number, (op, slot) in enumerate(zip(self.ops, self.offsets, strict=True)):
+            dst, size = (op.dst, op.tags) if isinstance(op, Load) else (0, op.size)
+            at = _C_PLAN.size + number * _C_OP.size
+            _C_OP.pack_into(whole, at, _KINDS.index(type(op)), dst, op.src, op.offset, size, slot)
+        return bytes(whole)
 
     @classmethod
     def from_json(cls, value: Any) -> Plan:

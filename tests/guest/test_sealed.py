@@ -1,0 +1,469 @@
+"""The kernel encrypts what is read of it: an IDS reads as before, and the agent carries what it can't read.
+
+On this machine's kernel, as root, and in a VM of the lab's first kernel that can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ci.bench.variants import RunningAgent
+from ci.machine import Machine, here, inside
+from ci.vm.agent import AGENT, KEYS, InstalledAgent
+from ci.vm.lab import CommandError, LabVM
+from tests.guest.ids import Ids
+from tests.guest.test_walks import Ground, Walks
+from vmishim import cli
+from vmishim.errors import FaultError, LinkError
+from vmishim.guest import Guest
+from vmishim.libvmi import Libvmi
+from vmishim.memory.reader import PHYSICAL
+from vmishim.memory.remote import Remote
+from vmishim.wire import sealed
+from vmishim.wire.keys import generate, save_private
+from vmishim.wire.messages import BULK_MAX, Envelope, Lookup, Message, More, Read, Sealed, Sealing, Walk, decode, encode
+from vmishim.wire.noise import HandshakeState
+from vmishim.wire.plan import HEADS_MAX, Plan, Step, Take
+from vmishim.wire.sealed import HEAD, REPORT, Ask, Unsealing, question
+
+KERNEL = "6.12"
+NODE = 64
+
+# Run as root where an agent runs: how often each needle, in hexadecimal, stands in its memory, and in how much of it.
+SEARCH = """
+import sys
+needles = [bytes.fromhex(text) for text in sys.argv[2:]]
+found, seen = [0] * len(needles), 0
+with open(f"/proc/{sys.argv[1]}/maps") as maps, open(f"/proc/{sys.argv[1]}/mem", "rb", 0) as memory:
+    for line in maps:
+        begin, end = (int(text, 16) for text in line.split()[0].split("-"))
+        if line.split()[1][0] != "r" or "[v" in line:
+            continue
+        data = b""
+        memory.seek(begin)
+        while len(data) < end - begin and (more := memory.read(end - begin - len(data))):
+            data += more
+        seen += len(data)
+        found = [before + data.count(needle) for before, needle in zip(found, needles)]
+print(seen, *found)
+"""
+
+
+def search(machine: Machine, agent: RunningAgent, *needles: bytes) -> list[int]:
+    """How often each stands in the memory of an agent."""
+    words = machine.run("python3", "-IS", "-c", SEARCH, str(agent.pid), *(needle.hex() for needle in needles)).split()
+    seen, *found = map(int, words)
+    assert seen > 10 << 20
+    return found
+
+
+def plant(machine: Machine) -> tuple[Plan, list[bytes]]:
+    """Fresh secrets in kernel memory, and the plan that reads them: of more than a chunk."""
+    secret = [secrets.token_bytes(NODE) for _ in range(16000)]
+    machine.ground.write(0, b"".join(secret))
+    return Plan(machine.ground.address, Step.SELF, (Take(0, 0, NODE),), heads=len(secret), stride=NODE), secret
+
+
+@pytest.fixture(scope="module")
+def vm() -> Iterator[LabVM]:
+    with LabVM.boot(KERNEL) as booted:
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def in_vm(vm: LabVM) -> Iterator[Machine]:
+    with inside(vm) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def on_this_machine() -> Iterator[Machine]:
+    if os.geteuid():
+        pytest.skip("only root can read this kernel")
+    with here() as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=["on_this_machine", "in_vm"])
+def machine(request: pytest.FixtureRequest) -> Machine:
+    found: Machine = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def guest(machine: Machine) -> Iterator[Guest]:
+    with closing(machine.sealing.connect(kernel_key=machine.sealing.kernel)) as connected:
+        yield connected
+
+
+class Tampered:
+    """The road to an agent, with somebody on it: the agent itself, once it is compromised.
+
+    :ivar asks: what becomes of each `Sealing`, its challenge and request
+    :ivar answers: what becomes of each `Sealed`
+    """
+
+    def __init__(self, agent: RunningAgent) -> None:
+        self._guest = agent.connect(way="scalar")
+        self._request = Sealing("", "", b"")
+        self.asks: Callable[[bytes, Message], tuple[bytes, Message]] = lambda *asked: asked
+        self.answers: Callable[[Sealed], Sealed] = lambda answer: answer
+        self.remote = Remote(self.exchange, Unsealing(agent.private, agent.kernel))
+        self.remote.hello([], [])
+
+    def exchange(self, message: bytes) -> bytes:
+        request = decode(message)
+        if isinstance(request, Sealing):
+            self._request = request
+            challenge, inner = self.asks(request.bulk[:16], decode(request.bulk[16:]))
+            message = encode(Sealing(request.key, request.tags, challenge + encode(inner)))
+        reply = self._guest.link.exchange(message)
+        answer = decode(reply)
+        return encode(self.answers(answer)) if isinstance(answer, Sealed) else reply
+
+    def ask(self, tags: str | None = None) -> Message:
+        """The last question once more."""
+        tags = self._request.tags if tags is None else tags
+        return decode(self._guest.link.exchange(encode(replace(self._request, tags=tags))))
+
+    def close(self) -> None:
+        self._guest.close()
+
+
+@pytest.fixture
+def tampered(machine: Machine) -> Iterator[Tampered]:
+    with closing(Tampered(machine.sealing)) as road:
+        yield road
+
+
+# ---- what is read is what is there -----------------------------------------------------------------------------------
+
+
+def test_the_list_is_that_of_proc_and_of_an_agent_that_reads_in_the_clear(machine: Machine, guest: Guest) -> None:
+    for _ in range(20):
+        pids = machine.run("ls", "/proc")
+        listed = Ids(Libvmi.over(guest)).processes()
+        clear = Ids(Libvmi.over(machine.plain.connect())).processes()
+        after = machine.run("ls", "/proc")
+        proc = {int(word) for word in pids.split() if word.isdigit()} & {int(w) for w in after.split() if w.isdigit()}
+        if listed == clear and listed.keys() == proc:
+            return
+    assert listed == clear
+    assert listed.keys() == proc
+
+
+def test_every_kind_of_reading_gives_what_an_agent_in_the_clear_gives(machine: Machine, guest: Guest) -> None:
+    _, secret = plant(machine)
+    plain = machine.plain.connect(way="scalar")
+    address, size = machine.ground.address, len(secret) * NODE
+    assert guest.remote.read(address, size) == b"".join(secret)
+    for start, count in ((1, 1), (15, 17), (16, 16), (4095, 2), (7, 4096 * 3)):
+        assert guest.remote.read(address + start, count) == b"".join(secret)[start : start + count]
+    with pytest.raises(FaultError) as fault:
+        guest.remote.read(address + machine.ground.size - 8, 16)
+    assert (fault.value.address, len(fault.value.data)) == (address + machine.ground.size, 8)
+    comm = guest.profile.symbol("init_task") + guest.profile.member("task_struct", "comm").offset
+    assert guest.remote.read(comm, 10) == b"swapper/0\0"
+    if not guest.profile.page_offset:  # a kernel that does not tell
+        for agent in (guest, plain):
+            with pytest.raises(LinkError, match="direct map"):
+                agent.remote.read(4096, 8, PHYSICAL)
+            with pytest.raises(LinkError, match="direct map"):
+                agent.remote.lookup(4096, comm)
+        return
+    root = Libvmi.over(machine.plain.connect()).pid_to_dtb(1)
+    translated = guest.remote.lookup(root, comm)
+    assert translated == plain.remote.lookup(root, comm)
+    assert translated[1] > 0
+    assert guest.remote.read(comm, 10, root) == b"swapper/0\0"
+    assert guest.remote.read(translated[0], 10, PHYSICAL) == b"swapper/0\0"
+    assert guest.remote.lookup(root, 8)[1] == plain.remote.lookup(root, 8)[1] == 0
+    for space in (PHYSICAL, root):
+        with pytest.raises(FaultError):
+            guest.remote.read((1 << 64) - 8, 8, space)
+
+
+def test_a_walk_of_many_chunks_is_exact(machine: Machine, guest: Guest) -> None:
+    plan, secret = plant(machine)
+    found: dict[int, bytes] = {}
+    reads = [(machine.ground.address + NODE, NODE), (machine.ground.address, 5), (8, 8)]
+    chunks = list(guest.remote.walk(plan, (), reads, found))
+    assert len(chunks) > 1
+    assert [row[4] for chunk in chunks for row in plan.records(chunk.bulk)] == secret
+    assert found == {reads[0][0]: secret[1], reads[1][0]: secret[0][:5]}
+    listed = Plan(0, Step.SELF, (Take(0, 0, NODE),), heads=15001, stride=0)
+    order = [number * 7 % len(secret) for number in range(listed.heads)]
+    chunks = list(guest.remote.walk(listed, [machine.ground.address + NODE * number for number in order]))
+    assert len(chunks) > 1
+    assert [row[4] for chunk in chunks for row in listed.records(chunk.bulk)] == [secret[number] for number in order]
+
+
+class TestWalksHere(Walks):
+    """All that is promised of walks, of walks that the kernel seals."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def ground(cls, on_this_machine: Machine) -> Iterator[Ground]:
+        def another() -> Guest:
+            return on_this_machine.sealing.connect(way="scalar")
+
+        with closing(another()) as guest:
+            yield Ground(on_this_machine.ground, guest, another)
+
+
+# ---- the agent can't read it -----------------------------------------------------------------------------------------
+
+
+def test_the_agent_never_holds_what_it_carries(machine: Machine, guest: Guest) -> None:
+    plan, secret = plant(machine)
+    looked_for = secret[0], secret[100], secret[-1]
+    for _ in guest.remote.walk(plan):
+        pass
+    guest.remote.read(machine.ground.address, NODE)
+    assert search(machine, machine.sealing, *looked_for) == [0, 0, 0]
+    # Which shows that they can be found: an agent that reads in the clear holds them.
+    plain = machine.plain.connect(way="scalar")
+    for _ in plain.remote.walk(plan):
+        pass
+    assert search(machine, machine.plain, secret[-1])[0] > 0
+    plain.remote.read(machine.ground.address, NODE)
+    assert search(machine, machine.plain, secret[0])[0] > 0
+
+
+def test_the_agent_keeps_no_key(machine: Machine, guest: Guest) -> None:
+    answer = decode(guest.link.exchange(encode(Envelope(machine.sealing.private.public.raw.hex()))))
+    envelope = bytes.fromhex(answer.values[0])  # type: ignore[attr-defined]
+    root = HandshakeState(sealed.PROLOGUE, machine.sealing.private, pattern="X").read(envelope)
+    keys = sealed.arms(root)
+    assert search(machine, machine.sealing, root, keys.cipher, keys.mac, keys.subkey, keys.mac[:16]) == [0] * 5
+    # What is there, to show that the search sees this agent's memory: the envelope it hands out.
+    assert search(machine, machine.sealing, envelope.hex().encode())[0] > 0
+
+
+def test_the_agent_holds_three_programs_and_what_it_asks_and_is_answered_by(machine: Machine) -> None:
+    pid = machine.sealing.pid
+    held = machine.run("sh", "-c", f"grep -Ehs '^(prog_type|value_size)' /proc/{pid}/fdinfo/*").split("\n")[:-1]
+    plan = Plan(8, Step.SELF, ())
+    sizes = [
+        len(question(bytes(16), Ask.READ)) + len(plan.to_c()) + 24,
+        8 * HEADS_MAX,
+        HEAD.size + REPORT.size + BULK_MAX,
+    ]
+    programs = [31, 3, 3]  # BPF_PROG_TYPE_SYSCALL, BPF_PROG_TYPE_SCHED_CLS (include/uapi/linux/bpf.h)
+    assert sorted(held) == sorted([*(f"value_size:\t{n}" for n in sizes), *(f"prog_type:\t{n}" for n in programs)])
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [Read(0, 1 << 63, 8), Lookup(4096, 8), Walk(Plan(8, Step.SELF, ())), More(1)],
+    ids=lambda r: type(r).__name__,
+)
+def test_nothing_is_read_in_the_clear(guest: Guest, request_: Message) -> None:
+    refused = decode(guest.link.exchange(encode(request_)))
+    assert getattr(refused, "code", refused) == "kernel-encryption"
+
+
+# ---- and can't change it ---------------------------------------------------------------------------------------------
+
+
+def test_a_bit_flipped_in_any_part_is_an_error(machine: Machine, tampered: Tampered) -> None:
+    _, secret = plant(machine)
+    whole = HEAD.size + REPORT.size + NODE
+    places = {
+        "counter": 0,
+        "length": 8,
+        "tag": 16,
+        "iv": 32,
+        "report": HEAD.size,
+        "bytes": whole - NODE,
+        "end": whole - 1,
+    }
+    for place in places.values():
+        for bit in (0, 7):
+
+            def flip(answer: Sealed, place: int = place, bit: int = bit) -> Sealed:
+                data = bytearray(answer.bulk)
+                assert len(data) == whole
+                data[place] ^= 1 << bit
+                return Sealed(answer.walk, bytes(data))
+
+            tampered.answers = flip
+            with pytest.raises(LinkError, match="the kernel"):
+                tampered.remote.read(machine.ground.address, NODE)
+    tampered.answers = lambda answer: answer
+    assert tampered.remote.read(machine.ground.address, NODE) == secret[0]
+
+
+def test_a_replayed_answer_is_an_error(machine: Machine, tampered: Tampered) -> None:
+    """To the same question asked again, to another one, and for a chunk of a walk."""
+    plan, _ = plant(machine)
+    at = machine.ground.address
+    kept: list[Sealed] = []
+
+    def replay(answer: Sealed) -> Sealed:
+        kept.append(answer)
+        return kept[0]
+
+    for other in (Read(0, at, NODE), Read(0, at + 1, NODE), Read(0, at, NODE - 1)):
+        kept.clear()
+        tampered.answers = replay
+        tampered.remote.read(at, NODE)
+        with pytest.raises(LinkError, match="not authentic"):
+            tampered.remote.read(other.address, other.count)
+    kept.clear()
+    walk = tampered.remote.walk(plan)
+    next(walk)
+    with pytest.raises(LinkError, match="not authentic"):
+        next(walk)
+
+
+def test_the_kernel_takes_no_question_but_an_idss(machine: Machine, tampered: Tampered) -> None:
+    plan, _ = plant(machine)
+    at = machine.ground.address
+
+    def ask(instead: Message | None, challenge: bytes | None = None) -> None:
+        tampered.asks = lambda given, request: (challenge or given, instead or request)
+        with pytest.raises(LinkError, match="does not take this for a question of an IDS's"):
+            tampered.remote.read(at, NODE)
+
+    ask(None, bytes(16))
+    for instead in (Read(0, at + 1, NODE), Read(0, at, NODE + 1), Read(0x1000, at, NODE), Walk(plan)):
+        if instead != Read(0x1000, at, NODE) or machine.plain.connect().profile.page_offset:
+            ask(instead)
+    listed = Plan(0, plan.step, plan.ops, heads=3, stride=0)
+    heads = struct.pack("<3Q", at, at + NODE, at + 2 * NODE)
+    for walk in (
+        Walk(replace(listed, start=8), [], heads),
+        Walk(replace(listed, max_nodes=7), [], heads),
+        Walk(replace(listed, ops=(Take(0, 8, NODE),)), [], heads),
+        Walk(listed, [], heads[:-1] + b"\x7f"),
+        Walk(replace(listed, heads=2), [], heads[:-8]),
+    ):
+        tampered.asks = lambda challenge, request, walk=walk: (challenge, walk)  # type: ignore[misc]
+        with pytest.raises(LinkError, match="does not take this for a question of an IDS's"):
+            next(tampered.remote.walk(listed, [at, at + NODE, at + 2 * NODE]))
+    tampered.asks = lambda *asked: asked
+    assert len(tampered.remote.read(at, NODE)) == NODE
+    assert isinstance(tampered.ask(), Sealed)
+    for tags in ("00" * 16, "ff" * 16):
+        assert getattr(tampered.ask(tags), "code", "") == "kernel-refused"
+
+
+def test_the_chunks_of_a_walk_come_in_their_order_and_of_that_walk(machine: Machine, tampered: Tampered) -> None:
+    plan, secret = plant(machine)
+    wide = replace(plan, ops=plan.ops * 2)
+    walk = tampered.remote.walk(wide)
+    chunks = [next(walk), next(walk)]
+    # The question for the second chunk, again: the kernel's walk has gone on.
+    assert getattr(tampered.ask(), "code", "") == "kernel-refused"
+    chunks += walk
+    assert [row[4] for chunk in chunks for row in wide.records(chunk.bulk)] == secret
+    assert len(chunks) > 2
+
+    numbers: list[int] = []
+
+    def note(answer: Sealed) -> Sealed:
+        numbers.append(answer.walk)
+        return answer
+
+    tampered.answers = note
+    one, two = tampered.remote.walk(plan), tampered.remote.walk(plan)
+    next(one), next(two)
+    tampered.asks = lambda challenge, request: (challenge, More(numbers[1]))
+    with pytest.raises(LinkError, match="does not take this for a question of an IDS's"):
+        next(one)
+
+
+def test_no_counter_and_no_iv_comes_twice(machine: Machine) -> None:
+    """Over sessions, and requests of every kind that go on beside each other."""
+    counters, ivs = list[int](), set[bytes]()
+    plan, _ = plant(machine)
+
+    def note(answer: Sealed) -> Sealed:
+        for part in sealed.parts(answer.bulk):
+            counter, _, _, iv = HEAD.unpack_from(part)
+            counters.append(counter)
+            ivs.add(iv)
+        return answer
+
+    for _ in range(3):
+        with closing(Tampered(machine.sealing)) as road:
+            road.answers = note
+            road.remote.read(machine.ground.address, 100)
+            list(road.remote.walk(plan, (), [(machine.ground.address, 8)]))
+    assert len(counters) >= 3 * 4
+    assert counters == sorted(set(counters))
+    assert len(ivs) == len(counters)
+
+
+# ---- who may, and who must -------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_key_that_is_pinned_must_be_the_agents(machine: Machine) -> None:
+    with pytest.raises(LinkError, match="the guest's kernel key is not"):
+        machine.sealing.connect(kernel_key=generate().public)
+    with pytest.raises(LinkError, match="does not encrypt"):
+        machine.plain.connect(kernel_key=machine.sealing.kernel)
+    assert Ids(Libvmi.over(machine.sealing.connect())).processes()
+
+
+def test_a_domain_may_name_its_kernels_key(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VMISHIM_CONFIG", str(tmp_path / "domains.toml"))
+    save_private(tmp_path / "key", machine.sealing.private)
+    save_private(tmp_path / "other", machine.plain.private)
+    sealing, plain = (
+        ["enroll", name, agent.endpoint, agent.public.text, "--key", str(tmp_path / key)]
+        for name, agent, key in (("sealing", machine.sealing, "key"), ("plain", machine.plain, "other"))
+    )
+    pinned = ["--kernel-key", machine.sealing.kernel.text]
+    assert cli.main([*plain, *pinned]) == 1
+    assert "does not encrypt, as the domain's kernel_key wants it to" in capfd.readouterr().err
+    assert cli.main([*plain, "--replace"]) == 0
+    assert cli.main([*sealing, "--kernel-key", generate().public.text]) == 1
+    assert "the guest's kernel key is not" in capfd.readouterr().err
+    assert cli.main([*sealing, *pinned, "--replace"]) == 0
+    for name, by in (("sealing", "by the guest's kernel; "), ("plain", "by the agent, ")):
+        capfd.readouterr()
+        cli.main(["doctor", name, "--json"])
+        (text,) = (found["text"] for found in json.loads(capfd.readouterr().out) if found["about"] == "encryption")
+        assert text.startswith(by)
+
+
+def test_an_agent_that_can_not_do_it_does_not_start(lab: LabVM, agent: InstalledAgent) -> None:
+    """A kernel that can't is told before the key is looked for."""
+    can = tuple(map(int, lab.image.release.split("-")[0].split(".")[:2])) >= (6, 10)
+    for option, why in (
+        (
+            ("--kernel-key", "/nowhere"),
+            "cannot read /nowhere" if can else r"6\.10 is the oldest whose eBPF can encrypt",
+        ),
+        (("--kernel-key", f"{KEYS}/kernel.key", "--allow-injection"), "--allow-injection or --kernel-key"),
+    ):
+        with pytest.raises(CommandError, match=why):
+            lab.run("python3", AGENT, "serve", "--listen", "tcp://127.0.0.1:5999", *option)
+
+
+def test_an_agent_started_anew_is_read_on(vm: LabVM, in_vm: Machine) -> None:
+    """New keys, no new connection: the envelope is fetched and held to the pinned key. Who is permitted gets one."""
+    with closing(in_vm.sealing.connect(kernel_key=in_vm.sealing.kernel)) as guest:
+        ids = Ids(Libvmi.over(guest))
+        before = ids.processes()
+        later = generate()
+        vm.run("sh", "-c", f"echo '{later.public.text}' >>{KEYS}/permitted")
+        with pytest.raises(LinkError, match="restart the agent"):
+            replace(in_vm.sealing, private=later).connect()
+        vm.run("systemctl", "restart", "vmishim-agent")
+        assert ids.processes().keys() >= before.keys() & {1, 2}
+        with closing(replace(in_vm.sealing, private=later).connect()) as other:
+            assert Ids(Libvmi.over(other)).processes()
