@@ -93,7 +93,7 @@ def _curved(title: str, bottom: str, drawn: Sequence[Curve]) -> list[str]:
     floor = HEIGHT - BOTTOM
 
     def across(value: float) -> float:
-        return LEFT + 10 + (math.log10(value) - left) / (right - left) * (WIDTH - LEFT - RIGHT - 20)
+        return LEFT + 10 + (math.log10(value) - left) / (right - left) * (WIDTH - LEFT - RIGHT - 40)
 
     def height(value: float) -> float:
         return floor - (math.log10(value) - low) / (high - low) * (floor - TOP)
