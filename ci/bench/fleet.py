@@ -88,6 +88,7 @@ def main() -> int:
     options.add_argument("--workers", type=int, default=2, help="of the cluster, each a process (%(default)s)")
     options.add_argument("--runs", type=int, default=5, help="(%(default)s)")
     options.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for fleet.json (%(default)s)")
+    options.add_argument("--list", choices=list(fleet.LISTS), default="ps", help="(%(default)s)")
     chosen = options.parse_args()
     with ExitStack() as stack:
         say(f"fleet: starting {chosen.agents} agents")
@@ -95,7 +96,7 @@ def main() -> int:
         running = started(stack, chosen.agents)
         starting = time.monotonic() - begun
         guests = enrolled(stack, running)
-        truth = planted(stack)
+        truth = planted(stack) if chosen.list == "ps" else set()
         pids = [agent.pid for agent in running]
         rows = []
 
@@ -103,12 +104,12 @@ def main() -> int:
             say(f"fleet: {name}")
             rows.append(measure(name, guests, chosen.runs, truth, ask, asking, pids))
 
-        ask: Ask = partial(fleet.over, what="ps", deadline=DEADLINE)
-        measured("one after the other", in_turn, [os.getpid()])
+        ask: Ask = partial(fleet.over, what=chosen.list, deadline=DEADLINE)
+        measured("one after the other", partial(in_turn, ask), [os.getpid()])
         measured(f"{fleet.WIDTH} threads", ask, [os.getpid()])
         with cluster(chosen.workers) as client:
             address = str(client.scheduler.address).removeprefix("tcp://")
-            by_dask: Ask = partial(fleet.by_dask, address, what="ps", deadline=DEADLINE)
+            by_dask: Ask = partial(fleet.by_dask, address, what=chosen.list, deadline=DEADLINE)
             workers = list(client.run(os.getpid).values())
             measured(f"Dask, {chosen.workers} workers", by_dask, [os.getpid(), *workers])
             say("fleet: a worker is killed")
@@ -121,6 +122,7 @@ def main() -> int:
     result = {
         "machine": f"Linux {os.uname().release.split('-')[0]}, {report.machine()}",
         "load": round(os.getloadavg()[0], 1),
+        "list": chosen.list,
         "agents": chosen.agents,
         "runs": chosen.runs,
         "seconds_to_start_all_agents": round(starting, 2),
@@ -177,10 +179,10 @@ def cluster(workers: int) -> Iterator[Any]:
         yield client
 
 
-def in_turn(guests: Sequence[Domain]) -> Iterator[Answer]:
+def in_turn(ask: Ask, guests: Sequence[Domain]) -> Iterator[Answer]:
     """Ask one guest after the other."""
     for guest in guests:
-        yield from fleet.over([guest], "ps")
+        yield from ask([guest])
 
 
 def measure(

@@ -462,12 +462,12 @@ def fleet(result: dict[str, Any]) -> str:
     agent = [row["agent_ms"] for row in rows if row["agent_ms"] is not None]
     text = f"""
         Written by `python -m ci.bench.fleet`: {result["agents"]} agents of one machine, each listed anew: connection,
-        handshake, the kernel's facts, its processes. {result["machine"]}; load {result["load"]}. Medians of
-        {result["runs"]} runs. All agents share its processors with those who ask, so listings a second are what both
-        sides cost together. Told apart, a listing takes {_range(asking, " ms")} of processor time on the asking side,
-        which bounds what a machine can ask for when the agents are elsewhere, and {_range(agent, " ms")} in the guest.
-        A worker was killed amidst the asking: its guests are asked again by another. Agents were killed before it:
-        their listings fail once their time is up, and all others had come after the seconds that are given."""
+        handshake, the kernel's facts, one list (`{result["list"]}`). {result["machine"]}; load {result["load"]}.
+        Medians of {result["runs"]} runs. All agents share its processors with those who ask, so listings a second are
+        what both sides cost together. Told apart, a listing takes {_range(asking, " ms")} of processor time on the
+        asking side, which bounds what a machine can ask for when the agents are elsewhere, and {_range(agent, " ms")}
+        in the guest. A worker was killed amidst the asking: its guests are asked again by another. Agents were killed
+        before it: their listings fail once their time is up, and all others had come after the seconds given."""
     text = " ".join(text.split())
     return "\n\n".join(["## A fleet", fill(text, 120, break_on_hyphens=False), markdown(fleet_rows(result))])
 

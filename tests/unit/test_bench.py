@@ -183,6 +183,7 @@ def test_our_pages_have_the_marks(page: str, name: str) -> None:
 FLEET = {
     "machine": "a machine",
     "load": 1.5,
+    "list": "ps",
     "agents": 50,
     "runs": 5,
     "rows": [
