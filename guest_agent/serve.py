@@ -49,6 +49,8 @@ def serve(
             # A host has one request under way; what a flood of others may queue is memory of the guest.
             (zmq.RCVHWM, 2),
             (zmq.SNDHWM, 2),
+            # Whoever connects and says nothing holds a descriptor so long, and an IDS that comes anew waits for one.
+            (zmq.HANDSHAKE_IVL, 3000),
         ):
             socket.setsockopt(option, value)
         try:

@@ -54,40 +54,45 @@ def _children() -> set[int]:
     return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
 
 
-class _Meddler:
-    """Does to every other frame or so what can be done to it."""
+class Meddler:
+    """For a `Road`: does to frames what can be done to them.
 
-    def __init__(self, seed: int) -> None:
+    :param alone: how likely a frame and its answer are left alone
+    """
+
+    def __init__(self, seed: int, alone: float = 0.25) -> None:
         self.tally = Tally()
+        self._alone = alone
         self._saboteur = Saboteur(seed)
         self._before = b""
 
     def __call__(self, frame: bytes, ask: Callable[[bytes], bytes]) -> Sequence[bytes]:
-        saboteur, chance = self._saboteur, self._saboteur.random.random()
-        if chance < 0.4:
+        saboteur = self._saboteur
+        chance = saboteur.random.random() / (1 - self._alone)
+        if chance < 0.5:
             way, altered = saboteur.altered(frame)
             self.tally.ways[way] += 1
             return [ask(altered)]
-        if chance < 0.405:
+        if chance < 0.505:
             self.tally.ways["dropped"] += 1
             return []
         reply = ask(frame)
         saboteur.seen += (frame, reply)
         before, self._before = self._before, reply
-        if chance < 0.41:
+        if chance < 0.51:
             self.tally.ways["dropped"] += 1
             return []
-        if chance < 0.65:
+        if chance < 0.85:
             way, altered = saboteur.altered(reply)
             self.tally.ways[way] += 1
             return [altered]
-        if chance < 0.7:
+        if chance < 0.9:
             self.tally.ways["reordered"] += 1
             return [before]
-        if chance < 0.75:
+        if chance < 0.95:
             self.tally.ways["doubled"] += 1
             return [reply, reply]
-        if chance < 0.77:
+        if chance < 1:
             self.tally.ways["delayed"] += 1
             time.sleep(DELAY)
         return [reply]
@@ -120,7 +125,7 @@ def sockets(frames: int, seed: int, agent: Agent) -> Outcome:
 
     :raises LinkError: the agent does not answer in the end, or gives another answer than in the beginning
     """
-    meddler = _Meddler(seed)
+    meddler = Meddler(seed)
     outcome = Outcome(meddler.tally)
     with agent.link() as link:
         remote = Remote(link.exchange)
