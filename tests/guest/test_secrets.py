@@ -47,13 +47,16 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where everything is written."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("VMISHIM_CONFIG", str(tmp_path / "domains.toml"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where everything is written: where the agent, which becomes another user, can look for its list of keys."""
+    with tempfile.TemporaryDirectory(prefix="vmishim-") as folder:
+        Path(folder).chmod(0o711)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("VMISHIM_CONFIG", f"{folder}/domains.toml")
+        monkeypatch.setenv("HOME", folder)
+        monkeypatch.chdir(folder)
+        yield Path(folder)
+        monkeypatch.undo()
 
 
 def shapes(secret: bytes) -> set[bytes]:
