@@ -17,6 +17,9 @@ kernels: setup ## the tests that depend on the kernel, in a VM of each kernel of
 bench: setup ## measure listings of 100, 300 and 1,000 processes, each way to read
 	@$(PYTHON) -m ci.bench
 
+soak: setup ## an hour of listings while all in the guest comes and goes, the agent is killed, the network is cut
+	@$(PYTHON) -m ci.soak
+
 lint: ## style and types only
 	@ci/setup --no-vm
 	@ci/check --lint
@@ -33,4 +36,4 @@ clean: ## remove what was made here; the lab image stays in its cache
 	@$(MAKE) --silent -C bpf clean
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test kernels bench lint release setup clean
+.PHONY: help demo test kernels bench soak lint release setup clean
