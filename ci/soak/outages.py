@@ -112,6 +112,7 @@ class Outages:
             self._vm.run("systemctl", *verb, SERVICE)
         else:
             (self._road.cut if kind == "network cut" else self._road.stall)()
+            before = self._counts()
             self._stop.wait(lasting)
             # One answer may have been under way.
             if self._counts().answers > before.answers + 1:
@@ -119,9 +120,14 @@ class Outages:
             before = self._counts()
             self._road.resume()
         outage.ended = time.monotonic()
-        # Another agent takes another handshake; over a road that is back, the same session may go on.
-        while self._counts() == before or (kind in OF_THE_AGENT and self._counts().handshakes == before.handshakes):
+        while not self._mended(before, kind):
             if time.monotonic() > outage.ended + RECOVERY_MAX:
                 raise TimeoutError(f"{kind}: no answer {RECOVERY_MAX:g} s after it was over")
             time.sleep(0.01)
         outage.answered = time.monotonic()
+
+    def _mended(self, before: Counts, kind: str) -> bool:
+        """Whether there was an answer. Another agent takes another handshake; over a road that is back, the same
+        session may go on."""
+        now = self._counts()
+        return now.answers > before.answers and (kind in OF_THE_NETWORK or now.handshakes > before.handshakes)
