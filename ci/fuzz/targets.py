@@ -9,12 +9,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import cycle, islice
+from pathlib import Path
 from struct import Struct, pack
 from typing import Any
 
 from guest_agent.agent import Agent
 from guest_agent.kernel import Gathered
-from vmishim import lists
+from vmishim import attestation, lists
+from vmishim.attestation.errors import AttestationError
+from vmishim.attestation.report import Report
 from vmishim.errors import FaultError, LibvmiError, LinkError
 from vmishim.guest import Guest
 from vmishim.kernel import btf as types
@@ -24,6 +27,7 @@ from vmishim.kernel.kallsyms import decode as decode_symbols
 from vmishim.libvmi import Libvmi
 from vmishim.memory import dumps, elf
 from vmishim.wire import messages as wire
+from vmishim.wire.attestation import REPORT_SIZE
 from vmishim.wire.keys import generate
 from vmishim.wire.noise import HandshakeState
 from vmishim.wire.plan import Load, Plan, PlanError, Step, Take, Text
@@ -306,6 +310,25 @@ def _dumped() -> list[bytes]:
     return [core, dump, flat.ljust(4096, b"\0") + pack(">qq", 0, len(dump)) + dump + pack(">qq", -1, -1)]
 
 
+# ---- what a machine says of itself -----------------------------------------------------------------------------------
+
+
+def _attestation(data: bytes) -> None:
+    with suppress(AttestationError):
+        attestation.verify(data)
+        raise AssertionError("a report that AMD did not sign")
+    with suppress(AttestationError):
+        Report.parse(data[:REPORT_SIZE].ljust(REPORT_SIZE, b"\0"))
+
+
+def _reports() -> list[bytes]:
+    """A real report with its VCEK behind it, in the table that a host hands out."""
+    folder = Path(__file__).parents[2] / "tests" / "unit" / "data" / "attestation"
+    report, vcek = (folder.joinpath(f"milan-v2.{end}").read_bytes() for end in ("bin", "vcek.der"))
+    kind = bytes.fromhex("63da758de6644564adc5f4b93be8accd")
+    return [report + kind + pack("<II", 48, len(vcek)) + bytes(24) + vcek]
+
+
 # ---- the agent -------------------------------------------------------------------------------------------------------
 
 
@@ -396,6 +419,7 @@ TARGETS = {
     "kallsyms": Target(_kallsyms, _symbols),
     "elf": Target(_elf, _image),
     "dumps": Target(_dumps, _dumped),
+    "attestation": Target(_attestation, _reports),
     "agent": Target(_agent, lambda: list(_requests())),
     "plan": Target(_plan, _plans),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from test_link import AGENT, Served
 
+from ci.hostile import every_bit
 from vmishim import domains
 from vmishim.attestation import Requirements, attest, verify
 from vmishim.attestation.chain import ROOTS, fingerprint, read, signer
@@ -424,3 +426,12 @@ def test_an_agent_that_was_restarted_attests_anew(endpoint: str) -> None:
         link.exchange(QUESTION)
     link.close()
     assert answer.asked == [Attest()]
+
+
+def test_a_certificate_with_any_bit_flipped_is_one_or_is_refused() -> None:
+    """The library looks at some parts only when they are asked for, and then has errors of its own."""
+    for name in ("milan-v2.vcek.der", "milan-vlek.vlek.der"):
+        for altered in every_bit((DATA / name).read_bytes()):
+            with suppress(ChainError):
+                for found in read(altered):
+                    found.public_key(), found.extensions

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -48,6 +48,7 @@ _KINDS = {
     bytes.fromhex("4ab7b379bbac4fe4a02f05aef327c782"),  # ASK or ASVK
     bytes.fromhex("c0b406a4a803495297433fb6014cd0ae"),  # ARK
 }
+_NO_CERTIFICATE = (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _PSS = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
 
 
@@ -78,8 +79,11 @@ def read(data: bytes) -> list[Certificate]:
         # The library warns of serial numbers of 0, which is what AMD gives to all that it issues to chips.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return [x509.load_pem_x509_certificate(each) for each in pem] or [x509.load_der_x509_certificate(data)]
-    except ValueError as error:
+            found = [x509.load_pem_x509_certificate(each) for each in pem] or [x509.load_der_x509_certificate(data)]
+        for each in found:
+            each.public_key(), each.subject, each.issuer, each.extensions  # which the library looks at only now
+        return found
+    except (ValueError, TypeError, UnsupportedAlgorithm, *_NO_CERTIFICATE) as error:
         raise ChainError(f"what should be a certificate is none: {error}") from None
 
 
