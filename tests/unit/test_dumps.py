@@ -154,6 +154,7 @@ def test_what_is_refused_says_why(tmp_path: Path, what: str) -> None:
         (424 + 12, struct.pack("<I", 0xFFFF_FFFF), "cut off"),  # blocks of its bitmaps: 8 TiB of them
         (4 * PAGE + 8, struct.pack("<I", 1 << 30), "has 1073741824 bytes"),  # of its first page
         (4 * PAGE, struct.pack("<Q", 2**63), "cut off"),  # where that is
+        (4 * PAGE, struct.pack("<QI", 2**63, 0), "cut off"),  # nothing, behind the end of all files
     ],
 )
 def test_a_dump_that_promises_more_than_a_file_can_hold(tmp_path: Path, at: int, value: bytes, what: str) -> None:

@@ -60,9 +60,9 @@ def unpacked(file: IO[bytes]) -> Iterator[tuple[IO[bytes], tuple[Segment, ...]]]
 def _at(file: IO[bytes], offset: int, count: int) -> bytes:
     """:raises ValueError: the file ends before that"""
     # Before there is a buffer for it: a damaged dump may ask for any number of bytes.
-    left = max(os.fstat(file.fileno()).st_size - offset, 0)
+    left = os.fstat(file.fileno()).st_size - offset
     if count > left:
-        raise ValueError(f"the dump is cut off: {count} bytes are due at {offset}, {left} are there")
+        raise ValueError(f"the dump is cut off: {count} bytes are due at {offset}, {max(left, 0)} are there")
     data = os.pread(file.fileno(), count, offset)
     while 0 < len(data) < count:  # one call gives 2 GiB at most
         more = os.pread(file.fileno(), count - len(data), offset + len(data))
