@@ -11,8 +11,8 @@ test: setup ## check everything: style, types, unit tests, contract tests, tests
 	@ci/check
 
 kernels: setup ## the tests that depend on the kernel, in a VM of each kernel of ci/kernels.toml
-	@ci/check --kernel all tests/guest/test_agent.py tests/guest/test_readahead.py tests/guest/test_walks.py \
-		tests/guest/test_injection.py
+	@ci/check --kernel all $(addprefix tests/guest/test_, $(addsuffix .py, \
+		agent readahead walks injection sockets ids volatility dump_files))
 
 bench: setup ## measure listings of 100, 300 and 1,000 processes, each way to read
 	@$(PYTHON) -m ci.bench
