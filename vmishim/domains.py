@@ -5,6 +5,7 @@
     [web-1]                                     # Libvmi("web-1")
     agent = "tcp://10.0.0.5:5555"               # where its agent answers
     agent_key = "vmishim-public-v1 ..."         # the agent's public key
+    next_agent_key = "vmishim-public-v1 ..."    # the key it is about to have; either will do; optional
     key = "~/.config/vmishim/key"               # file of our own private key
     timeout = 5.0                               # seconds for one answer; optional
     kernel_key = "vmishim-public-v1 ..."        # the guest's kernel must encrypt, by this key's word; optional
@@ -54,6 +55,8 @@ class Domain:
     """Endpoint of the agent."""
     agent_key: str = ""
     """The agent's public key, in the text form of ``vmishim keygen``."""
+    next_agent_key: str = ""
+    """The key that the agent is about to have, while it is being changed."""
     key: str = ""
     """Path of our private key."""
     timeout: float = TIMEOUT
@@ -189,7 +192,7 @@ def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, wa
     socket = (init_data or {}).get(VMIInitData.KVMI_SOCKET, "")
     endpoint = socket if socket.startswith(_SCHEMES) else domain.agent
     private = keys.load_private(Path(domain.key).expanduser())
-    public = keys.PublicKey.from_text(domain.agent_key)
+    public = [keys.PublicKey.from_text(text) for text in (domain.agent_key, domain.next_agent_key) if text]
     offsets = None
     if domain.offsets:
         from vmishim.kernel.offsets import Offsets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -107,7 +107,7 @@ def connect(
     name: str,
     endpoint: str,
     private: PrivateKey,
-    public: PublicKey,
+    public: PublicKey | Sequence[PublicKey],
     timeout: float = 5.0,
     way: Way = "batch",
     offsets: Offsets | None = None,
@@ -118,7 +118,7 @@ def connect(
 
     :param endpoint: ZeroMQ's, ``tcp://HOST:PORT`` or ``ipc://PATH``
     :param private: our key, which the agent must permit
-    :param public: the agent's key
+    :param public: the agent's key, or several while it is being changed
     :param timeout: seconds one request may take
     :param way: how memory is asked for
     :param offsets: where members are that the kernel does not tell for lack of BTF

@@ -11,7 +11,7 @@ import re
 import struct
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from types import TracebackType
 from typing import Final, Self
@@ -53,7 +53,7 @@ class Link:
 
     :param endpoint: ``tcp://HOST:PORT`` or ``ipc://PATH``
     :param static: this host's key, which the agent must permit
-    :param remote: the agent's public key; nobody else can answer
+    :param remote: the agent's public key, or several while it is being changed; nobody else can answer
     :param timeout: seconds that an exchange may take, handshake and retry included (kept to within 20 ms)
     :param prove: called in each new session before it carries anything else, with the agent's key and a function from
         a request to its reply; what it raises ends the session
@@ -62,6 +62,7 @@ class Link:
     :ivar bytes_sent: bytes of all request frames
     :ivar bytes_received: bytes of all reply frames
     :ivar handshakes: sessions made
+    :ivar remote: the agent's public key, of several the one that the last session was made with
 
     :raises LinkError: ``endpoint`` or ``timeout`` makes no sense
     """
@@ -70,7 +71,7 @@ class Link:
         self,
         endpoint: str,
         static: PrivateKey,
-        remote: PublicKey,
+        remote: PublicKey | Sequence[PublicKey],
         timeout: float = 5.0,
         prove: Prove | None = None,
     ) -> None:
@@ -81,7 +82,8 @@ class Link:
         self.timeout = timeout
         self.requests = self.bytes_sent = self.bytes_received = self.handshakes = 0
         self._static = static
-        self._remote = remote
+        self._remotes = (remote,) if isinstance(remote, PublicKey) else tuple(remote)
+        self.remote = self._remotes[0]
         self._prove = prove
         self._lock = threading.Lock()
         self._line: _Line | None = None
@@ -145,25 +147,25 @@ class Link:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "connected" if self._session else "not connected"
-        return f"Link({self.endpoint!r}, {state}, agent={self._remote!r})"
+        return f"Link({self.endpoint!r}, {state}, agent={self.remote!r})"
 
     def _ask(self, message: bytes, deadline: float, share: float) -> bytes:
         """One attempt, which may wait for ``share`` of the time that is left."""
         if self._session is None or self._session.spent:
             session = self._greet(deadline)
             if self._prove is not None:
-                self._prove(session.remote, lambda request: self._carry(session, request, deadline))
+                self._prove(session.remote, lambda request: self._carry(session, request, deadline, share))
             self._session = session
-        now = monotonic()
-        return self._carry(self._session, message, now + (deadline - now) * share)
+        return self._carry(self._session, message, deadline, share)
 
-    def _carry(self, session: Session, message: bytes, until: float) -> bytes:
+    def _carry(self, session: Session, message: bytes, deadline: float, share: float) -> bytes:
         """The reply to one request of a session."""
         line = self._line
         assert line is not None, "a session has its socket"
         frame = session.seal(message)
         self.bytes_sent += len(frame)
-        reply = line.exchange(frame, until)
+        now = monotonic()
+        reply = line.exchange(frame, now + (deadline - now) * share)
         self.bytes_received += len(reply)
         try:
             return session.open(reply)
@@ -175,10 +177,11 @@ class Link:
     def _greet(self, deadline: float) -> Session:
         """A fresh session. Says hello anew whenever the connection breaks, as one to a forwarded port does for as long
         as the guest boots, and after half of the time that is left: a hello has no effect, so it may be sent often."""
+        others = [key for key in self._remotes if key != self.remote]
         while True:
             self._drop()
             self._line = _Line(self.endpoint)
-            initiator = Initiator(self._static, self._remote)
+            initiator = Initiator(self._static, self.remote)
             now = monotonic()
             try:
                 answer = self._line.exchange(initiator.hello(), min(deadline, now + max((deadline - now) / 2, 0.25)))
@@ -188,10 +191,14 @@ class Link:
                 continue
             try:
                 session = initiator.finish(answer)
-            except RefusedError:
+            except RefusedError as refused:
+                # What an agent says that has another key. Whoever makes it up gains nothing: each key is its own.
+                if refused.reason is Reason.MALFORMED and others:
+                    self.remote = others.pop()
+                    continue
                 raise
             except LinkError as error:
-                raise LinkError(f"{self.endpoint} is not the agent with key {self._remote!r}: {error}") from None
+                raise LinkError(f"{self.endpoint} is not the agent with key {self.remote!r}: {error}") from None
             self.handshakes += 1
             return session
 

@@ -317,6 +317,21 @@ def test_wrong_keys_are_named(agent: Served) -> None:
         link.exchange(b"1")
 
 
+def test_an_agent_may_change_its_key_to_the_next(tmp_path: Path) -> None:
+    """Whichever of the two it has, before and after: the road is never closed."""
+    endpoint, new = f"ipc://{tmp_path}/agent", generate()
+    with Link(endpoint, HOST, [AGENT.public, new.public]) as link:
+        for key in (AGENT, new, new, AGENT):
+            with Served(endpoint, sessions=Sessions(key, {HOST.public})):
+                assert link.exchange(b"x") == b"echo x"
+                assert link.remote == key.public
+        third = Sessions(generate(), {HOST.public})
+        with Served(endpoint, sessions=third), pytest.raises(RefusedError, match="agent's public key has changed"):
+            link.exchange(b"x")
+        with Served(endpoint, sessions=Sessions(new, {HOST.public})):
+            assert link.exchange(b"x") == b"echo x"
+
+
 def test_threads_share_a_link(agent: Served) -> None:
     with agent.link() as link, ThreadPoolExecutor(8) as pool:
         messages = [b"%d" % number for number in range(400)]

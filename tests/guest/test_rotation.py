@@ -1,0 +1,89 @@
+"""Keys are changed while guests are read: at no instant may nobody read, and who is struck off reads nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ci.vm.agent import AGENT, KEYS, InstalledAgent
+from ci.vm.lab import LabVM
+from tests.guest.ids import Ids
+from vmishim.guest import Guest, connect
+from vmishim.libvmi import Libvmi
+from vmishim.wire.keys import PrivateKey, PublicKey, generate
+from vmishim.wire.session import Reason, RefusedError
+
+
+@pytest.fixture
+def as_before(lab: LabVM, agent: InstalledAgent) -> Iterator[None]:
+    """Puts the agent's key and its list back."""
+    key, permitted = (lab.read(f"{KEYS}/{name}") for name in ("agent.key", "permitted"))
+    yield
+    lab.write(f"{KEYS}/agent.key", key, 0o600)
+    lab.write(f"{KEYS}/permitted", permitted)
+    lab.run("systemctl", "restart", "vmishim-agent")
+    agent.connect().close()
+
+
+COMMANDS = {"written into": 'cat >"$2" <"$1"', "replaced": 'mv "$1" "$2"'}
+"""How the list is changed: the agent reads on, or starts anew."""
+
+
+def permit(lab: LabVM, how: str, *keys: PrivateKey) -> None:
+    lab.write(f"{KEYS}/new", "".join(f"{key.public.text}\n" for key in keys).encode())
+    lab.run("sh", "-c", COMMANDS[how], "sh", f"{KEYS}/new", f"{KEYS}/permitted")
+
+
+def reads(guest: Guest) -> bool:
+    guest.flush()
+    return {1, 2} <= Ids(Libvmi.over(guest)).processes().keys()
+
+
+def refuses(guest: Guest) -> Reason:
+    guest.flush()
+    with pytest.raises(RefusedError) as caught:
+        Ids(Libvmi.over(guest)).processes()
+    return caught.value.reason
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("how", COMMANDS)
+def test_an_ids_changes_its_key(lab: LabVM, agent: InstalledAgent, how: str) -> None:
+    key = generate()
+    old = agent.connect()
+    assert reads(old)
+    permit(lab, how, agent.private, key)
+    new = connect("lab", agent.endpoint, key, agent.public, 30.0)
+    assert reads(old)
+    assert reads(new)
+    permit(lab, how, key)
+    # Its session is alive, and ends with the request it makes next.
+    assert refuses(old) is Reason.NOT_PERMITTED
+    assert reads(new)
+    assert refuses(old) is Reason.NOT_PERMITTED
+    permit(lab, how, agent.private, key)
+    assert reads(old)
+    old.close()
+    new.close()
+
+
+@pytest.mark.usefixtures("as_before")
+def test_an_agent_changes_its_key(lab: LabVM, agent: InstalledAgent) -> None:
+    made = lab.run("python3", AGENT, "keygen", f"{KEYS}/agent.key.next").stdout.decode()
+    key = PublicKey.from_text(made)
+    prepared = connect("lab", agent.endpoint, agent.private, [agent.public, key], 30.0)
+    fresh = connect("lab", agent.endpoint, agent.private, [key, agent.public], 30.0)
+    assert reads(prepared)
+    assert reads(fresh)
+    assert {prepared.link.remote, fresh.link.remote} == {agent.public}
+    lab.run("mv", f"{KEYS}/agent.key.next", f"{KEYS}/agent.key")
+    lab.run("systemctl", "restart", "vmishim-agent")
+    assert reads(prepared)
+    assert reads(fresh)
+    assert {prepared.link.remote, fresh.link.remote} == {key}
+    prepared.close()
+    fresh.close()
+    with pytest.raises(RefusedError, match="agent's public key has changed"):
+        agent.connect()
+    connect("lab", agent.endpoint, agent.private, key, 30.0).close()
