@@ -259,6 +259,23 @@ def parser() -> argparse.ArgumentParser:
     _guest(doctor, needed=False)
     doctor.add_argument("--json", action="store_true", help="for programs")
 
+    attest = command(
+        "attest",
+        "attest:attest",
+        "check what AMD SEV-SNP says of a guest and its agent's key",
+        "vmishim attest web-1                           as its entry in domains.toml requires\n"
+        "vmishim attest web-1 --save report.bin         keep the report, and the certificates that came with it\n"
+        "vmishim attest --report report.bin --chain milan.pem --chain vcek.der",
+        "No network is used: docs/deploy.md says where AMD keeps certificates that did not come with the report.",
+    )
+    attest.add_argument("domain", nargs="?", metavar="DOMAIN", help="the guest's name").complete = _DOMAINS  # type: ignore[attr-defined]
+    attest.add_argument("--report", type=Path, metavar="FILE", help="check this report instead of the agent's")
+    attest.add_argument(
+        "--chain", type=Path, action="append", default=[], metavar="FILE", help="more certificates, PEM or DER"
+    )
+    attest.add_argument("--save", type=Path, metavar="FILE", help="write report and certificates there, unchecked")
+    attest.add_argument("--json", action="store_true", help="for programs")
+
     completion = command(
         "completion",
         "completion:completion",

@@ -78,7 +78,9 @@ def test_tables_and_tree_hold_the_same(vmishim: Command) -> None:
 def test_the_doctor_finds_nothing(vmishim: Command) -> None:
     status, out, _ = vmishim("doctor", "lab", "--json")
     found = json.loads(out)
-    assert [entry for entry in found if entry["verdict"] != "ok"] == []
+    assert [(entry["about"], entry["verdict"]) for entry in found if entry["verdict"] != "ok"] == [
+        ("attestation", "note")
+    ]
     assert status == 0
     assert {"reached", "version", "kernel", "symbols", "structures", "direct map", "one read"} <= {
         entry["about"] for entry in found
@@ -103,6 +105,26 @@ def test_the_doctor_knows_another_agent(agent: InstalledAgent, vmishim: Command)
     status, out, _ = vmishim("doctor", "lab")
     assert status == 1
     assert "-> " in out.split("reached")[1]
+
+
+def test_a_guest_that_can_attest_nothing_is_said_to_be_one(
+    lab: LabVM, agent: InstalledAgent, vmishim: Command, tmp_path: Path
+) -> None:
+    none = "there is no attestation on the agent's machine: /sys/kernel/config/tsm/report: "
+    status, out, err = vmishim("attest", "lab")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert none in err
+    status, out, _ = vmishim("doctor", "lab")
+    assert status == 0
+    assert none in out
+    with (tmp_path / "domains.toml").open("a") as file:
+        file.write(f"[lab.attestation]\nmeasurement = ['{'00' * 48}']\n")
+    status, out, err = vmishim("ps", "lab")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert none in err
+    status, out, _ = vmishim("doctor", "lab", "--json")
+    assert status == 1
+    assert [entry["about"] for entry in json.loads(out) if entry["verdict"] == "bad"] == ["attestation"]
 
 
 def test_a_libvmi_conf_entry_is_the_guests_own(lab: LabVM, vmishim: Command) -> None:

@@ -30,7 +30,7 @@ from vmishim.wire.keys import generate, load_private, save_private, save_public
 AGENT = generate().public
 COMMANDS = (
     "ps", "lsmod", "ss", "watch", "run", "compare",
-    "keygen", "enroll", "domains", "config", "bundle", "offsets", "doctor", "completion",
+    "keygen", "enroll", "domains", "config", "bundle", "offsets", "attest", "doctor", "completion",
 )  # fmt: skip
 
 
@@ -134,6 +134,10 @@ def test_no_command_is_left_out_of_these_tests() -> None:
         (["ps", "web-9"], 1, "no domain 'web-9'"),
         (["lsmod", "web-9"], 1, "'vmishim enroll' adds one"),
         (["doctor", "web-9"], 1, "no domain 'web-9'"),
+        (["attest", "web-9"], 1, "no domain 'web-9'"),
+        (["attest"], 1, "name a guest that has an agent, or a file: --report FILE"),
+        (["attest", "--report", "no-such-report"], 1, "no-such-report: No such file"),
+        (["attest", "--report", "/dev/null"], 1, "a report has 1184 bytes, not 0"),
         (["config", "--export", "web-9"], 1, "no domain 'web-9'"),
         (["run", "no-such-script.py"], 1, "there is no script no-such-script.py"),
         (["enroll", "a", "tcp://h:1", AGENT.text], 1, "make one by `vmishim keygen`"),
@@ -430,6 +434,58 @@ def test_doctor_names_a_wrong_configuration(key: Path, capsys: pytest.CaptureFix
     key.with_name("domains.toml").write_text("[web-1]\nagnt = 1\n")
     assert cli.main(["doctor"]) == 1
     assert "unknown setting 'agnt'" in capsys.readouterr().out
+
+
+REPORTS = Path(__file__).parent / "data" / "attestation"
+GENOA = ["--report", f"{REPORTS}/genoa-v3.bin", "--chain", f"{REPORTS}/genoa-v3.vcek.pem"]
+
+
+def test_a_saved_report_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = (REPORTS / "genoa-v3.bin").read_bytes()
+    arguments = ["attest", *GENOA, "--chain", f"{REPORTS}/genoa.pem", "--save", f"{tmp_path}/copy"]
+    assert cli.main([*arguments, "--json"]) == 0
+    said = capsys.readouterr()
+    facts = json.loads(said.out)
+    assert facts["measurement"] == raw[0x90:0xC0].hex()
+    assert (facts["processor"], facts["policy allows"]) == ("Genoa", "smt")
+    assert said.err.splitlines() == [
+        "vmishim: the report is genuine, but it may vouch for any key",
+        "vmishim: the report is genuine, but nothing is required of it",
+    ]
+    assert (tmp_path / "copy").read_bytes() == raw
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(value in shown for value in facts.values())
+
+
+def test_a_saved_report_without_its_chain_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["attest", *GENOA]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "who signed the certificate of SEV-VCEK is not there: CN=SEV-Genoa" in said.err
+
+
+def test_a_saved_report_is_held_against_a_domains_entry(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert enroll() == 0
+    chain = [f"{REPORTS}/genoa-v3.vcek.pem", f"{REPORTS}/genoa.pem"]
+    table = f"[web-1.attestation]\nmeasurement = ['{'00' * 48}']\nchain = {chain}\n"
+    key.with_name("domains.toml").open("a").write(table)
+    capsys.readouterr()
+    # The report vouches for no agent's key: it was made for something else.
+    assert cli.main(["attest", "web-1", "--report", f"{REPORTS}/genoa-v3.bin"]) == 1
+    assert f"the report does not vouch for the agent's key, {AGENT.fingerprint}" in capsys.readouterr().err
+
+
+def test_what_is_required_of_a_guest_stays_when_it_is_enrolled_anew(key: Path) -> None:
+    assert enroll() == 0
+    table = f"[web-1.attestation]\nmeasurement = ['{'00' * 48}']\n"
+    key.with_name("domains.toml").open("a").write(table)
+    assert domains.load()["web-1"].attestation
+    assert cli.main(["enroll", "web-1", "tcp://h:1", generate().public.text, "--no-check", "--replace"]) == 0
+    found = domains.load()["web-1"]
+    assert found.agent == "tcp://h:1"
+    assert found.attestation
+    assert found.attestation.measurement == {bytes(48)}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -17,13 +17,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import vmishim
 from vmishim import domains
 from vmishim.commands.tables import dump, printable
 from vmishim.errors import FaultError, LibvmiError, LinkError
 from vmishim.target import Target
+
+if TYPE_CHECKING:
+    from vmishim.attestation import Requirements
+    from vmishim.link import Link
 
 Verdict = Literal["ok", "note", "bad"]
 
@@ -252,7 +256,7 @@ def domain(name: str) -> Iterator[Finding]:
     try:
         how = "both keys accepted" if entry.agent else "its memory holds a kernel that we know"
         yield Finding("reached", "ok", f"{how}, {(time.monotonic() - begun) * 1000:.0f} ms")
-        yield from inside(target)
+        yield from inside(target, entry.attestation)
     except LinkError as error:
         yield Finding("agent", "bad", f"it stopped answering: {_line(error)}", "look into its journal, in the guest")
     finally:
@@ -260,6 +264,7 @@ def domain(name: str) -> Iterator[Finding]:
 
 
 def _unreached(error: LibvmiError, ours: str) -> Finding:
+    from vmishim.attestation.errors import AttestationError
     from vmishim.wire.session import Reason, RefusedError
 
     if isinstance(error, RefusedError):
@@ -269,14 +274,20 @@ def _unreached(error: LibvmiError, ours: str) -> Finding:
         remedy = "compare the versions: vmishim --version here, agent.pyz --version there"
         return Finding("reached", "bad", _line(error), remedy)
     text = _line(error)
+    if isinstance(error, AttestationError):
+        return Finding("attestation", "bad", text, "`vmishim attest` shows all that its report says")
     if "is not the agent with key" in text:
         remedy = "run `agent.pyz keygen /etc/vmishim/agent.key` there, compare, enroll again with --replace"
         return Finding("reached", "bad", text, remedy)
     return Finding("reached", "bad", text, "in the guest: systemctl status vmishim-agent; then the network between")
 
 
-def inside(target: Target) -> Iterator[Finding]:
-    """What a reached guest says of itself. :raises LinkError: it stopped answering"""
+def inside(target: Target, required: Requirements | None = None) -> Iterator[Finding]:
+    """What a reached guest says of itself, and its hardware of it. :raises LinkError: it stopped answering"""
+    from vmishim.guest import Guest
+
+    if isinstance(target, Guest):
+        yield _attestation(target.link, required)
     profile = target.profile
     theirs = getattr(profile, "agent_version", None)
     if theirs is None:
@@ -321,6 +332,23 @@ def _encryption(by_kernel: bool) -> Finding:
         return Finding("encryption", "ok", "by the guest's kernel; its agent carries what it can't read")
     remedy = "from Linux 6.10 on its kernel can: agent.pyz serve --kernel-key, see docs/security.md"
     return Finding("encryption", "ok", "by the agent, which sees what it sends", remedy)
+
+
+def _attestation(link: Link, required: Requirements | None) -> Finding:
+    from vmishim.attestation import ask, verify
+    from vmishim.attestation.errors import NoReportError
+
+    try:
+        attested = verify(ask(link.exchange), link.remote, *((required.chain, required.roots) if required else ()))
+    except NoReportError as error:
+        return Finding("attestation", "note", _line(error), "its keys say who it is, nothing says what it runs on")
+    except LinkError as error:
+        return Finding("attestation", "note", f"not known: {_line(error)}", "`vmishim attest --help`, docs/deploy.md")
+    facts = "; ".join(f"{about}: {value}" for about, value in attested.facts.items())
+    if required is None:
+        return Finding("attestation", "note", f"genuine, and not required. {facts}", "docs/deploy.md has how to")
+    required.check(attested.report)
+    return Finding("attestation", "ok", facts)
 
 
 def _one_read(target: Target) -> Finding:
