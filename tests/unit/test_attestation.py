@@ -13,12 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from authority import CHIP, REPORT, SIZE, TURIN_TCB, Authority, authority, chip, evidence, fill, issue, sign, table
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from test_link import AGENT, Served
 
 from ci.hostile import every_bit
+from tests.authority import (
+    CHIP,
+    REPORT,
+    SIZE,
+    TURIN_TCB,
+    Authority,
+    authority,
+    chip,
+    evidence,
+    fill,
+    issue,
+    sign,
+    table,
+)
 from vmishim import domains
 from vmishim.attestation import Requirements, attest, verify
 from vmishim.attestation.chain import ROOTS, fingerprint, read, signer
