@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -32,7 +31,6 @@ from tests.authority import (
     sign,
     table,
 )
-from vmishim import domains
 from vmishim.attestation import Requirements, attest, verify
 from vmishim.attestation.chain import ROOTS, fingerprint, read, signer
 from vmishim.attestation.errors import (
@@ -297,75 +295,6 @@ def test_what_is_too_short_is_no_report(size: int) -> None:
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ChainError, match=r"absent can't be read: No such file"):
         trusting(evidence(), chain=[tmp_path / "absent"])
-
-
-# What an IDS requires
-
-
-HEX = "ab" * 48
-
-
-@pytest.mark.parametrize(
-    ("table", "told"),
-    [
-        ("", "needs measurement"),
-        ("measurement = []", "needs measurement"),
-        (f"measurement = '{HEX}'", "measurement is a list of texts"),
-        ("measurement = ['abcd']", "measurement is 48 bytes in hex, not 'abcd'"),
-        (f"measurement = ['{HEX}']\nmesurement = ['{HEX}']", "unknown setting 'mesurement'; known are allow, chain"),
-        (f"measurement = ['{HEX}']\nallow = ['debugging']", "allow can name smt, migration, debug, cxl"),
-        (f"measurement = ['{HEX}']\nvmpl = 4", "vmpl is a number from 0 to 3, not 4"),
-        (f"measurement = ['{HEX}']\nvmpl = true", "vmpl is a number from 0 to 3, not True"),
-        (f"measurement = ['{HEX}']\nhost_data = 7", "host_data is 32 bytes in hex, not 7"),
-        (f"measurement = ['{HEX}']\nminimum_tcb = {{ ucode = 3 }}", "minimum_tcb names numbers of bootloader, fmc"),
-        (f"measurement = ['{HEX}']\nminimum_tcb = {{ snp = 256 }}", "minimum_tcb names numbers"),
-        (f"measurement = ['{HEX}']\nroots = ['{HEX}']", "roots is 32 bytes in hex"),
-    ],
-)
-def test_requirements_that_make_no_sense_are_refused(tmp_path: Path, table: str, told: str) -> None:
-    file = tmp_path / "domains.toml"
-    text = f'agent = "tcp://h:1"\nagent_key = "{AGENT.public.text}"\nkey = "k"\n'
-    file.write_text(f"[web-1]\n{text}[web-1.attestation]\n{table}\n")
-    with pytest.raises(LibvmiError, match=r"\[web-1.attestation\] ") as caught:
-        domains.load(file)
-    assert told in str(caught.value)
-
-
-def test_requirements_are_those_of_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "domains.toml"
-    file.write_text(f"""
-        [web-1]
-        agent = "tcp://h:1"
-        agent_key = "{AGENT.public.text}"
-        key = "k"
-        [web-1.attestation]
-        measurement = ["{HEX}", "{HEX.upper().replace("AB", "CD")}"]
-        minimum_tcb = {{ snp = 23, microcode = 84 }}
-        allow = ["smt"]
-        vmpl = 2
-        host_data = "{"01" * 32}"
-        chain = ["/etc/milan.pem", "~/vcek.der"]
-        roots = ["{"EF" * 32}"]
-    """)
-    expected = Requirements(
-        frozenset({b"\xab" * 48, b"\xcd" * 48}),
-        {"snp": 23, "microcode": 84},
-        frozenset({"smt"}),
-        2,
-        b"\1" * 32,
-        (Path("/etc/milan.pem"), Path.home() / "vcek.der"),
-        frozenset({"ef" * 32}),
-    )
-    found = domains.load(file)["web-1"].attestation
-    assert found == expected
-    assert pickle.loads(pickle.dumps(found)) == expected  # a fleet's workers are sent it
-
-
-def test_a_ram_file_can_attest_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "domains.toml"
-    file.write_text(f"[lab]\nramfile = '/x'\n[lab.attestation]\nmeasurement = ['{HEX}']\n")
-    with pytest.raises(LibvmiError, match="no agent that could attest"):
-        domains.load(file)
 
 
 # In a session
