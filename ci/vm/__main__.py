@@ -14,7 +14,8 @@ def main() -> int:
         epilog="examples:\n"
         "  python -m ci.vm kernels\n"
         "  python -m ci.vm image --kernel 6.12\n"
-        "  python -m ci.vm boot --shell\n",
+        "  python -m ci.vm boot --shell\n"
+        "  python -m ci.vm two\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -27,7 +28,8 @@ def main() -> int:
     boot.add_argument("--cpus", type=int, default=1, help="virtual CPUs (default 1)")
     boot.add_argument("--nokaslr", action="store_true", help="load the kernel at its linked address")
     boot.add_argument("--append", default="", help="more words for the kernel's command line")
-    for command in (build, boot):
+    two = commands.add_parser("two", help="the IDS in one VM, the monitored system in another, a hostile host between")
+    for command in (build, boot, two):
         command.add_argument(
             "--kernel",
             choices=list(image.kernels()),
@@ -42,6 +44,10 @@ def main() -> int:
                 print(f"{kernel.name:8}{kernel.package}{mark}")
         elif options.command == "image":
             print(image.image(options.kernel, rebuild=options.rebuild).folder)
+        elif options.command == "two":
+            from ci.vm.two import show  # with all of vmishim, which an image can be built without
+
+            return show(options.kernel)
         else:
             lab.keep(
                 kernel=options.kernel,
