@@ -439,6 +439,8 @@ def _furnish(root: Path) -> None:
     quick.mkdir()
     for applet in _QUICK:
         (quick / applet).symlink_to("/usr/bin/busybox")
+    # The container sees all of /usr but this: it is masked there, which only a folder that is there can be.
+    (root / "usr/lib/vmishim").mkdir()
     container = root / "var/lib/monitored/rootfs"
     for folder in ("usr", "etc", "proc", "sys", "dev", "tmp", "run", "var", "root"):
         (container / folder).mkdir(parents=True)
