@@ -14,10 +14,11 @@ from pathlib import Path
 import vmishim
 from guest_agent import attestation, sandbox
 from guest_agent.agent import Agent
+from guest_agent.freezer import Freezer
 from guest_agent.injections import Injections
 from guest_agent.kernel import Kernel, LoadError
 from guest_agent.sealed import Sealer
-from vmishim.errors import LibvmiError
+from vmishim.errors import LibvmiError, LinkError
 from vmishim.wire.keys import PermittedKeys, PublicKey, generate, load_private, save_private
 from vmishim.wire.session import Sessions
 
@@ -77,6 +78,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="let the kernel encrypt what is read of it (Linux 6.10 or newer), so that this process carries ciphertext "
         "only; FILE is a private key that vouches for it, made by keygen",
+    )
+    serve.add_argument(
+        "--freeze",
+        type=Path,
+        metavar="CGROUP",
+        help="let IDSs stop the monitored container for as long as they look; its cgroup (version 2) is this folder",
     )
     serve.add_argument("--verbose", "-v", action="store_true", help="log every request")
     keygen = commands.add_parser("keygen", help="make a private key, print the public one")
@@ -154,6 +161,7 @@ def _serve(options: argparse.Namespace) -> int:
             "a program that is injected shows this process what it reads: --allow-injection or --kernel-key"
         )
     # Set-up: whatever opens a file, makes a socket or needs a privilege. No peer is answered before its end.
+    freezer = Freezer(options.freeze)
     systemd = _systemd()
     key = load_private(options.key)
     permitted = PermittedKeys(options.permitted)
@@ -164,7 +172,7 @@ def _serve(options: argparse.Namespace) -> int:
         kernel.close()
     injections = Injections(options.allow_injection, os.cpu_count() or 1)
     evidence = attestation.evidence(key.public)
-    agent = Agent(kernel, injections, evidence, sealer)
+    agent = Agent(kernel, injections, evidence, sealer, freezer)
 
     def permits(asking: PublicKey) -> bool:
         found = permitted.find(asking)
@@ -198,10 +206,21 @@ def _serve(options: argparse.Namespace) -> int:
             print("ready", flush=True)
 
     try:
-        serve(options.listen, sessions, agent.answer, stop=stop, ready=ready, between=agent.walk_ahead)
+        serve(
+            options.listen,
+            sessions,
+            agent.answer,
+            stop=stop,
+            watched=freezer.descriptors,
+            ready=ready,
+            between=agent.walk_ahead,
+        )
+        if freezer.lost:
+            raise LinkError("the process that thaws has ended: ending, to be started anew, which thaws")
         log.info("stopped")
     finally:
         systemd("STOPPING=1")
+        freezer.close()
         injections.close()
         kernel.close()
         if sealer:

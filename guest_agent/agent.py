@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections import OrderedDict
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import vmishim
+from guest_agent.freezer import FreezeError, Freezer
 from guest_agent.injections import InjectionError, Injections, cut, explain
 from guest_agent.kernel import Gathered, Kernel
 from guest_agent.programs import LoadError
@@ -23,6 +25,7 @@ from vmishim.wire.messages import (
     Envelope,
     Evidence,
     Failure,
+    Freeze,
     Hello,
     Inject,
     Injected,
@@ -38,6 +41,7 @@ from vmishim.wire.messages import (
     Run,
     Sealing,
     Symbols,
+    Thaw,
     Walk,
     Welcome,
     decode,
@@ -74,6 +78,7 @@ class Agent:
     :param injections: what becomes of programs that IDSs send; without it they are refused
     :param evidence: what the machine's hardware says of the agent's key
     :param sealer: reads memory in place of ``kernel``, which is asked for names only then
+    :param freezer: what stops the monitored system; without it nobody may
     """
 
     def __init__(
@@ -82,11 +87,13 @@ class Agent:
         injections: Injections | None = None,
         evidence: Evidence = NOT_ASKED,
         sealer: Sealer | None = None,
+        freezer: Freezer | None = None,
     ) -> None:
         self._kernel = kernel
         self._evidence = evidence
         self._sealer = sealer
         self._injections = injections or Injections(allowed=False)
+        self._freezer = freezer or Freezer()
         self._walks: OrderedDict[int, _Unfinished] = OrderedDict()
         self._numbers = itertools.count(1)
 
@@ -96,9 +103,14 @@ class Agent:
         :param session: who asks; a walk can only be continued by the one who began it
         """
         try:
-            return encode(self._answer(session, decode(request)))
+            reply = self._answer(session, decode(request))
+            # Now that what was asked has been read: only then it is known that a freeze has lasted as long.
+            self._freezer.renew(session)
+            return encode(reply)
         except PlanError as error:
             return encode(Failure("plan", str(error)))
+        except FreezeError as error:
+            return encode(Failure("freeze", str(error)))
         except InjectionError as error:
             return encode(Failure(error.code, str(error)))
         except LoadError as error:
@@ -159,6 +171,12 @@ class Agent:
                 return Answer([])
             case Attest():
                 return self._evidence
+            case Freeze(milliseconds):
+                self._freezer.freeze(session, milliseconds)
+                return Answer([])
+            case Thaw():
+                self._freezer.thaw(session)
+                return Answer([])
             case Hello(version, symbols, members):
                 if len(symbols) + len(members) > NAMES_MAX:
                     return Failure("oversize", f"a hello asks about at most {NAMES_MAX} names")
@@ -225,7 +243,9 @@ class Agent:
                 walk.ahead = self._kernel.walk(walk.plan, walk.heads, walk.state)
 
     def end(self, session: bytes) -> None:
-        """Forget a session's unfinished walks, unload its programs."""
+        """Forget a session's unfinished walks and its freeze, unload its programs."""
+        with contextlib.suppress(FreezeError):
+            self._freezer.thaw(session)
         self._injections.end(session)
         if self._sealer:
             self._sealer.end(session)

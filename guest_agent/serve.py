@@ -7,7 +7,7 @@ import logging
 import signal
 import socket as sockets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import zmq
 
@@ -25,6 +25,7 @@ def serve(
     answer: Callable[[bytes, bytes], bytes],
     *,
     stop: threading.Event | int | None = None,
+    watched: Collection[int] = (),
     ready: Callable[[str], None] | None = None,
     between: Callable[[], None] | None = None,
 ) -> None:
@@ -37,6 +38,7 @@ def serve(
     :param answer: from session id and request to reply; called for authentic requests only
     :param stop: ends the loop once it is set (looked at ten times a second), or once there is something to read from
         this file descriptor (at once); it may be left out in the main thread, which heeds signals
+    :param watched: more file descriptors that end the loop once there is something to read
     :param ready: called once with the endpoint that is listened at
     :param between: called after each reply has been handed to the network, for work ahead of the next request
     :raises LinkError: ``endpoint`` cannot be listened at
@@ -59,7 +61,7 @@ def serve(
             raise LinkError(f"cannot listen at {endpoint}: {error.strerror}") from error
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
-        for descriptor in (wake, stop if isinstance(stop, int) else None):
+        for descriptor in (wake, stop if isinstance(stop, int) else None, *watched):
             if descriptor is not None:
                 poller.register(descriptor, zmq.POLLIN)
         event = stop if isinstance(stop, threading.Event) else None

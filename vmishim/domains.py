@@ -9,6 +9,8 @@
     key = "~/.config/vmishim/key"               # file of our own private key
     timeout = 5.0                               # seconds for one answer; optional
     kernel_key = "vmishim-public-v1 ..."        # the guest's kernel must encrypt, by this key's word; optional
+    freeze = 5.0                                # pause_vm stops the monitored system, which goes on after so many
+                                                # seconds without a request; optional
     id = 7                                      # Libvmi("7", INIT_DOMAINID); optional
     offsets = "~/web-1.json"                    # for a kernel without BTF: what `vmishim offsets` wrote; optional
 
@@ -60,6 +62,9 @@ class Domain:
     key: str = ""
     """Path of our private key."""
     timeout: float = TIMEOUT
+    freeze: float = 0.0
+    """Seconds without a request after which the system goes on that ``pause_vm`` has stopped; 0: it does not stop it.
+    Its agent must have been started with ``--freeze``."""
     id: int = 0
     ramfile: str = ""
     """Path of the guest's memory."""
@@ -110,7 +115,7 @@ def _domain(name: str, entry: Any, file: Path) -> Domain:
 
     if not isinstance(entry, dict):
         raise wrong("is a value, not a table; settings belong below the line [" + name + "]")
-    kinds: dict[str, Any] = {"timeout": (int, float), "id": int, "attestation": dict}
+    kinds: dict[str, Any] = {"timeout": (int, float), "freeze": (int, float), "id": int, "attestation": dict}
     known = {field.name for field in fields(Domain)} - {"name"}
     for key, value in entry.items():
         if key not in known:
@@ -139,6 +144,8 @@ def _domain(name: str, entry: Any, file: Path) -> Domain:
         raise wrong("has no agent that could attest anything")
     if domain.kernel_key and not domain.agent:
         raise wrong("has no agent, and so no kernel that encrypts")
+    if domain.freeze < 0 or (domain.freeze and not domain.agent):
+        raise wrong("freeze must be more than 0 seconds, and needs an agent")
     return domain
 
 
@@ -200,5 +207,14 @@ def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, wa
         offsets = Offsets.read(Path(domain.offsets).expanduser())
     kernel_key = keys.PublicKey.from_text(domain.kernel_key) if domain.kernel_key else None
     return guest.connect(
-        domain.name, endpoint, private, public, domain.timeout, way or "batch", offsets, domain.attestation, kernel_key
+        domain.name,
+        endpoint,
+        private,
+        public,
+        domain.timeout,
+        way or "batch",
+        offsets,
+        domain.attestation,
+        kernel_key,
+        domain.freeze,
     )

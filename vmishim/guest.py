@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from vmishim.errors import LinkError
 from vmishim.kernel.offsets import Offsets
 from vmishim.kernel.remote import RemoteProfile
 from vmishim.link import Link
@@ -46,6 +48,8 @@ class Guest:
     :param way: how memory is asked for
     :param offsets: where members are that the kernel does not tell for lack of BTF
     :param unsealing: for a guest whose kernel encrypts by itself
+    :param freeze: seconds; if they are more than 0, `hold` stops the monitored system, which goes on by itself when
+        this guest has not been asked for so long
     :raises LinkError: the agent can't be asked
     """
 
@@ -56,6 +60,7 @@ class Guest:
         way: Way = "batch",
         offsets: Offsets | None = None,
         unsealing: Unsealing | None = None,
+        freeze: float = 0.0,
     ) -> None:
         self.name = name
         self.link = link
@@ -67,6 +72,7 @@ class Guest:
         self.cells: dict[int, bytes] = {}
         self.reader: MemoryReader = self.remote
         self._cache: ReadAhead | Pages | None = None
+        self._freeze, self._frozen = freeze, False
         if way == "batch":
             self.reader = self._cache = ReadAhead(self.remote, found(self.profile))
             self.words, self.cells = self._cache.words, self._cache.cells
@@ -83,7 +89,13 @@ class Guest:
         return self.remote.lookup(dtb, address)
 
     def hold(self) -> None:
-        """See `Target.hold`. The guest runs on: what is read is kept. ``scalar`` keeps nothing, as SEVmonitor does."""
+        """See `Target.hold`. What is read is kept; ``scalar`` keeps nothing, as SEVmonitor does. Whether the monitored
+        system runs on, ``freeze`` has said.
+
+        :raises LinkError: it can't be stopped; then nothing is held
+        """
+        if self._freeze:
+            self._stop()
         if self._cache is not None:
             self._cache.hold()
 
@@ -91,6 +103,11 @@ class Guest:
         """See `Target.release`."""
         if self._cache is not None:
             self._cache.release()
+        if self._frozen:
+            # An agent that can't be asked needs no telling: it lets go by itself.
+            with contextlib.suppress(LinkError):
+                self.remote.thaw()
+            self._frozen, self.link.pinned = False, 0
 
     def flush(self) -> None:
         """See `Target.flush`."""
@@ -99,8 +116,17 @@ class Guest:
 
     def close(self) -> None:
         """See `Target.close`."""
-        self.flush()
+        self.release()
         self.link.close()
+
+    def _stop(self) -> None:
+        """Freeze, and pin the session that holds the freeze."""
+        while True:
+            session = self.link.handshakes
+            self.remote.freeze(round(self._freeze * 1000))
+            if session == self.link.handshakes:
+                break  # else it was lost meanwhile, and the freeze may be the lost one's
+        self._frozen, self.link.pinned = True, session
 
 
 def connect(
@@ -113,6 +139,7 @@ def connect(
     offsets: Offsets | None = None,
     requirements: Requirements | None = None,
     kernel_key: PublicKey | None = None,
+    freeze: float = 0.0,
 ) -> Guest:
     """Connect to an agent.
 
@@ -124,6 +151,7 @@ def connect(
     :param offsets: where members are that the kernel does not tell for lack of BTF
     :param requirements: what the agent's machine must show in each session; a report of AMD SEV-SNP is asked for then
     :param kernel_key: the guest's kernel must encrypt, by keys that the holder of this one made
+    :param freeze: seconds, see `Guest`
     :raises AttestationError: it does not show that
     :raises LinkError: nothing answers there, it has another key, or ours is not permitted
     """
@@ -134,7 +162,7 @@ def connect(
         prove = partial(attest, requirements)
     link = Link(endpoint, private, public, timeout, prove)
     try:
-        return Guest(name, link, way, offsets, Unsealing(private, kernel_key))
+        return Guest(name, link, way, offsets, Unsealing(private, kernel_key), freeze)
     except BaseException:
         link.close()
         raise

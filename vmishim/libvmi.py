@@ -1053,7 +1053,10 @@ class Libvmi(Scalars):
     def pause_vm(self) -> None:
         """Hold the guest still: until ``resume_vm``, everything read is as of one hold. Pauses nest.
 
-        :raises LinkError: the guest could not be asked
+        The guest runs on, unless its entry in ``domains.toml`` says ``freeze``: then its agent stops the monitored
+        system, see docs/freshness.md.
+
+        :raises LinkError: the guest could not be asked, or its agent does not stop it; nothing is paused then
 
         Source: ``vmi_pause_vm``.
         """

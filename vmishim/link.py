@@ -63,6 +63,8 @@ class Link:
     :ivar bytes_received: bytes of all reply frames
     :ivar handshakes: sessions made
     :ivar remote: the agent's public key, of several the one that the last session was made with
+    :ivar pinned: number of the handshake whose session requests have to go by, 0 for any: what one session holds at
+        the agent, the next does not
 
     :raises LinkError: ``endpoint`` or ``timeout`` makes no sense
     """
@@ -80,7 +82,7 @@ class Link:
             raise LinkError(f"a timeout is a positive number of seconds, not {timeout}")
         self.endpoint = endpoint
         self.timeout = timeout
-        self.requests = self.bytes_sent = self.bytes_received = self.handshakes = 0
+        self.requests = self.bytes_sent = self.bytes_received = self.handshakes = self.pinned = 0
         self._static = static
         self._remotes = (remote,) if isinstance(remote, PublicKey) else tuple(remote)
         self.remote = self._remotes[0]
@@ -96,7 +98,7 @@ class Link:
 
         :param timeout: seconds, instead of the link's own
         :raises RefusedError: the agent (or somebody on the road) refuses to answer
-        :raises LinkError: no reply in time, or one that is not authentic
+        :raises LinkError: no reply in time, or one that is not authentic; or the session that is ``pinned`` is lost
         """
         if len(message) > MAX_MESSAGE:
             raise LinkError(f"a request of {len(message)} bytes is too long: at most {MAX_MESSAGE} fit in a frame")
@@ -151,6 +153,11 @@ class Link:
 
     def _ask(self, message: bytes, deadline: float, share: float) -> bytes:
         """One attempt, which may wait for ``share`` of the time that is left."""
+        if self.pinned and (self._session is None or self.pinned != self.handshakes):
+            raise LinkError(
+                f"the session with {self.endpoint} was lost within a pause, and the pause with it: resume_vm, then "
+                "pause_vm again"
+            )
         if self._session is None or self._session.spent:
             session = self._greet(deadline)
             if self._prove is not None:

@@ -29,10 +29,17 @@ class InstalledAgent:
     """Its kernel's, in ``/etc/vmishim/kernel.key``, if it is started with ``--kernel-key``."""
 
     def connect(
-        self, name: str = "lab", way: Way = "batch", timeout: float = 30.0, kernel_key: PublicKey | None = None
+        self,
+        name: str = "lab",
+        way: Way = "batch",
+        timeout: float = 30.0,
+        kernel_key: PublicKey | None = None,
+        freeze: float = 0.0,
     ) -> Guest:
         """The VM as a guest. Software emulation is slow, hence the long deadline."""
-        return connect(name, self.endpoint, self.private, self.public, timeout, way, kernel_key=kernel_key)
+        return connect(
+            name, self.endpoint, self.private, self.public, timeout, way, kernel_key=kernel_key, freeze=freeze
+        )
 
 
 def install(vm: LabVM, *arguments: str) -> InstalledAgent:

@@ -31,6 +31,9 @@ CONTAINER: Final = "monitored"
 CONTAINER_CGROUP: Final = "/sys/fs/cgroup/monitored.slice/monitored.service/container"
 """The container's own cgroup (version 2), in the guest."""
 
+CONTAINERS_SLICE: Final = "/sys/fs/cgroup/monitored.slice"
+"""A cgroup that the container is in, and that outlives it."""
+
 GUEST_PORT: Final = 5555
 """TCP port of the guest that `LabVM.endpoint` leads to."""
 

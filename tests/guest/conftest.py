@@ -8,7 +8,7 @@ import pytest
 
 from ci.vm import image
 from ci.vm.agent import InstalledAgent, install
-from ci.vm.lab import LabVM
+from ci.vm.lab import CONTAINERS_SLICE, LabVM
 from tests.guest.ids import Ids
 from vmishim.guest import Guest
 from vmishim.libvmi import Libvmi
@@ -31,8 +31,8 @@ def lab(request: pytest.FixtureRequest) -> Iterator[LabVM]:
 
 @pytest.fixture(scope="session")
 def agent(lab: LabVM) -> InstalledAgent:
-    """The agent in ``lab``, running."""
-    return install(lab)
+    """The agent in ``lab``, running; it may freeze the container."""
+    return install(lab, "--freeze", CONTAINERS_SLICE)
 
 
 @pytest.fixture

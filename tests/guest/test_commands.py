@@ -127,6 +127,15 @@ def test_a_guest_that_can_attest_nothing_is_said_to_be_one(
     assert [entry["about"] for entry in json.loads(out) if entry["verdict"] == "bad"] == ["attestation"]
 
 
+@pytest.mark.parametrize(("seconds", "verdict"), [(5.0, "ok"), (61.0, "bad")])  # the agent allows a minute
+def test_the_doctor_tries_a_pause_that_freezes(vmishim: Command, tmp_path: Path, seconds: float, verdict: str) -> None:
+    with (tmp_path / "domains.toml").open("a") as file:
+        file.write(f"freeze = {seconds}\n")
+    status, out, _ = vmishim("doctor", "lab", "--json")
+    found = {finding["about"]: finding["verdict"] for finding in json.loads(out)}
+    assert (status, found["pause"]) == (verdict == "bad", verdict)
+
+
 def test_a_libvmi_conf_entry_is_the_guests_own(lab: LabVM, vmishim: Command) -> None:
     status, out, _ = vmishim("config", "--export", "lab")
     assert status == 0

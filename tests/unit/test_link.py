@@ -133,6 +133,20 @@ def test_an_agent_that_forgot_the_session_is_greeted_anew(tmp_path: Path) -> Non
         assert (link.requests, link.handshakes) == (2, 2)
 
 
+def test_what_one_session_holds_is_not_taken_for_anothers(tmp_path: Path) -> None:
+    sessions = Sessions(AGENT, {HOST.public})
+    with Served(f"ipc://{tmp_path}/agent", sessions=sessions) as agent, agent.link() as link:
+        link.exchange(b"1")
+        link.pinned = link.handshakes
+        assert link.exchange(b"2") == b"echo 2"
+        sessions.close()
+        for _ in range(2):
+            with pytest.raises(LinkError, match="lost within a pause, and the pause with it: resume_vm"):
+                link.exchange(b"3")
+        link.pinned = 0
+        assert link.exchange(b"4") == b"echo 4"
+
+
 def test_an_agent_that_starts_late_is_waited_for(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/late"
     link = Link(endpoint, HOST, AGENT.public, 10)

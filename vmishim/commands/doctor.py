@@ -257,6 +257,8 @@ def domain(name: str) -> Iterator[Finding]:
         how = "both keys accepted" if entry.agent else "its memory holds a kernel that we know"
         yield Finding("reached", "ok", f"{how}, {(time.monotonic() - begun) * 1000:.0f} ms")
         yield from inside(target, entry.attestation)
+        if entry.freeze:
+            yield _pause(target)
     except LinkError as error:
         yield Finding("agent", "bad", f"it stopped answering: {_line(error)}", "look into its journal, in the guest")
     finally:
@@ -349,6 +351,18 @@ def _attestation(link: Link, required: Requirements | None) -> Finding:
         return Finding("attestation", "note", f"genuine, and not required. {facts}", "docs/deploy.md has how to")
     required.check(attested.report)
     return Finding("attestation", "ok", facts)
+
+
+def _pause(target: Target) -> Finding:
+    """Whether what the entry says of ``pause_vm`` can be done."""
+    begun = time.perf_counter()
+    try:
+        target.hold()
+    except LinkError as error:
+        return Finding("pause", "bad", _line(error), "docs/deploy.md has how; or take freeze out of the entry")
+    target.release()
+    taken = (time.perf_counter() - begun) * 1000
+    return Finding("pause", "ok", f"the monitored system was stopped and let go within {taken:.0f} ms")
 
 
 def _one_read(target: Target) -> Finding:

@@ -14,6 +14,7 @@ from vmishim.wire.messages import (
     BULK_MAX,
     Answer,
     Chunk,
+    Freeze,
     Hello,
     Lookup,
     M,
@@ -24,6 +25,7 @@ from vmishim.wire.messages import (
     Pointees,
     Read,
     Symbols,
+    Thaw,
     Walk,
     Welcome,
     encode,
@@ -168,6 +170,17 @@ class Remote:
             ):
                 return physical, size, entries
         raise LinkError("the agent's translation is none")
+
+    def freeze(self, milliseconds: int) -> None:
+        """Stop the monitored system, see `vmishim.wire.messages.Freeze`.
+
+        :raises LinkError: the agent may not, or it did not come to stand still
+        """
+        expect(self._exchange(encode(Freeze(milliseconds))), Answer)
+
+    def thaw(self) -> None:
+        """Let the monitored system go on, as far as we are concerned."""
+        expect(self._exchange(encode(Thaw())), Answer)
 
     def _ask(self, request: Symbols | Names | Members | Pointees, count: int, fits: Callable[[Any], bool]) -> list[Any]:
         return _checked(expect(self._exchange(encode(request)), Answer).values, count, fits)

@@ -195,6 +195,25 @@ class Sealing(Message):
     bulk: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Freeze(Message):
+    """Stop the monitored system for this session, or refuse. Answered by `Answer`, an empty list, once it stands still.
+
+    It goes on by itself when the session has asked nothing for ``milliseconds``. From then on the agent refuses what
+    the session asks until it says `Thaw`, or freezes anew: no reply within a freeze is of another instant.
+    """
+
+    KIND = 17
+    milliseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw(Message):
+    """Let the monitored system go on, as far as this session is concerned. Answered by `Answer`: an empty list."""
+
+    KIND = 18
+
+
 # ---- replies ---------------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +322,7 @@ _KINDS: dict[int, type[Message]] = {
     kind.KIND: kind
     for kind in (
         *(Hello, Symbols, Names, Members, Read, Lookup, Walk, More, Pointees, Inject, Run, Injected, Eject, Attest),
-        *(Envelope, Sealing),
+        *(Envelope, Sealing, Freeze, Thaw),
         *(Welcome, Answer, Memory, Chunk, Rejected, Evidence, Sealed, Failure),
     )
 }
