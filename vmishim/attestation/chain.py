@@ -76,12 +76,12 @@ def read(data: bytes) -> list[Certificate]:
     """Certificates of a file: one in DER, or any number in PEM. :raises ChainError: there is none"""
     pem = re.findall(b"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", data, re.DOTALL)
     try:
-        # The library warns of serial numbers of 0, which is what AMD gives to all that it issues to chips.
+        # The library warns of serial numbers of 0, which is what AMD gives to all that it issues to chips, and more.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = [x509.load_pem_x509_certificate(each) for each in pem] or [x509.load_der_x509_certificate(data)]
-        for each in found:
-            each.public_key(), each.subject, each.issuer, each.extensions  # which the library looks at only now
+            for each in found:
+                each.public_key(), each.subject, each.issuer, each.extensions  # which the library looks at only now
         return found
     except (ValueError, TypeError, UnsupportedAlgorithm, *_NO_CERTIFICATE) as error:
         raise ChainError(f"what should be a certificate is none: {error}") from None
