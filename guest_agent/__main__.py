@@ -17,6 +17,7 @@ from guest_agent.agent import Agent
 from guest_agent.freezer import Freezer
 from guest_agent.injections import Injections
 from guest_agent.kernel import Kernel, LoadError
+from guest_agent.loader import Loader
 from guest_agent.sealed import Sealer
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.wire.keys import PermittedKeys, PublicKey, generate, load_private, save_private
@@ -34,7 +35,7 @@ examples:
   agent.pyz check                                say whether this kernel can be read, and if not, why
 
 Run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG (and CAP_NET_ADMIN for
---kernel-key), outside the container that is monitored.
+--kernel-key), outside the container that is monitored. It gives up all of that before it answers anybody.
 """
 
 
@@ -70,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--allow-injection",
         action="store_true",
-        help="take eBPF programs from IDSs and run them; CAP_BPF and CAP_PERFMON are kept for that",
+        help="take eBPF programs from IDSs and run them; a process of their own keeps the privileges to load them",
     )
     serve.add_argument(
         "--kernel-key",
@@ -161,6 +162,8 @@ def _serve(options: argparse.Namespace) -> int:
             "a program that is injected shows this process what it reads: --allow-injection or --kernel-key"
         )
     # Set-up: whatever opens a file, makes a socket or needs a privilege. No peer is answered before its end.
+    # Processes beside this one come first, so that they hold nothing of ours.
+    loader = Loader(os.cpu_count() or 1) if options.allow_injection else None
     freezer = Freezer(options.freeze)
     systemd = _systemd()
     key = load_private(options.key)
@@ -170,7 +173,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.kernel_key:
         sealer = Sealer(kernel, options.kernel_key, permitted)
         kernel.close()
-    injections = Injections(options.allow_injection, os.cpu_count() or 1)
+    injections = Injections(loader)
     evidence = attestation.evidence(key.public)
     agent = Agent(kernel, injections, evidence, sealer, freezer)
 
@@ -186,15 +189,13 @@ def _serve(options: argparse.Namespace) -> int:
     sessions = Sessions(key, permits, on_end=agent.end)
 
     # Threads start from here on, those of libzmq in `serve`: each takes over what this one may.
-    if not options.allow_injection:
-        sandbox.drop_capabilities()
+    sandbox.drop_capabilities()
     stop = threading.Event()
     if options.until_eof:
         threading.Thread(target=_stop_at_eof, args=(stop,), daemon=True).start()
 
     def ready(endpoint: str) -> None:
-        if not options.allow_injection:  # which loads programs while it serves
-            sandbox.confine(sandbox.serving())
+        sandbox.confine(sandbox.serving())
         # From here on nothing is opened.
         permitted.refresh()
         log.info("vmishim-agent %s reads Linux %s", vmishim.__version__, os.uname().release)

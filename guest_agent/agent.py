@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import vmishim
 from guest_agent.freezer import FreezeError, Freezer
-from guest_agent.injections import InjectionError, Injections, cut, explain
+from guest_agent.injections import Injections, cut, explain
 from guest_agent.kernel import Gathered, Kernel
+from guest_agent.loader import InjectionError
 from guest_agent.programs import LoadError
 from guest_agent.sealed import Sealer
 from vmishim.errors import LinkError
@@ -92,7 +93,7 @@ class Agent:
         self._kernel = kernel
         self._evidence = evidence
         self._sealer = sealer
-        self._injections = injections or Injections(allowed=False)
+        self._injections = injections or Injections()
         self._freezer = freezer or Freezer()
         self._walks: OrderedDict[int, _Unfinished] = OrderedDict()
         self._numbers = itertools.count(1)

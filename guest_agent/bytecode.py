@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
 import struct
 
@@ -20,12 +19,11 @@ LOG_SIZE = 16 << 20
 """Bytes of log the verifier may write: ``BPF_MAX_LOG_SIZE`` of older kernels (5.1 to 6.3: kernel/bpf/verifier.c)."""
 
 _SYSCALL = 321  # x86-64, arch/x86/entry/syscalls/syscall_64.tbl
-_MAP_CREATE, _PROG_LOAD, _TEST_RUN = 0, 5, 10  # enum bpf_cmd
+_MAP_CREATE, _PROG_LOAD = 0, 5  # enum bpf_cmd
 _TYPE_SYSCALL = 31  # enum bpf_prog_type
 _SLEEPABLE = 1 << 4  # BPF_F_SLEEPABLE: without it the kernel refuses the type (9e4e01dfd325 and verifier.c)
 _MAP = struct.Struct("<7I16s")
 _LOAD = struct.Struct("<IIQQIIQII16s")
-_RUN = struct.Struct("<IIIIQQIIIIQQIII4x")
 _PSEUDO_MAP_FD = 1
 
 
@@ -43,7 +41,7 @@ class Bytecode:
                 "structures may differ: compile it against this kernel's headers"
             )
         self._descriptors: list[int] = []
-        self._maps: dict[str, mmap.mmap] = {}
+        self._maps: dict[str, int] = {}
         try:
             instructions = bytearray(bundle.instructions)
             descriptors = [self._create(definition) for definition in bundle.maps]
@@ -57,21 +55,16 @@ class Bytecode:
             self.close()
             raise
 
-    def map(self, name: str) -> mmap.mmap:
-        """The memory of a map, shared with the program. :raises KeyError: no such map"""
-        return self._maps[name]
+    def program(self, name: str) -> int:
+        """The descriptor of the one program, open as long as this is, whatever it is called."""
+        return self._program
 
-    def run(self) -> int:
-        """Run the program and return what it returned. :raises OSError: the kernel would not run it"""
-        attributes = ctypes.create_string_buffer(_RUN.pack(self._program, *[0] * 14), _RUN.size)
-        _bpf(_TEST_RUN, attributes)
-        return int(_RUN.unpack(attributes.raw)[1])
+    def map_descriptor(self, name: str) -> int:
+        """A map's. :raises KeyError: no such map"""
+        return self._maps[name]
 
     def close(self) -> None:
         """Unload the program."""
-        for shared in self._maps.values():
-            shared.close()
-        self._maps.clear()
         while self._descriptors:
             os.close(self._descriptors.pop())
 
@@ -91,9 +84,7 @@ class Bytecode:
         except OSError as error:
             raise LoadError(f"map {definition.name!r} could not be made: {error.strerror}{_privilege(error)}") from None
         self._descriptors.append(descriptor)
-        if definition.mappable:
-            size = -(-definition.value_size // 8) * 8 * definition.entries
-            self._maps[definition.name] = mmap.mmap(descriptor, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+        self._maps[definition.name] = descriptor
         return descriptor
 
     def _load(self, instructions: bytes, license_text: bytes) -> int:

@@ -1,23 +1,19 @@
-"""Programs that IDSs injected: what is accepted, kept by session, bounded, run and unloaded.
-
-An injected program reads: of the kernel's helpers only those that do no more are let through. Two kinds come in, told
-apart by their first bytes: an ELF object that libbpf loads by CO-RE, and bytecode (`guest_agent.bytecode`).
-"""
+"""Programs that IDSs injected: kept by session, bounded, run and unloaded. `guest_agent.loader` loads them."""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import mmap
 import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from guest_agent.bytecode import Bytecode
-from guest_agent.programs import Contents, LoadError, Programs
-from vmishim.errors import LibvmiError
-from vmishim.wire.injection import INPUT_HEAD, INSTRUCTION, MAGIC, OUTPUT_HEAD, Bundle, BundleError
+from guest_agent.loader import SIZE_MAX, InjectionError, Loaded
+from guest_agent.programs import LoadError, run_program
+from vmishim.wire.injection import INPUT_HEAD, OUTPUT_HEAD
 
 log = logging.getLogger(__name__)
 
@@ -25,97 +21,34 @@ PER_SESSION = 8
 """Programs one session may hold."""
 IN_ALL = 32
 """Programs held for all sessions; the one longest unused makes room."""
-SIZE_MAX = 1 << 20
-"""Bytes of one object."""
-MAPS_MAX = 16 << 20
-"""Bytes the maps of one program may take; a program that hands out a full output needs little more than one MiB."""
 MAPS_IN_ALL = 64 << 20
 """Bytes the maps of all programs may take."""
 LOG_MAX = 512 << 10
 """Bytes of a verifier's log that are sent: its end, where it says what was wrong."""
 NAME_MAX = 64
 """Characters of a program's name."""
-PROGRAM, SECTION = "run", "syscall"
-"""The one program of an object, see docs/injection.md."""
-
-HELPERS = {
-    1: "map_lookup_elem",
-    2: "map_update_elem",
-    3: "map_delete_elem",
-    4: "probe_read",
-    5: "ktime_get_ns",
-    7: "get_prandom_u32",
-    8: "get_smp_processor_id",
-    14: "get_current_pid_tgid",
-    15: "get_current_uid_gid",
-    16: "get_current_comm",
-    35: "get_current_task",
-    45: "probe_read_str",
-    112: "probe_read_user",
-    113: "probe_read_kernel",
-    114: "probe_read_user_str",
-    115: "probe_read_kernel_str",
-    118: "jiffies64",
-    125: "ktime_get_boot_ns",
-    153: "per_cpu_ptr",
-    154: "this_cpu_ptr",
-    158: "get_current_task_btf",
-    164: "for_each_map_elem",
-    181: "loop",
-    182: "strncmp",
-    195: "map_lookup_percpu_elem",
-}
-"""Helpers a program may call, by number (include/uapi/linux/bpf.h). A syscall program could otherwise load further
-programs (bpf_sys_bpf) or write to user memory."""
-
-_ARRAYS_AND_HASHES = {1: 1, 2: 1, 5: 0, 6: 0, 9: 1, 10: 0}
-"""enum bpf_map_type: what is accepted; 0 for those that hold a value for each CPU."""
-_CALL = 0x85
-
-
-class InjectionError(LibvmiError):
-    """A request about injected programs cannot be met. ``code`` is one word for `vmishim.wire.messages.Failure`."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-class Loaded(Protocol):
-    """A program in the kernel, by either road."""
-
-    def map(self, name: str) -> Any:
-        """Memory shared with the program."""
-        ...
-
-    def close(self) -> None:
-        """Unload it."""
-        ...
 
 
 @dataclass
 class _Program:
     session: bytes
     name: str
-    road: str
     size: int
-    maps: int
-    input_max: int
     loaded: Loaded
-    start: Callable[[], int]
+    given: mmap.mmap
+    output: mmap.mmap
     runs: int = 0
 
 
 class Injections:
     """The injected programs of one agent.
 
-    :param cpus: possible CPUs, for what a map of one value a CPU takes
-    :param allowed: whether programs are accepted at all (``agent.pyz serve --allow-injection``)
+    :param load: loads a program, see `guest_agent.loader.Loader`; without it none are accepted
+        (``agent.pyz serve --allow-injection`` gives it)
     """
 
-    def __init__(self, allowed: bool, cpus: int = 1) -> None:
-        self._allowed = allowed
-        self._cpus = cpus
+    def __init__(self, load: Callable[[bytes], Loaded] | None = None) -> None:
+        self._load = load
         self._programs: OrderedDict[int, _Program] = OrderedDict()
         self._numbers = itertools.count(1)
 
@@ -125,7 +58,7 @@ class Injections:
         :raises InjectionError: it is refused before the kernel sees it
         :raises LoadError: libbpf or the verifier refused it; the text tells the line, ``log`` all of it
         """
-        if not self._allowed:
+        if self._load is None:
             raise InjectionError(
                 "injection", "this agent takes no programs: start it with `agent.pyz serve --allow-injection`"
             )
@@ -138,45 +71,19 @@ class Injections:
             raise InjectionError(
                 "injection", f"this session holds {own} programs, the most it may: close one that is done"
             )
-        taken = most = 0
-
-        def accept(contents: Contents) -> None:
-            nonlocal taken, most
-            taken = self._check(contents)
-            most = next(found.value_size for found in contents.maps if found.name == "input") - INPUT_HEAD.size
-
-        loaded: Loaded
-        if data.startswith(b"\x7fELF"):
-            loaded = programs = Programs(data, accept)
-            road = "CO-RE"
-
-            def start() -> int:
-                return programs.run(PROGRAM)
-
-            instructions = programs.instructions(PROGRAM)
-        elif data.startswith(MAGIC):
-            try:
-                bundle = Bundle.parse(data)
-            except BundleError as error:
-                raise InjectionError("injection", str(error)) from None
-            instructions = bundle.instructions
-            accept(Contents([(PROGRAM, SECTION)], bundle.maps))
-            check_helpers(instructions)
-            loaded = bytecode = Bytecode(bundle)
-            road, start = "bytecode", bytecode.run
-        else:
-            raise InjectionError("injection", "this is neither an eBPF object (ELF) nor a bundle of bytecode")
+        loaded = self._load(data)
+        _, given, output = loaded.descriptors
         try:
-            # Before its first run a loaded program has done nothing.
-            check_helpers(instructions)
-            loaded.map("input"), loaded.map("output")
+            shared = _map(given, loaded.input_size), _map(output, loaded.output_size)
         except BaseException:
             loaded.close()
             raise
-        self._make_room(taken)
+        self._make_room(loaded.maps)
         number = next(self._numbers)
-        self._programs[number] = _Program(session, name, road, len(data), taken, most, loaded, start)
-        log.info("program %d %r loaded (%s, %d bytes, maps %d bytes)", number, name, road, len(data), taken)
+        self._programs[number] = _Program(session, name, len(data), loaded, *shared)
+        log.info(
+            "program %d %r loaded (%s, %d bytes, maps %d bytes)", number, name, loaded.road, len(data), loaded.maps
+        )
         return number
 
     def run(self, session: bytes, number: int, data: bytes) -> bytes:
@@ -186,14 +93,14 @@ class Injections:
         """
         program = self._own(session, number)
         self._programs.move_to_end(number)
-        given, output = program.loaded.map("input"), program.loaded.map("output")
-        if len(data) > program.input_max:
-            raise InjectionError("oversize", f"{len(data)} bytes of input, one run takes at most {program.input_max}")
+        given, output, most = program.given, program.output, program.loaded.input_size - INPUT_HEAD.size
+        if len(data) > most:
+            raise InjectionError("oversize", f"{len(data)} bytes of input, one run takes at most {most}")
         INPUT_HEAD.pack_into(given, 0, len(data))
         given[INPUT_HEAD.size : INPUT_HEAD.size + len(data)] = data
         output[: OUTPUT_HEAD.size] = bytes(OUTPUT_HEAD.size)
         try:
-            status = program.start()
+            status = run_program(program.loaded.descriptors[0])
         except OSError as error:
             raise InjectionError("program-gave-up", f"{program.name} did not run: {error.strerror}") from None
         program.runs += 1
@@ -209,7 +116,7 @@ class Injections:
     def listing(self, session: bytes) -> list[list[Any]]:
         """All programs: number, name, road, bytes, bytes of maps, runs so far, whether the asking session owns it."""
         return [
-            [number, held.name, held.road, held.size, held.maps, held.runs, held.session == session]
+            [number, held.name, held.loaded.road, held.size, held.loaded.maps, held.runs, held.session == session]
             for number, held in self._programs.items()
         ]
 
@@ -236,63 +143,22 @@ class Injections:
 
     def _unload(self, number: int) -> None:
         program = self._programs.pop(number)
+        program.given.close()
+        program.output.close()
         program.loaded.close()
         log.info("program %d %r unloaded after %d runs", number, program.name, program.runs)
 
     def _make_room(self, maps: int) -> None:
-        while self._programs and (
-            len(self._programs) >= IN_ALL or maps + sum(held.maps for held in self._programs.values()) > MAPS_IN_ALL
-        ):
+        def full() -> bool:
+            taken = sum(held.loaded.maps for held in self._programs.values())
+            return len(self._programs) >= IN_ALL or maps + taken > MAPS_IN_ALL
+
+        while self._programs and full():
             self._unload(next(iter(self._programs)))
 
-    def _check(self, contents: Contents) -> int:
-        """What the maps of an acceptable object take, bytes. :raises InjectionError: it is not acceptable"""
-        for name, section in contents.programs:
-            if (name, section) != (PROGRAM, SECTION):
-                raise InjectionError(
-                    "injection",
-                    f'the object holds a program {name!r} in section {section!r}; the one accepted is SEC("{SECTION}") '
-                    f"int {PROGRAM}(void *)",
-                )
-        if len(contents.programs) != 1:
-            raise InjectionError(
-                "injection", f'the object holds no program: it must have SEC("{SECTION}") int {PROGRAM}'
-            )
-        maps = {definition.name: definition for definition in contents.maps}
-        for name in ("input", "output"):
-            found = maps.get(name)
-            if found is None or not found.mappable or found.entries != 1 or found.value_size <= OUTPUT_HEAD.size:
-                raise InjectionError("injection", f"the object has no map {name!r} as bpf/inject.h declares it")
-        taken = 0
-        for definition in contents.maps:
-            if definition.kind not in _ARRAYS_AND_HASHES or definition.pinned:
-                raise InjectionError(
-                    "injection",
-                    f"map {definition.name!r} is {'pinned' if definition.pinned else f'of type {definition.kind}'}; "
-                    "arrays and hashes of the program's own are accepted",
-                )
-            taken += definition.bytes(1 if _ARRAYS_AND_HASHES[definition.kind] else self._cpus)
-        if taken > MAPS_MAX:
-            raise InjectionError("oversize", f"the program's maps take {taken} bytes, at most {MAPS_MAX} are given")
-        return taken
 
-
-def check_helpers(instructions: bytes) -> None:
-    """:raises InjectionError: the program calls what it may not"""
-    for at in range(0, len(instructions), INSTRUCTION):
-        if instructions[at] == _CALL:
-            source = instructions[at + 1] >> 4
-            number = int.from_bytes(instructions[at + 4 : at + 8], "little")
-            if source == 2:
-                raise InjectionError(
-                    "injection", "the program calls a kernel function (kfunc); only helpers are accepted"
-                )
-            if source == 0 and number not in HELPERS:
-                raise InjectionError(
-                    "injection",
-                    f"the program calls helper {number}, which is not among those that only read "
-                    "(docs/injection.md lists them)",
-                )
+def _map(descriptor: int, value_size: int) -> mmap.mmap:
+    return mmap.mmap(descriptor, -(-value_size // mmap.PAGESIZE) * mmap.PAGESIZE)
 
 
 def explain(error: LoadError) -> str:

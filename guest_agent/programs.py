@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -53,6 +54,9 @@ class _TestRun(Structure):
     ]
 
 
+_NOTHING_GIVEN = _TestRun(sz=ctypes.sizeof(_TestRun))
+
+
 @dataclass(frozen=True)
 class Contents:
     """What is in an object: (name, section) of each program, and the maps."""
@@ -61,10 +65,30 @@ class Contents:
     maps: list[MapDefinition]
 
 
+def run_program(program: int, context: bytes = b"", packet: bytes = b"") -> int:
+    """Run a program, given by its descriptor, and return what it returned.
+
+    :param context: what a ``SEC("syscall")`` program is given
+    :param packet: what a ``SEC("tc")`` program is given
+    :raises OSError: the kernel would not run it
+    """
+    options = _NOTHING_GIVEN
+    if context or packet:
+        options = _TestRun(sz=ctypes.sizeof(_TestRun))
+        options.ctx_in, options.ctx_size_in = _pointer(context), len(context)
+        options.data_in, options.data_size_in = _pointer(packet), len(packet)
+    result = libbpf().bpf_prog_test_run_opts(program, byref(options))
+    if result:
+        raise OSError(-result, f"BPF_PROG_TEST_RUN: {os.strerror(-result)}")
+    return int(options.retval)
+
+
 _PRINT: Any = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
 
-def _libbpf() -> ctypes.CDLL:
+@cache
+def libbpf() -> ctypes.CDLL:
+    """The library, with its functions declared. :raises LoadError: it is not installed"""
     try:
         lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
@@ -123,7 +147,7 @@ class Programs:
     """
 
     def __init__(self, data: bytes, accept: Callable[[Contents], None] | None = None) -> None:
-        self._lib = _libbpf()
+        self._lib = libbpf()
         log: list[str] = []
 
         # vsnprintf of libbpf's own format: the verifier's log arrives through here and nowhere else.
@@ -167,7 +191,6 @@ class Programs:
         self._maps: dict[str, mmap.mmap] = {}
         self._programs: dict[str, int] = {}
         self._kept: list[int] = []
-        self._options = _TestRun(sz=ctypes.sizeof(_TestRun))
 
     def map(self, name: str) -> mmap.mmap:
         """The memory of an array map made with ``BPF_F_MMAPABLE``, shared with the programs.
@@ -192,26 +215,29 @@ class Programs:
         """
         fd = self._programs.get(name)
         if fd is None:
-            fd = self._programs[name] = self._lib.bpf_program__fd(self._program(name))
-        options = self._options
-        if context or packet:
-            options = _TestRun(sz=ctypes.sizeof(_TestRun))
-            options.ctx_in, options.ctx_size_in = _pointer(context), len(context)
-            options.data_in, options.data_size_in = _pointer(packet), len(packet)
-        result = self._lib.bpf_prog_test_run_opts(fd, byref(options))
-        if result:
-            raise OSError(-result, f"BPF_PROG_TEST_RUN of {name}: {os.strerror(-result)}")
-        return int(options.retval)
+            fd = self._programs[name] = self.program(name)
+        return run_program(fd, context, packet)
 
     def leave(self, *names: str) -> None:
         """Let go of all but these programs and the maps that `map` gave: this process can't reach the others any more.
 
         :raises KeyError: no such program
         """
-        self._kept = [os.dup(self._lib.bpf_program__fd(self._program(name))) for name in names]
+        self._kept = [os.dup(self.program(name)) for name in names]
         self._programs = dict(zip(names, self._kept, strict=True))
         self._lib.bpf_object__close(self._object)
         self._object = None
+
+    def program(self, name: str) -> int:
+        """A program's descriptor, which is open as long as this is. :raises KeyError: no such program"""
+        return int(self._lib.bpf_program__fd(self._program(name)))
+
+    def map_descriptor(self, name: str) -> int:
+        """A map's. :raises KeyError: no such map"""
+        found = self._lib.bpf_object__find_map_by_name(self._object, name.encode())
+        if not found:
+            raise KeyError(name)
+        return int(self._lib.bpf_map__fd(found))
 
     def instructions(self, name: str) -> bytes:
         """A program's instructions as they were loaded, those of the functions it calls included.

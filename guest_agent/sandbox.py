@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import pwd
@@ -41,41 +42,54 @@ class Call(NamedTuple):
     value: int = 0
 
 
-_INT, _POINTER = (1 << 32) - 1, (1 << 64) - 1  # the bits of an argument that the kernel looks at
-_GETFL, _SETFL = 3, 4  # fcntl(2)
+INT, _POINTER = (1 << 32) - 1, (1 << 64) - 1
+"""The bits of an argument that the kernel looks at."""
+
+
+def process() -> list[Call]:
+    """What any process of Python needs: memory, threads, signals of its own, the log."""
+    names = (
+        "brk munmap mremap madvise futex sched_yield sched_getaffinity rt_sigaction rt_sigprocmask rt_sigreturn "
+        "sigaltstack restart_syscall getpid gettid exit exit_group write "
+        "clock_gettime clock_nanosleep gettimeofday getrandom"
+    )
+    return [
+        *map(Call, names.split()),
+        # Memory is never made executable.
+        Call("mmap", 2, mmap.PROT_EXEC, 0),
+        Call("mprotect", 2, mmap.PROT_EXEC, 0),
+        # A mapping has a descriptor of its own.
+        Call("fcntl", 1, INT, fcntl.F_DUPFD_CLOEXEC),
+        # abort(3) ends this process, and no other.
+        Call("tgkill", 0, INT, os.getpid()),
+    ]
 
 
 def serving() -> list[Call]:
     """What the agent needs while it answers requests: no file is opened, nothing is executed, nobody is called."""
     names = (
         # libzmq's connections: those who call are let in.
-        "accept4 getsockname getpeername getsockopt setsockopt recvfrom shutdown epoll_ctl epoll_wait poll "
-        # What is open: the socket's mailboxes, the log, the list of permitted keys.
-        "read write pread64 lseek close fstat "
+        "accept4 getsockname getpeername getsockopt setsockopt recvfrom shutdown "
+        "epoll_ctl epoll_wait epoll_pwait poll ppoll "
+        # What is open: the socket's mailboxes, the list of permitted keys.
+        "read pread64 lseek close fstat "
         # Whether that list is still the file of its name. Tells that a file is there, not what is in it.
         "stat newfstatat "
         # Programs' descriptors, from the process that loads them (`guest_agent.loader`).
         "recvmsg "
-        # Memory and threads of C and Python.
-        "brk munmap mremap madvise futex sched_yield sched_getaffinity rt_sigaction rt_sigprocmask rt_sigreturn "
-        "sigaltstack restart_syscall getpid gettid exit exit_group "
-        # Time, keys, and the name that a hello is answered with.
-        "clock_gettime clock_nanosleep gettimeofday getrandom uname"
+        # The name that a hello is answered with.
+        "uname"
     )
     return [
         *map(Call, names.split()),
         # Programs that are loaded run; nothing else of bpf(2), so none is loaded and no map is found.
-        Call("bpf", 0, _INT, BPF_PROG_TEST_RUN),
-        # Memory is never made executable.
-        Call("mmap", 2, mmap.PROT_EXEC, 0),
-        Call("mprotect", 2, mmap.PROT_EXEC, 0),
+        Call("bpf", 0, INT, BPF_PROG_TEST_RUN),
         # What is sent goes where the socket is connected to.
         Call("sendto", 4, _POINTER, 0),
-        # No descriptor is duplicated, nor made to signal others.
-        Call("fcntl", 1, _INT, _GETFL),
-        Call("fcntl", 1, _INT, _SETFL),
-        # abort(3) ends this process, and no other.
-        Call("tgkill", 0, _INT, os.getpid()),
+        # No descriptor is made to signal others.
+        Call("fcntl", 1, INT, fcntl.F_GETFL),
+        Call("fcntl", 1, INT, fcntl.F_SETFL),
+        *process(),
     ]
 
 
@@ -90,6 +104,7 @@ def drop_capabilities(keep: Collection[int] = ()) -> None:
     """Give up the capabilities of this thread, and of those it will start, but for what `confine` needs.
 
     :param keep: numbers of capabilities to keep beside
+    :raises SandboxError: the kernel would not
     """
     kept = {*keep, *({CAP_SETGID, CAP_SETUID} if os.geteuid() == 0 else ())}
     held = sum(1 << number for number in kept) & _permitted()
@@ -100,17 +115,20 @@ def drop_capabilities(keep: Collection[int] = ()) -> None:
         raise SandboxError(f"cannot give up capabilities: {os.strerror(ctypes.get_errno())}")
 
 
-def confine(calls: Collection[Call]) -> None:
+def confine(calls: Collection[Call], keep: Collection[int] = ()) -> None:
     """Become nobody, and let all threads of this process make only these system calls, for good.
 
     Root becomes the user that systemd made for the service (``DynamicUser``), or ``nobody``; with that the kernel takes
     its last capabilities away. Neither can be had again: ``no_new_privs`` is set.
 
+    :param keep: numbers of capabilities that this thread, then the only one, keeps all the same
     :raises SandboxError: the kernel or libseccomp would not; the process is then to end
     """
     seccomp = _libseccomp()
     if os.geteuid() == 0:
         user, group = _unprivileged()
+        if keep and _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0):
+            raise SandboxError(f"cannot keep capabilities: {os.strerror(ctypes.get_errno())}")
         try:
             # glibc carries these out in every thread.
             os.setgroups([])
@@ -121,6 +139,8 @@ def confine(calls: Collection[Call]) -> None:
                 f"root cannot become user {user} ({error.strerror}): give the agent CAP_SETUID and CAP_SETGID, as its "
                 "unit does"
             ) from None
+    if keep:
+        drop_capabilities(keep)
     # Neither a core file nor another process of this user gets at the private key.
     if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
         raise SandboxError(f"cannot become undumpable: {os.strerror(ctypes.get_errno())}")
@@ -164,7 +184,7 @@ _KILL_PROCESS, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _MASKED_EQUAL = 7  # enum scmp_compare
 _ALL_THREADS = 4  # SCMP_FLTATR_CTL_TSYNC
 _CAPABILITY_VERSION_3 = 0x20080522  # include/uapi/linux/capability.h
-_PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
+_PR_SET_DUMPABLE, _PR_SET_KEEPCAPS = 4, 8  # include/uapi/linux/prctl.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -6,6 +6,7 @@ import re
 import runpy
 import struct
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guest_agent.agent import Agent
-from guest_agent.injections import MAPS_MAX, SIZE_MAX, InjectionError, Injections, check_helpers, cut, explain, verdict
+from guest_agent.injections import Injections, cut, explain, verdict
+from guest_agent.loader import MAPS_MAX, SIZE_MAX, InjectionError, check_contents, check_helpers, load
 from guest_agent.programs import Contents, LoadError
 from vmishim import cli, inject_bcc
 from vmishim.errors import LibvmiError, LinkError
@@ -265,7 +267,7 @@ def test_junk_is_no_bundle(junk: bytes) -> None:
 
 def refusal(data: bytes, *, allowed: bool = True, name: str = "test") -> str:
     with pytest.raises((InjectionError, LoadError)) as refused:
-        Injections(allowed, 2).add(b"session", name, data)
+        Injections(partial(load, cpus=2) if allowed else None).add(b"session", name, data)
     return str(refused.value)
 
 
@@ -296,12 +298,12 @@ def test_limits_are_named() -> None:
 )
 def test_the_contract(programs: list[tuple[str, str]], maps: list[MapDefinition], word: str) -> None:
     with pytest.raises(InjectionError, match=re.escape(word)):
-        Injections(True)._check(Contents(programs, maps))
+        check_contents(Contents(programs, maps), 1)
 
 
 def test_values_for_each_cpu_count_for_each() -> None:
     maps = [INPUT, OUTPUT, MapDefinition("mine", 6, 4, 800, 10, 0)]
-    taken = [Injections(True, cpus)._check(Contents([("run", "syscall")], maps)) for cpus in (1, 3)]
+    taken = [check_contents(Contents([("run", "syscall")], maps), cpus) for cpus in (1, 3)]
     assert taken[1] - taken[0] == 2 * 800 * 10
 
 
@@ -321,7 +323,7 @@ def test_junk_is_neither() -> None:
 
 
 def test_an_unloaded_program_is_nobodys() -> None:
-    injections = Injections(True)
+    injections = Injections(partial(load, cpus=1))
     assert injections.listing(b"session") == []
     with pytest.raises(InjectionError, match="no program 1 in this session"):
         injections.run(b"session", 1, b"")
@@ -330,7 +332,7 @@ def test_an_unloaded_program_is_nobodys() -> None:
 
 
 def test_an_agent_answers_with_what_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    injections = Injections(True)
+    injections = Injections(partial(load, cpus=1))
     agent = Agent(None, injections)  # type: ignore[arg-type]
     reply = decode(agent.answer(b"session", encode(Inject("test", b"junk"))))
     assert isinstance(reply, Failure)

@@ -1,0 +1,309 @@
+"""Loading of injected programs, in a process of its own: the only one that keeps privileges while the agent serves.
+
+An injected program reads: of the kernel's helpers only those that do no more are let through. Two kinds come in, told
+apart by their first bytes: an ELF object that libbpf loads by CO-RE, and bytecode (`guest_agent.bytecode`).
+
+The process is forked before the agent holds its key or any program. It keeps ``CAP_BPF`` and ``CAP_PERFMON``, has a
+seccomp filter of its own, takes a program's bytes from a socket and gives the descriptors of what it loaded back. It
+cannot run, attach or find programs, nor reach the network; the agent can do nothing with bpf(2) but run what it got.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from struct import Struct
+
+from guest_agent import sandbox
+from guest_agent.bytecode import Bytecode
+from guest_agent.programs import Contents, LoadError, Programs, libbpf
+from guest_agent.sandbox import Call
+from vmishim.errors import LibvmiError
+from vmishim.wire.injection import INSTRUCTION, MAGIC, OUTPUT_HEAD, Bundle, BundleError
+
+log = logging.getLogger(__name__)
+
+SIZE_MAX = 1 << 20
+"""Bytes of one object."""
+MAPS_MAX = 16 << 20
+"""Bytes the maps of one program may take; a program that hands out a full output needs little more than one MiB."""
+PROGRAM, SECTION = "run", "syscall"
+"""The one program of an object, see docs/injection.md."""
+
+HELPERS = {
+    1: "map_lookup_elem",
+    2: "map_update_elem",
+    3: "map_delete_elem",
+    4: "probe_read",
+    5: "ktime_get_ns",
+    7: "get_prandom_u32",
+    8: "get_smp_processor_id",
+    14: "get_current_pid_tgid",
+    15: "get_current_uid_gid",
+    16: "get_current_comm",
+    35: "get_current_task",
+    45: "probe_read_str",
+    112: "probe_read_user",
+    113: "probe_read_kernel",
+    114: "probe_read_user_str",
+    115: "probe_read_kernel_str",
+    118: "jiffies64",
+    125: "ktime_get_boot_ns",
+    153: "per_cpu_ptr",
+    154: "this_cpu_ptr",
+    158: "get_current_task_btf",
+    164: "for_each_map_elem",
+    181: "loop",
+    182: "strncmp",
+    195: "map_lookup_percpu_elem",
+}
+"""Helpers a program may call, by number (include/uapi/linux/bpf.h). A syscall program could otherwise load further
+programs (bpf_sys_bpf) or write to user memory."""
+
+_ARRAYS_AND_HASHES = {1: 1, 2: 1, 5: 0, 6: 0, 9: 1, 10: 0}
+"""enum bpf_map_type: what is accepted; 0 for those that hold a value for each CPU."""
+_CALL = 0x85
+
+
+class InjectionError(LibvmiError):
+    """A request about injected programs cannot be met. ``code`` is one word for `vmishim.wire.messages.Failure`."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A program in the kernel, by its descriptors. It is unloaded when they are closed."""
+
+    road: str
+    """``CO-RE`` or ``bytecode``."""
+    maps: int
+    """Bytes that its maps take."""
+    input_size: int
+    output_size: int
+    """Bytes of the values of the maps that are shared with it."""
+    descriptors: tuple[int, int, int]
+    """Of the program, its input and its output."""
+
+    def close(self) -> None:
+        """Unload it."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+def load(data: bytes, cpus: int) -> Loaded:
+    """Load a program, with the privileges of this process.
+
+    :param cpus: possible CPUs, for what a map of one value a CPU takes
+    :raises InjectionError: it is refused before the kernel sees it
+    :raises LoadError: libbpf or the verifier refused it; the text tells the line, ``log`` all of it
+    """
+    contents = Contents([], [])
+    taken = 0
+
+    def accept(found: Contents) -> None:
+        nonlocal contents, taken
+        contents, taken = found, check_contents(found, cpus)
+
+    held: Programs | Bytecode
+    if data.startswith(b"\x7fELF"):
+        held, road = Programs(data, accept), "CO-RE"
+        instructions = held.instructions(PROGRAM)
+    elif data.startswith(MAGIC):
+        try:
+            bundle = Bundle.parse(data)
+        except BundleError as error:
+            raise InjectionError("injection", str(error)) from None
+        instructions = bundle.instructions
+        accept(Contents([(PROGRAM, SECTION)], bundle.maps))
+        check_helpers(instructions)
+        held, road = Bytecode(bundle), "bytecode"
+    else:
+        raise InjectionError("injection", "this is neither an eBPF object (ELF) nor a bundle of bytecode")
+    try:
+        # Before its first run a loaded program has done nothing.
+        check_helpers(instructions)
+        sizes = {definition.name: definition.value_size for definition in contents.maps}
+        program, given, output = held.program(PROGRAM), held.map_descriptor("input"), held.map_descriptor("output")
+        return Loaded(road, taken, sizes["input"], sizes["output"], (os.dup(program), os.dup(given), os.dup(output)))
+    finally:
+        held.close()
+
+
+def check_contents(contents: Contents, cpus: int) -> int:
+    """What the maps of an acceptable object take, bytes. :raises InjectionError: it is not acceptable"""
+    for name, section in contents.programs:
+        if (name, section) != (PROGRAM, SECTION):
+            raise InjectionError(
+                "injection",
+                f'the object holds a program {name!r} in section {section!r}; the one accepted is SEC("{SECTION}") '
+                f"int {PROGRAM}(void *)",
+            )
+    if len(contents.programs) != 1:
+        raise InjectionError("injection", f'the object holds no program: it must have SEC("{SECTION}") int {PROGRAM}')
+    maps = {definition.name: definition for definition in contents.maps}
+    for name in ("input", "output"):
+        found = maps.get(name)
+        if found is None or not found.mappable or found.entries != 1 or found.value_size <= OUTPUT_HEAD.size:
+            raise InjectionError("injection", f"the object has no map {name!r} as bpf/inject.h declares it")
+    taken = 0
+    for definition in contents.maps:
+        if definition.kind not in _ARRAYS_AND_HASHES or definition.pinned:
+            raise InjectionError(
+                "injection",
+                f"map {definition.name!r} is {'pinned' if definition.pinned else f'of type {definition.kind}'}; "
+                "arrays and hashes of the program's own are accepted",
+            )
+        taken += definition.bytes(1 if _ARRAYS_AND_HASHES[definition.kind] else cpus)
+    if taken > MAPS_MAX:
+        raise InjectionError("oversize", f"the program's maps take {taken} bytes, at most {MAPS_MAX} are given")
+    return taken
+
+
+def check_helpers(instructions: bytes) -> None:
+    """:raises InjectionError: the program calls what it may not"""
+    for at in range(0, len(instructions), INSTRUCTION):
+        if instructions[at] == _CALL:
+            source = instructions[at + 1] >> 4
+            number = int.from_bytes(instructions[at + 4 : at + 8], "little")
+            if source == 2:
+                raise InjectionError(
+                    "injection", "the program calls a kernel function (kfunc); only helpers are accepted"
+                )
+            if source == 0 and number not in HELPERS:
+                raise InjectionError(
+                    "injection",
+                    f"the program calls helper {number}, which is not among those that only read "
+                    "(docs/injection.md lists them)",
+                )
+
+
+# ---- the process -----------------------------------------------------------------------------------------------------
+
+PRIVILEGES = (38, 39)
+"""CAP_PERFMON, CAP_BPF"""
+_HEAD = Struct("<Q")  # before each message: its bytes
+_MAP_CREATE, _MAP_UPDATE_ELEM, _PROG_LOAD, _OBJ_GET_INFO_BY_FD, _BTF_LOAD = 0, 2, 5, 15, 18  # enum bpf_cmd
+_MAP_FREEZE, _PROG_BIND_MAP = 22, 35
+
+
+def calls() -> list[Call]:
+    """What loading needs. libbpf reads the kernel's BTF from its file each time; that other files can be read as well
+    is no gain for somebody who may load programs that read kernel memory."""
+    names = (
+        "read recvfrom recvmsg sendmsg close lseek fstat stat newfstatat access faccessat faccessat2 uname "
+        # libbpf from 1.4 on: places of maps' descriptors are taken before there are maps.
+        "memfd_create dup3"
+    )
+    commands = (
+        *(_MAP_CREATE, _MAP_UPDATE_ELEM, _MAP_FREEZE, _BTF_LOAD),
+        *(_PROG_LOAD, _PROG_BIND_MAP, _OBJ_GET_INFO_BY_FD),
+    )
+    return [
+        *map(Call, names.split()),
+        *(Call("bpf", 0, sandbox.INT, command) for command in commands),
+        Call("openat", 2, os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC, os.O_RDONLY),
+        *sandbox.process(),
+    ]
+
+
+class Loader:
+    """The process, as the agent sees it. Calling it loads a program.
+
+    Made before the first thread, and before anything is held that it must not have. It ends when this process does.
+
+    :param cpus: as for `load`
+    """
+
+    def __init__(self, cpus: int) -> None:
+        libbpf()  # cannot be loaded by a process that may not make memory executable
+        self._socket, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            # Whatever happens here, nothing of the agent that comes after the fork is to run in this process.
+            try:
+                self._socket.close()
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, whose end is ours
+                sandbox.drop_capabilities(PRIVILEGES)
+                sandbox.confine(calls(), PRIVILEGES)
+                _serve(theirs, cpus)
+                os._exit(0)
+            except BaseException:
+                log.exception("the process that loads programs failed")
+                os._exit(1)
+        theirs.close()
+
+    def __call__(self, data: bytes) -> Loaded:
+        """Load a program.
+
+        :raises InjectionError: it is refused before the kernel sees it, or the process is no more
+        :raises LoadError: as `load`
+        """
+        try:
+            self._socket.sendall(_HEAD.pack(len(data)) + data)
+            text, descriptors = _receive(self._socket)
+        except (EOFError, OSError):
+            raise InjectionError(
+                "injection",
+                "the agent's process that loads programs has ended, see its log; restart the agent to have it again",
+            ) from None
+        reply = json.loads(text)
+        match reply["kind"]:
+            case "loaded":
+                road, maps, input_size, output_size = reply["values"]
+                program, given, output = descriptors
+                return Loaded(road, maps, input_size, output_size, (program, given, output))
+            case "refused":
+                raise InjectionError(*reply["values"])
+            case _:
+                raise LoadError(*reply["values"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._socket.close()
+
+
+def _serve(agent: socket.socket, cpus: int) -> None:
+    while True:
+        try:
+            data, _ = _receive(agent)
+        except EOFError:
+            return
+        try:
+            loaded = load(data, cpus)
+        except InjectionError as error:
+            _reply(agent, "refused", [error.code, str(error)])
+        except LoadError as error:
+            _reply(agent, "rejected", [str(error), error.log])
+        else:
+            values = [loaded.road, loaded.maps, loaded.input_size, loaded.output_size]
+            _reply(agent, "loaded", values, loaded.descriptors)
+            loaded.close()
+
+
+def _reply(agent: socket.socket, kind: str, values: list[object], descriptors: tuple[int, ...] = ()) -> None:
+    data = json.dumps({"kind": kind, "values": values}).encode()
+    socket.send_fds(agent, [_HEAD.pack(len(data))], descriptors)
+    while data:
+        data = data[agent.sendmsg([data]) :]
+
+
+def _receive(peer: socket.socket) -> tuple[bytes, list[int]]:
+    """A message, and the descriptors that came with it. :raises EOFError: the peer is no more"""
+    head, descriptors, _, _ = socket.recv_fds(peer, _HEAD.size, 3, socket.MSG_WAITALL)
+    if len(head) < _HEAD.size:
+        raise EOFError
+    (size,) = _HEAD.unpack(head)
+    data = bytearray()
+    while len(data) < size:
+        part = peer.recv(size - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data), descriptors
