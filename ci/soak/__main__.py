@@ -14,6 +14,7 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import os
 import random
 import resource
@@ -46,7 +47,7 @@ TIMEOUT = 5.0
 TRIES = 3
 """Times that a list which is torn is read."""
 WARM_UP = 20.0
-"""Seconds before sizes are taken for the first time, a tenth of the whole time at least."""
+"""Seconds before the size of a side is taken for the first time."""
 HOST_GROWTH, AGENT_GROWTH = 16 << 10, 8 << 10
 """KiB that the memory of either side may grow by after that."""
 DESCRIPTORS_GROWTH = 2
@@ -126,16 +127,18 @@ class Soak:
     def _list_on(self, outages: Outages) -> None:
         """List until the time is over and there was all that there has to be."""
         sizes, begun = self.figures.sizes, time.monotonic()
-        end, warm, told = begun + self._seconds, begun + max(WARM_UP, self._seconds / 10), begun
+        end, told = begun + self._seconds, begun
+        warm = {"host": begun + WARM_UP, "agent": math.inf}
         while not outages.over:
             self._round(outages)
             now = time.monotonic()
             # One agent has to live for long, if it is to be seen to grow.
             if not outages.spare_agent and outages.complete and now > (begun + end) / 2:
                 outages.spare_agent = True
-                end = max(end, now + WARM_UP)
-            for side, ready in (("host", now > warm), ("agent", outages.spare_agent)):
-                if ready and not sizes[side] and outages.quiet.acquire(blocking=False):
+                warm["agent"] = now + WARM_UP
+                end = max(end, now + 2 * WARM_UP)
+            for side, when in warm.items():
+                if now > when and not sizes[side] and outages.quiet.acquire(blocking=False):
                     try:
                         sizes[side].append(self._size(side))
                     finally:
@@ -219,6 +222,7 @@ class Soak:
     @contextlib.contextmanager
     def _interval(self, way: Way) -> Iterator[Interval]:
         """The time of a listing. Scalar reads of a list that changes promise nothing: it stands still for them."""
+        self._truth.change()  # what was known before is old now
         if way == "scalar":
             self._truth.hold_still()
         interval = Interval(self._truth)
@@ -235,6 +239,8 @@ class Soak:
             return list(LISTINGS[kind](linux))
         with pause(linux.vmi):
             first = list(LISTINGS[kind](linux))
+            if way == "batch":
+                self._truth.change()
             again = list(LISTINGS[kind](linux))
         # The scalar way keeps nothing, so a hold of it holds nothing.
         if way == "batch" and first != again:

@@ -6,8 +6,8 @@ Tells the host, a line of JSON each, what it is about to do and what it has done
 phase, and in the first line what it is ("process", "socket" or "module") and its key, in the second the entries that a
 listing has to have. The first of the modules stays once it is loaded, as do the first of the others.
 
-The host says "s" (answer with a line, so that all that happened before is told), "h" (hold still), "g" (go on). It ends
-with the connection, and takes everything along.
+Something changes every now and then, and when the host says "c". It also says "s" (answer with a line, so that all that
+happened before is told), "h" (hold still) and "g" (go on). It ends with the connection, and takes everything along.
 """
 
 import contextlib
@@ -62,14 +62,15 @@ class Churn:
         going, due = True, 0.0
         while True:
             left = max(due - time.monotonic(), 0) if going else None
+            order = b"c"
             if select.select([self.host], [], [], left)[0]:
                 order = self.host.recv(1)
                 if not order:
                     return
-                going = going if order == b"s" else order == b"g"
+                going = order == b"g" if order in b"gh" else going
                 if order == b"s":
                     self.tell("told")
-            else:
+            if order == b"c":
                 self.change(self.random.choice(list(self.living)))
                 due = time.monotonic() + self.random.uniform(0, PAUSE)
 

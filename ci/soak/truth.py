@@ -117,7 +117,7 @@ class Truth:
         """Take all that has been told; returns when it is whole. :raises OSError: the guest does not answer"""
         if self._guest is None or self._lines is None:
             return
-        self._guest.sendall(b"s")
+        self._order(b"s")
         while True:
             line = self._lines.readline()
             if not line:
@@ -127,15 +127,21 @@ class Truth:
                 return
             self.tell(*told)
 
+    def change(self) -> None:
+        """Have something change, soon."""
+        self._order(b"c")
+
     def hold_still(self) -> None:
-        """Have nothing change until `go_on`."""
-        if self._guest is not None:
-            self._guest.sendall(b"h")
+        """Have nothing change, unless by `change`, until `go_on`."""
+        self._order(b"h")
 
     def go_on(self) -> None:
         """End a stillness."""
+        self._order(b"g")
+
+    def _order(self, order: bytes) -> None:
         if self._guest is not None:
-            self._guest.sendall(b"g")
+            self._guest.sendall(order)
 
     def close(self) -> None:
         """Let go of the guest. What comes and goes there is gone when this returns."""
