@@ -431,6 +431,23 @@ def test_a_translation_that_is_none_is_an_error(values: list[Any]) -> None:
         lying.lookup(0x1000, BASE)
 
 
+def test_a_node_at_the_end_of_all_addresses_has_its_link_where_the_kernel_would() -> None:
+    def answer(request: Message) -> Message:
+        match request:
+            case Read(_, _, count):
+                return Memory(bytes(4) if count == 4 else WORD.pack(BASE))  # a table of one chain
+            case Walk(plan):
+                return chunk(HEAD.pack(2**64 - 8, 0, 0, 0) + bytes(plan.record.size - HEAD.size))
+        return Answer([None])
+
+    _, lying = guest(answer)
+    vmi, member = Libvmi.over(lying), lying.profile.member
+    vmi.read_addr_va(lying.profile.symbol("tcp_hashinfo") + member("inet_hashinfo", "ehash").offset, 0)
+    link = member("sock", "__sk_common.skc_nulls_node").offset
+    assert link >= 8
+    assert vmi.read_addr_va(BASE + member("inet_ehash_bucket", "chain").offset, 0) == link - 8
+
+
 def test_page_tables_that_go_round_in_circles_are_an_error() -> None:
     entry = WORD.pack(0x1003)  # present, and refers to the table it stands in
     _, lying = guest(
