@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from vmishim.errors import LinkError
 from vmishim.kernel.profile import Profile
-from vmishim.memory.reader import KERNEL, MemoryReader
+from vmishim.memory.reader import KERNEL, KERNEL_FLOOR, MemoryReader
 from vmishim.memory.snapshot import RING, WORD, Field, Hop
 from vmishim.wire.plan import Op, Plan, Step
 
 NODES_MAX = 1 << 20
 """Nodes of one list that are brought; a list that is longer is read on one by one."""
+HEADS_MAX = 1 << 20
+"""Heads of the largest table that is walked: twice as many as the kernel makes by itself (tcp_init, net/ipv4/tcp.c)."""
 LISTENING_NULLS_BASE = 1 << 29
 """Number that ends the first chain of the listeners' table (include/net/inet_hashtables.h)."""
 
@@ -79,13 +82,19 @@ class Place:
         """The place of a table, looked up in memory: it stays where it was allocated at boot.
 
         :raises FaultError: its pointer cannot be read
+        :raises LinkError: the guest says that it lies where no table can, or is larger than any
         """
         if self.table is None or self.start:
             return self
         pointer, mask, first = self.table
-        start = int.from_bytes(reader.read(pointer, 8, KERNEL), "little")
+        start = int.from_bytes(reader.read(pointer, 8, KERNEL), "little") + first
         heads = int.from_bytes(reader.read(mask, 4, KERNEL), "little") + 1
-        return replace(self, start=start + first, heads=heads)
+        if heads > HEADS_MAX or not KERNEL_FLOOR <= start < (1 << 64) - heads * self.stride:
+            raise LinkError(
+                f"the guest says that its table {self.name!r} lies at {start:#x} and has {heads:,} chains (at most "
+                f"{HEADS_MAX:,} are walked): if that may be true, read it with `vmishim run --way page`"
+            )
+        return replace(self, start=start, heads=heads)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,47 @@
+"""What a guest says of its hash tables is not simply believed."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from vmishim.errors import LinkError
+from vmishim.memory.listings import HEADS_MAX, Place
+from vmishim.wire.plan import Step
+
+HOLDER = 0xFFFF888000000000
+TABLE = Place("tcp", 0, Step.NULLS, 112, 0, 800, (), stride=16, table=(HOLDER, HOLDER + 8, 8))
+
+
+class Memory:
+    """A guest's, of which nothing but the table's holder is there."""
+
+    def __init__(self, pointer: int, mask: int) -> None:
+        self.data = struct.pack("<QI", pointer, mask)
+
+    def read(self, address: int, count: int, space: int = 0, *, text: bool = False) -> bytes:
+        return self.data[address - HOLDER :][:count]
+
+
+def test_a_table_is_where_its_holder_says() -> None:
+    settled = TABLE.settled(Memory(0xFFFFC90000005000, HEADS_MAX - 1))
+    assert (settled.start, settled.heads) == (0xFFFFC90000005008, HEADS_MAX)
+    assert settled.doors == (HOLDER, 0xFFFFC90000005008)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "mask"),
+    [
+        (0xFFFFC90000005000, 0xFFFFFFFF),
+        (0xFFFFC90000005000, HEADS_MAX),
+        (0, 0xFFF),
+        (0x7F0000000000, 0xFFF),
+        (0xFFFFFFFFFFFFFFFF, 0xFFF),
+        (0xFFFFFFFFFFFFF000, 0xFFF),
+    ],
+)
+def test_a_table_that_cannot_be_is_an_error(pointer: int, mask: int) -> None:
+    """Nothing is allocated for it, and nothing asked of it."""
+    with pytest.raises(LinkError, match=rf"'tcp' lies at {pointer + 8:#x} and has {mask + 1:,} chains"):
+        TABLE.settled(Memory(pointer, mask))
