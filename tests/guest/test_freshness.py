@@ -31,7 +31,7 @@ from vmishim.memory.patterns import STALE
 from vmishim.memory.readahead import ReadAhead
 from vmishim.memory.reader import Extent
 from vmishim.memory.snapshot import WORD, Field
-from vmishim.wire.messages import More
+from vmishim.wire.messages import More, Read, Walk
 from vmishim.wire.plan import Step
 
 LINK, SIZE = 16, 64
@@ -211,7 +211,37 @@ def checked(vmi: Libvmi, head: int) -> list[int]:
     return found
 
 
-WAYS = [forward, backward, twice, pairs, pairs_backward, copies, copies_by_head, until_head, checked]
+def past_the_end(vmi: Libvmi, head: int) -> list[int]:
+    """LibVMI's process-list.c: each round reads the link of where it stands, at the end that of the head again."""
+    found: list[int] = []
+    after = vmi.read_addr_va(head, 0)
+    while True:
+        link, after = after, vmi.read_addr_va(after, 0)
+        if link == head:
+            return found
+        found.append(link)
+
+
+def both_ends(vmi: Libvmi, head: int) -> list[int]:
+    """The head is looked at before and after."""
+    return forward(vmi, head) if vmi.read_addr_va(head, 0) != head and vmi.read_addr_va(head + 8, 0) else []
+
+
+LOOKS: dict[Callable[[Libvmi, int], list[int]], int] = {
+    forward: 1,
+    backward: 1,
+    twice: 2,
+    pairs: 1,
+    pairs_backward: 1,
+    copies: 1,
+    copies_by_head: 1,
+    until_head: 2,
+    checked: 2,
+    past_the_end: 2,
+    both_ends: 3,
+}
+"""Ways to list, and how often each looks at the head."""
+WAYS = list(LOOKS)
 
 
 @pytest.mark.parametrize("listing", WAYS)
@@ -226,14 +256,53 @@ def test_what_was_added_between_two_listings_is_in_the_second(
 
 
 @pytest.mark.parametrize("listing", WAYS)
-def test_an_unchanged_listing_is_one_request(ground: Ground, listing: Callable[[Libvmi, int], list[int]]) -> None:
+def test_an_unchanged_listing_is_one_walk(ground: Ground, listing: Callable[[Libvmi, int], list[int]]) -> None:
     place, _ = tasks(ground, 20, Field((), 0, 4))
     vmi = ground.read(place)
-    for _ in range(4):
+    for _ in range(3):
         listing(vmi, place.start)
-    before = len(ground.road.requests)
-    listing(vmi, place.start)
-    assert len(ground.road.requests) - before <= (2 if listing is checked else 1)
+        ground.road.requests.clear()
+    for _ in range(3):
+        listing(vmi, place.start)
+        assert sorted(ground.road.requests) == [Read.KIND] * (LOOKS[listing] - 1) + [Walk.KIND]
+        ground.road.requests.clear()
+
+
+@pytest.mark.parametrize("then", WAYS)
+@pytest.mark.parametrize("listing", WAYS)
+def test_a_script_that_changes_its_ways_is_told_what_is(
+    ground: Ground, listing: Callable[[Libvmi, int], list[int]], then: Callable[[Libvmi, int], list[int]]
+) -> None:
+    """How often a head is looked at is learned, and may change: that is never the price of an old answer."""
+    place, nodes = tasks(ground, 6, Field((), 0, 4))
+    vmi = ground.read(place)
+    for each in (listing, listing, then, then, listing, then):
+        assert each(vmi, place.start) == [ground.base + node + LINK for node in nodes[1:]]
+        add(ground, nodes)
+
+
+@pytest.mark.parametrize("listing", WAYS)
+def test_a_first_node_that_was_put_there_between_two_listings(
+    ground: Ground, listing: Callable[[Libvmi, int], list[int]]
+) -> None:
+    """As modules are: the newest is the first."""
+    place, nodes = tasks(ground, 4, Field((), 0, 4))
+    vmi = ground.read(place)
+    for number in range(6):
+        assert listing(vmi, place.start) == [ground.base + node + LINK for node in nodes[1:]]
+        nodes.insert(1, SIZE * (2 * number + 21))
+        ground.put(nodes[1], 2000 + number)
+        ground.ring(nodes[0] + LINK, [node + LINK for node in nodes[1:]])
+
+
+def test_a_head_that_is_only_looked_at_shows_what_is(ground: Ground) -> None:
+    place, nodes = tasks(ground, 6)
+    vmi = ground.read(place)
+    for listing in (forward, past_the_end):
+        listing(vmi, place.start)
+        for _ in range(4):
+            add(ground, nodes)
+            assert vmi.read_addr_va(place.start + 8, 0) == ground.base + nodes[-1] + LINK
 
 
 def test_a_listing_given_up_early_is_no_part_of_the_next(ground: Ground) -> None:
@@ -306,6 +375,25 @@ def test_what_another_list_knows_of_the_head_is_forgotten_in_time(ground: Ground
     assert len(copies(vmi, place.start)) == 6
 
 
+def test_a_ring_walked_from_another_node_than_its_head(ground: Ground) -> None:
+    """It begins no listing: what is known of it may be as old as anything; but past the head all is of that moment."""
+    place, nodes = tasks(ground, 6, Field((), 0, 8))
+    vmi = ground.read(place)
+    links = forward(vmi, place.start)
+    forward(vmi, links[2])  # passes the head
+    add(ground, nodes)
+    ground.put(nodes[4], 77)
+    ground.road.requests.clear()
+    assert vmi.read_64_va(vmi.read_addr_va(links[2], 0) - LINK, 0) == 1004
+    assert not ground.road.requests
+    assert vmi.read_addr_va(place.start, 0) == links[0]
+    assert forward(vmi, links[2]) == [*links[3:], ground.base + nodes[-1] + LINK, place.start, *links[:2]]
+    add(ground, nodes)
+    deadline = time.monotonic() + STALE + 0.3
+    while vmi.read_addr_va(ground.base + nodes[-2] + LINK, 0) == place.start:
+        assert time.monotonic() < deadline, "it is older than promised"
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 HEADS, TABLE = 256, 0x10000
@@ -352,6 +440,23 @@ def in_bulk(vmi: Libvmi, ground: Ground) -> list[int]:
             found.append(link)
             link = vmi.read_addr_va(link, 0)
     return found
+
+
+@pytest.mark.parametrize("order", [iter, reversed])
+def test_a_table_whose_pointer_is_looked_at_twice(ground: Ground, order: Callable[[range], Any]) -> None:
+    """And then but once, when the walk is still due."""
+    place = table(ground, {7: 2})
+    vmi = ground.read(place)
+    for looks in (2, 2, 1, 2, 1, 1):
+        for number in (1, 100):
+            fill(ground, number, 1)
+            ground.road.requests.clear()
+            for _ in range(looks - 1):
+                vmi.read_addr_va(ground.base + TABLE - 16, 0)
+            assert len(sockets(vmi, ground, order)) == 3
+            fill(ground, number, 0)
+    if order is iter:  # else the first chain comes last, and is a look at the head
+        assert ground.road.requests.count(Walk.KIND) == 1
 
 
 @pytest.mark.parametrize("order", [iter, reversed])

@@ -4,8 +4,9 @@ Nothing is declared by the IDS. What it reads beside a known node, or behind a p
 time (`_learn`), fetched at once for all nodes, and comes along with every later walk. A chain of dependent reads that
 nobody declared is learned as a list of its own (`_follow`).
 
-Freshness (docs/freshness.md): reading a head begins a new snapshot, unless it is the second look of the same listing;
-no byte is served that is older than `STALE` seconds; between `hold` and `release` everything is as of one hold.
+Freshness (docs/freshness.md): each look at a head asks the guest, and the last one before the listing moves on brings
+the list; no byte is served that is older than `STALE` seconds; between `hold` and `release` everything is as of one
+hold.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from struct import Struct
@@ -80,8 +81,14 @@ class Listing:
         """The nodes one step from the head, likewise: reading one says that the listing has moved on."""
         self.edges: tuple[tuple[int, int], ...] = ()
         """Where these are, as (start, end); empty once the listing has moved on."""
-        self.looks: dict[int, int] = {}
-        """Times each door was read in this listing; those that it has passed by are left out."""
+        self.looks: Counter[int] = Counter()
+        """Times each door was looked at since the listing last moved on, by its number."""
+        self.habit: Counter[int] = Counter()
+        """The same, of the listing before: with the last of so many looks the list comes."""
+        self.passed = -1
+        """Number of the door that was read last since the walk: those behind it are part of the same listing."""
+        self.peeked = False
+        """Whether the head was brought alone, and the list is to be walked when the listing moves on."""
         self.visitor = 0
         """The thread that began it."""
         self.empty: dict[int, int] = {}
@@ -108,7 +115,7 @@ class Listing:
     def clear(self) -> None:
         """Forget the last walk, not what was learned."""
         self.snapshot, self.entrance, self.beyond = None, Known(), Known()
-        self.edges, self.looks, self.brought = (), {}, {}
+        self.edges, self.peeked, self.brought = (), False, {}
 
 
 class ReadAhead:
@@ -241,25 +248,41 @@ class ReadAhead:
         return None, 0
 
     def _enter(self, listing: Listing, door: int, address: int, count: int) -> bytes:
-        """A door was read: a new listing begins, unless this is its second look at the head."""
-        if self._holding:
-            fresh = listing.snapshot is not None
-        else:
-            # Scripts read the head twice before they move on (LibVMI's own process-list.py does), rarely more often.
-            # Another thread's first look is not the second one of this.
-            known = bool(listing.edges) and listing.visitor == threading.get_ident()
-            fresh = known and listing.looks.get(door, 2) < 2 and time.monotonic() < listing.expires
-        if not fresh:
-            self._walk(listing)
-            doors = listing.place.doors
-            # Whoever ends at a door has passed those before it: reading them next is a listing of its own.
-            listing.looks = dict.fromkeys(doors[doors.index(door) :], 0)
+        """A door was read: with this look the list comes, or with one after it, as this script goes."""
         self._current = listing
-        listing.looks[door] = listing.looks.get(door, 0) + 1
+        if not self._holding:
+            number = listing.place.doors.index(door) if listing.place.table else 0  # a ring's two are one head
+            listing.looks[number] += 1
+            # Another thread's walk is not the beginning of this one's listing.
+            ours = bool(listing.edges) and listing.visitor == threading.get_ident()
+            if not (ours and number > listing.passed and time.monotonic() < listing.expires):
+                # Scripts look more than once (LibVMI's process-list.c does so at the end, its process-list.py before
+                # it begins); no two of these looks need lie close together, so none is answered by another's walk.
+                if listing.looks[number] < listing.habit[number]:
+                    return self._peek(listing, address, count)
+                self._walk(listing)
+            listing.passed = number
+        elif listing.snapshot is None:
+            self._walk(listing)
         if count > WORD and listing.touches(address, count):
             self._move_on(listing)
         data = listing.entrance.read(address, count)
         return data if data is not None else self._single(address, count)
+
+    def _peek(self, listing: Listing, address: int, count: int) -> bytes:
+        """Bring a head alone, and see to it that the list is walked as soon as anything more of it is read."""
+        data = self._remote.read(address, count)
+        self._outdate(listing)
+        place = listing.place
+        if place.table is not None:
+            listing.edges = ((place.start, place.start + place.heads * place.stride),)
+        else:
+            doors = [door for door in place.doors if address <= door <= address + count - WORD]
+            links = {int.from_bytes(data[door - address :][:WORD], "little") for door in doors} - {place.start}
+            nodes = [link + place.bias - place.link for link in links]
+            listing.edges = tuple((node - place.before, node + place.after) for node in nodes)
+        listing.expires, listing.peeked = 0.0, True
+        return data
 
     def _walk(self, listing: Listing) -> None:
         """Take a new snapshot of a list."""
@@ -287,7 +310,7 @@ class ReadAhead:
         else:
             self._known.drop(listing.empty, ())
         self._publish(listing, words, snapshot.cells)
-        listing.visitor, listing.looks = threading.get_ident(), dict.fromkeys(listing.place.doors, 0)
+        listing.visitor, listing.passed = threading.get_ident(), -1
         listing.walks += 1
         listing.forgotten = False
         listing.expires = time.monotonic() + STALE
@@ -422,6 +445,13 @@ class ReadAhead:
             self._known.drop(listing.snapshot.words, listing.snapshot.cells)
             self._known.drop(listing.empty, ())
 
+    def _outdate(self, listing: Listing) -> None:
+        """Forget a list's memory; where its nodes were stays: a listing that goes on is known again by it."""
+        self._drop(listing)
+        if listing.snapshot is not None:
+            listing.snapshot.words, listing.snapshot.cells = {}, {}
+        listing.entrance, listing.beyond, listing.edges, listing.forgotten = Known(), Known(), (), True
+
     def _find(self, address: int, count: int, text: bool) -> bytes | None:
         """Memory a snapshot or the hold has."""
         for listing in self.listings.values():
@@ -439,6 +469,10 @@ class ReadAhead:
 
     def _move_on(self, listing: Listing) -> None:
         """The listing is past its first node: know that like any other."""
+        if listing.peeked:
+            self._walk(listing)
+        if listing.looks:
+            listing.habit, listing.looks = listing.looks, Counter()
         beyond, listing.beyond, listing.edges = listing.beyond, Known(), ()
         # What is known of it by now is younger.
         words = {at: word for at, word in beyond.words.items() if at not in self.words}
@@ -680,10 +714,7 @@ class ReadAhead:
                 if listing.expires > now:
                     due.append(listing.expires - now)
                     continue
-                self._drop(listing)
-                # Where the nodes were stays: a listing that goes on is known again by it.
-                listing.snapshot.words, listing.snapshot.cells = {}, {}
-                listing.entrance, listing.beyond, listing.edges, listing.forgotten = Known(), Known(), (), True
+                self._outdate(listing)
             for words, cells in self._run.due(now):
                 self._known.drop(words, cells)
             self._run.forget(now)
