@@ -289,8 +289,9 @@ class ReadAhead:
         if listing.place.table is not None and not listing.place.start:
             self._settle(listing)
         place = listing.place
-        if listing.snapshot is not None:  # what a table holds when it is empty is written over
+        if listing.snapshot is not None:  # what a table holds when it is empty stays, and is written over
             self._known.drop(listing.snapshot.words, listing.snapshot.cells)
+        before = listing.snapshot if listing.filled and not listing.forgotten else None
         listing.clear()
         snapshot = Snapshot()
         own, *others = listing.fields.stages
@@ -305,7 +306,10 @@ class ReadAhead:
         listing.snapshot = snapshot
         words = snapshot.words
         if listing.filled:
-            words = listing.empty.copy()  # at once, or another thread would find a chain empty that is not
+            # At once, or another thread would find a chain empty that is not; and of a large table only those that
+            # were not empty before.
+            empty = listing.empty
+            words = empty.copy() if before is None else {at: empty[at] for at in empty.keys() & before.words.keys()}
             words.update(snapshot.words)
         else:
             self._known.drop(listing.empty, ())
@@ -358,8 +362,9 @@ class ReadAhead:
                 doors = {place.start: chunk.head[0], place.start + WORD: chunk.head[1]}
                 edges = [link - place.link for link in dict.fromkeys(chunk.head) if link != place.start]
         elif place.table is not None:
-            heads = (listing.empty if listing.filled else {}) | {place.table[0]: place.start - place.table[2]}
+            heads = listing.empty if listing.filled else {}
             doors = {door: words.get(door, heads.get(door, -1)) for door in place.doors}
+            doors[place.table[0]] = place.start - place.table[2]
             doors = {door: value for door, value in doors.items() if value >= 0}
             edges = nodes[:1]
             second = place.start + place.stride
