@@ -20,6 +20,7 @@ from vmishim.guest import Guest
 from vmishim.libvmi import Libvmi
 from vmishim.memory.patterns import STALE
 from vmishim.memory.readahead import ReadAhead
+from vmishim.wire.messages import More
 
 LISTEN = """
 import socket, sys, time
@@ -350,6 +351,33 @@ def test_forked_children_and_their_parent_share_one_agent(lab: LabVM, guest: Gue
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert all(planted <= set(pids) for pids in listed)
     lab.kill(planted)
+
+
+def test_an_agent_restarted_in_the_middle_of_a_walk(lab: LabVM, agent: InstalledAgent, guest: Guest, ids: Ids) -> None:
+    """Whole task_structs, more than one reply carries: the walk is begun anew with the new agent."""
+    planted = lab.spawn("sleep", "infinity", count=120)
+    size = guest.profile.size("task_struct")
+
+    def copies() -> dict[int, bytes]:
+        return {ids.pid(task): ids.vmi.read_va(task, 0, size)[0] for task in ids.tasks()}
+
+    learned(guest, copies, 3)
+    exchange = guest.link.exchange
+    restarts: list[Any] = []
+
+    def restarting(message: bytes) -> bytes:
+        if message[0] == More.KIND and not restarts:
+            restarts.append(lab.run("systemctl", "restart", "vmishim-agent"))
+        return exchange(message)
+
+    guest.remote._exchange = restarting
+    handshakes = guest.link.handshakes
+    try:
+        assert planted <= copies().keys()
+    finally:
+        lab.kill(planted)
+    assert restarts
+    assert guest.link.handshakes == handshakes + 1
 
 
 def test_several_objects_share_one_agent(agent: InstalledAgent) -> None:

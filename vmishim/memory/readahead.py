@@ -20,6 +20,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from struct import Struct
+from typing import Any
 
 from vmishim.errors import FaultError
 from vmishim.memory.clock import Clock
@@ -42,7 +43,7 @@ from vmishim.memory.snapshot import (
     Stage,
     is_kernel,
 )
-from vmishim.wire.messages import Chunk
+from vmishim.wire.messages import AgentError, Chunk
 from vmishim.wire.plan import HEADS_MAX, Kind, Plan, Step, Take, Text
 
 log = logging.getLogger(__name__)
@@ -338,7 +339,7 @@ class ReadAhead:
         before = -1
         found: dict[int, bytes] = {}
         reads = [read for read, again in listing.companions.items() if again and read[0] not in self._doors]
-        for chunk in self._remote.walk(plan, reads=reads, found=found):
+        for chunk in self._chunks(plan, reads=reads, found=found):
             for value, head, kind in snapshot.add(plan, stage, chunk.bulk):
                 if place.table is not None and head != before:
                     address = place.start + head * place.stride
@@ -382,12 +383,21 @@ class ReadAhead:
             _copy(snapshot, [place.start - place.link + offset for offset in at], listing.entrance)
         listing.entrance.words.update(doors)
 
+    def _chunks(self, plan: Plan, heads: Sequence[int] = (), **also: Any) -> list[Chunk]:
+        """All of a walk, see `Remote.walk`; begun anew, once, where the agent was restarted in the middle of it."""
+        try:
+            return list(self._remote.walk(plan, heads, **also))
+        except AgentError as error:
+            if error.code != "walk":
+                raise
+            return list(self._remote.walk(plan, heads, **also))
+
     def _gather(self, snapshot: Snapshot, stage: Stage) -> None:
         """Collect fields wherever a path leads."""
         heads = sorted({head for head in snapshot.addresses(stage.root) if head >= KERNEL_FLOOR})
         for some in _portions(heads):
             plan = Plan(0, Step.SELF, stage.ops, heads=len(some), stride=0)
-            for chunk in self._remote.walk(plan, some):
+            for chunk in self._chunks(plan, some):
                 snapshot.add(plan, stage, chunk.bulk)
 
     def _walk_rings(self, snapshot: Snapshot, stage: Stage) -> None:
@@ -398,7 +408,7 @@ class ReadAhead:
         for some in _portions(heads):
             plan = Plan(0, Step.RING, stage.ops, heads=len(some), stride=0, link=hop.link, max_nodes=NODES_MAX)
             ends: dict[int, list[int]] = {}
-            for chunk in self._remote.walk(plan, some):
+            for chunk in self._chunks(plan, some):
                 for node, number, kind in snapshot.add(plan, stage, chunk.bulk):
                     if kind == Kind.NODE:
                         link = (node + hop.link) % ADDRESSES

@@ -391,10 +391,21 @@ def decode(data: bytes) -> Message:
 M = TypeVar("M", bound=Message)
 
 
+class AgentError(LinkError):
+    """The agent refused: its `Failure` is the reply. ``code`` is that one's."""
+
+    def __init__(self, failure: Failure) -> None:
+        # Its words reach a terminal: they must not drive it.
+        code, text = (part if part.isprintable() else repr(part) for part in (failure.code, failure.text))
+        super().__init__(f"the agent refused ({code}): {text}")
+        self.code = failure.code
+
+
 def expect(data: bytes, kind: type[M]) -> M:
     """Decode a reply that must be of ``kind``.
 
-    :raises LinkError: it is a `Failure`, whose text is then the error's, or another kind
+    :raises AgentError: it is a `Failure`, whose text is then the error's
+    :raises LinkError: it is another kind
     """
     return expected(decode(data), kind)
 
@@ -404,7 +415,5 @@ def expected(message: Message, kind: type[M]) -> M:
     if isinstance(message, kind):
         return message
     if isinstance(message, Failure):
-        # Its words reach a terminal: they must not drive it.
-        code, text = (part if part.isprintable() else repr(part) for part in (message.code, message.text))
-        raise LinkError(f"the agent refused ({code}): {text}")
+        raise AgentError(message)
     raise LinkError(f"the agent answered {type(message).__name__} where {kind.__name__} was due")
