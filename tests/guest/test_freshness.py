@@ -681,6 +681,32 @@ def test_what_is_learned_in_a_hold_changes_no_answer(ground: Ground) -> None:
     assert vmi.read_32_va(listed[0] - LINK, 0) == 5
 
 
+def test_a_wider_read_in_a_hold_says_of_each_byte_what_was_said(ground: Ground) -> None:
+    """Words of the walk, then memory around them, once learned for all nodes; and the other way round."""
+    place, nodes = tasks(ground, 6, Field((), 0, 8))
+    vmi = ground.read(place)
+    with pause(vmi):
+        links = forward(vmi, place.start)
+        ground.put(ARRAY + 24, 5)
+        for node in nodes:
+            ground.put(node, 77, 78)
+        wide = [vmi.read_va(link - LINK, 0, LINK)[0] for link in links]
+        assert wide == [
+            (1001 + number).to_bytes(8, "little") + (78).to_bytes(8, "little") for number in range(len(links))
+        ]
+        first = vmi.read_va(ground.base + ARRAY, 0, 64)[0]
+        learned = vmi.read_va(ground.base + nodes[0] + LINK + 16, 0, 16)[0]
+        for at in (ARRAY, nodes[0] + LINK + 16):
+            ground.put(at, *[9] * 8)
+        assert [vmi.read_64_va(ground.base + ARRAY + at, 0) for at in range(0, 64, 8)] == [0, 0, 0, 5, 0, 0, 0, 0]
+        assert vmi.read_va(ground.base + ARRAY + 4, 0, 60)[0] == first[4:]
+        for node in nodes:  # whose words are learned and come at once, later than what was said of the first
+            vmi.read_64_va(ground.base + node + LINK + 24, 0)
+        assert vmi.read_64_va(ground.base + nodes[0] + LINK + 24, 0) == int.from_bytes(learned[8:], "little")
+        assert [vmi.read_va(link - LINK, 0, LINK)[0] for link in links] == wide
+    assert vmi.read_64_va(ground.base + nodes[1], 0) == 77
+
+
 def test_an_array_in_a_hold_has_one_answer(ground: Ground) -> None:
     vmi = ground.read()
     at = ground.base + ARRAY

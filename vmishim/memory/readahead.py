@@ -44,7 +44,7 @@ from vmishim.memory.snapshot import (
     is_kernel,
 )
 from vmishim.wire.messages import AgentError, Chunk
-from vmishim.wire.plan import HEADS_MAX, Kind, Plan, Step, Take, Text
+from vmishim.wire.plan import HEADS_MAX, TAKE_MAX, Kind, Plan, Step, Take, Text
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class ReadAhead:
             data = self._companion(address, count)
             if data is None:
                 data = self._miss(address, count, text)
-            if self._holding and count <= COMPANION_MAX:
+            if self._holding and count <= TAKE_MAX:
                 # What is learned later in the hold is of a later instant: this stays the answer.
                 word = count == WORD
                 self._know({address: int.from_bytes(data, "little")} if word else {}, {} if word else {address: data})
@@ -438,8 +438,7 @@ class ReadAhead:
             words.pop(kept, None)
             cells.pop(kept, None)
         if self._holding:  # what was answered once is the answer
-            words = {at: word for at, word in words.items() if at not in self.words}
-            cells = {at: cell for at, cell in cells.items() if at not in self.cells}
+            self._known.prevail(words, cells)
         self._known.update(words, cells)
 
     def _kept(self) -> list[int]:
@@ -694,8 +693,10 @@ class ReadAhead:
     # ---- single reads ------------------------------------------------------------------------------------------------
 
     def _single(self, address: int, count: int) -> bytes:
-        """Ask the agent; within a hold, ask once for each page, so that no two answers differ."""
-        return (self._pages if self._holding else self._remote).read(address, count)
+        """Ask the agent; within a hold, ask once for each page, and answer what was answered, so that no two differ."""
+        if self._holding:
+            return self._known.over(address, self._pages.read(address, count))
+        return self._remote.read(address, count)
 
     # ---- expiry ------------------------------------------------------------------------------------------------------
 

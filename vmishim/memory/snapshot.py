@@ -9,7 +9,7 @@ from itertools import compress, repeat
 from struct import Struct
 from typing import NamedTuple
 
-from vmishim.memory.reader import KERNEL_FLOOR
+from vmishim.memory.reader import KERNEL_FLOOR, PAGE_SIZE
 from vmishim.wire.plan import TAKE_MAX, Kind, Load, Op, Plan, PlanError, Step, Take, Text
 
 WORD = 8
@@ -321,6 +321,36 @@ class Known:
         self.cells.clear()
         self._starts = []
 
+    def prevail(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
+        """Take out of these what is known, and lay over the rest what is known of it: no byte says anything else."""
+        if not self.words and not self.cells:
+            return
+        for at in words.keys() & self.words.keys():
+            del words[at]
+        for at in [at for at in cells.keys() & self.cells.keys() if len(cells[at]) <= len(self.cells[at])]:
+            del cells[at]
+        pages = {at // PAGE_SIZE for at in self.words}
+        pages |= {at // PAGE_SIZE for start, cell in self.cells.items() for at in (start, start + len(cell))}
+        for at in [at for at in words if at // PAGE_SIZE in pages]:
+            words[at] = int.from_bytes(self.over(at, words[at].to_bytes(WORD, "little")), "little")
+        for at, cell in cells.items():
+            if at // PAGE_SIZE in pages or (at + len(cell)) // PAGE_SIZE in pages:
+                cells[at] = self.over(at, cell)
+
+    def over(self, address: int, data: bytes) -> bytes:
+        """``data``, read at ``address``, with what is known laid over it."""
+        end = address + len(data)
+        near = range(address - WORD + 1, end)
+        known = {at: self.words[at].to_bytes(WORD, "little") for at in near if at in self.words}
+        starts = self._sorted_starts()
+        some = starts[bisect_right(starts, address - TAKE_MAX) : bisect_right(starts, end - 1)]
+        laid = bytearray(data)
+        for at, piece in (*known.items(), *((at, self.cells[at]) for at in some)):
+            low, high = max(at, address), min(at + len(piece), end)
+            if low < high:
+                laid[low - address : high - address] = piece[low - at : high - at]
+        return bytes(laid)
+
     def read(self, address: int, count: int) -> bytes | None:
         """``count`` bytes at ``address``, when all are known; put together from what is."""
         data = b""
@@ -338,12 +368,16 @@ class Known:
         best = word.to_bytes(WORD, "little")[address - aligned :] if word is not None else b""
         cell = self.cells.get(address, b"")
         if not cell and len(best) < wanted:
-            if self._starts is None:  # built when first needed: most reads start where a cell starts
-                self._starts = sorted(self.cells)
-            at = bisect_right(self._starts, address)
+            starts = self._sorted_starts()
+            at = bisect_right(starts, address)
             # Cells may overlap: a string, and the block it stands in.
-            for start in self._starts[max(0, at - 4) : at]:
+            for start in starts[max(0, at - 4) : at]:
                 inside = self.cells.get(start, b"")[address - start :]
                 if len(inside) > len(cell):
                     cell = inside
         return cell if len(cell) > len(best) else best
+
+    def _sorted_starts(self) -> list[int]:
+        if self._starts is None:  # built when first needed: most reads start where a cell starts
+            self._starts = sorted(self.cells)
+        return self._starts

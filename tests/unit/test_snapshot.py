@@ -1,0 +1,33 @@
+"""What is known of memory, piece by piece, throughout a hold."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmishim.memory.snapshot import WORD, Known
+
+BASE = 0xFFFF888000000FC0
+"""Pieces lie around the end of a page."""
+pieces = st.lists(st.tuples(st.integers(0, 127), st.sampled_from([1, 4, WORD, WORD, 16, 40])), max_size=6)
+
+
+@given(st.lists(pieces, min_size=1, max_size=5))
+def test_a_byte_that_was_known_once_stays_what_it_was(batches: list[list[tuple[int, int]]]) -> None:
+    """Each batch is read of memory that has changed altogether since the one before."""
+    known = Known()
+    was: dict[int, int] = {}
+    for instant, batch in enumerate(batches, 1):
+        words = {BASE + at: int.from_bytes(bytes([instant]) * WORD, "little") for at, size in batch if size == WORD}
+        cells = {BASE + at: bytes([instant]) * size for at, size in batch if size != WORD}
+        for at, size in [*((at, WORD) for at in words), *((at, len(cell)) for at, cell in cells.items())]:
+            for byte in range(at, at + size):
+                was.setdefault(byte, instant)
+        known.prevail(words, cells)
+        known.update(words, cells)
+        for address, word in known.words.items():
+            assert word.to_bytes(WORD, "little") == bytes(was[byte] for byte in range(address, address + WORD))
+        for address, cell in known.cells.items():
+            assert cell == bytes(was[byte] for byte in range(address, address + len(cell)))
+    everything = range(BASE - 8, BASE + 200)
+    assert known.over(everything[0], bytes(len(everything))) == bytes(was.get(byte, 0) for byte in everything)
