@@ -5,6 +5,7 @@ So a test says what the kernel holds at each moment, what becomes of each reques
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -337,6 +338,21 @@ def test_a_list_that_was_learned_is_as_fresh_as_one_that_was_known(ground: Groun
     before = len(ground.road.requests)
     forward(vmi, ground.base + nodes[0] + LINK)
     assert len(ground.road.requests) - before == 1
+
+
+def test_a_ring_that_a_pointer_leads_into_is_no_loop(ground: Ground, caplog: pytest.LogCaptureFixture) -> None:
+    """As ``module_kset`` points to a ring's head from outside. A chain that runs into itself is one, and is told."""
+    _, nodes = tasks(ground, 20)
+    ground.put(ARRAY, ground.base + nodes[0] + LINK)
+    vmi = ground.read()
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            head = vmi.read_addr_va(ground.base + ARRAY, 0)
+            assert forward(vmi, head) == [ground.base + node + LINK for node in nodes[1:]]
+        assert not caplog.records
+        ground.put(nodes[-1] + LINK, ground.base + nodes[5] + LINK)
+        vmi.read_addr_va(ground.base + ARRAY, 0)
+    assert [record.getMessage() for record in caplog.records if "loop" in record.getMessage()]
 
 
 def test_what_points_at_the_head_is_no_way_around_it(ground: Ground) -> None:

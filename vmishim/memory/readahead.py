@@ -19,6 +19,7 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from struct import Struct
 from typing import Any
 
@@ -350,12 +351,14 @@ class ReadAhead:
                         pointer = value if kind == Kind.HEAD else value + place.link - place.bias
                         snapshot.words[address] = pointer % ADDRESSES
                 before = head
+        nodes, words = snapshot.nodes[()], snapshot.words
+        if place.step == Step.CHAIN and nodes and chunk.cycle_at == nodes[0] + place.link:
+            chunk = replace(chunk, cycles=0)  # no loop, but a ring that a pointer from outside leads into
         whole = not _report(place.name, chunk)
         listing.brought = {(at, len(data)): data for at, data in found.items()}
         listing.brought_at = time.monotonic()
         # Past the end of a walk that was cut short, and where a chain's first node can't be read, no head is empty.
         listing.filled = whole and bool(listing.empty)
-        nodes, words = snapshot.nodes[()], snapshot.words
         doors: dict[int, int] = {}
         edges: list[int] = []
         if place.step in (Step.RING, Step.RING_NODE):
