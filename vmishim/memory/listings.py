@@ -150,7 +150,7 @@ class Ring:
         """Where it is. :raises KeyError: the kernel has no such list, or does not say where"""
         link = profile.member(self.struct, self.link)
         start = profile.symbol(self.symbol) + (link.offset if self.in_node else 0)
-        fields = (Field((), link.offset, WORD), Field((), link.offset + WORD, WORD), *_fields(self, profile))
+        fields = (Field((), link.offset, WORD), *_fields(self, profile))
         step = Step.RING_NODE if self.in_node else Step.RING
         inner = tuple(_inner(self, ring, profile) for ring in self.inner)
         return Place(
@@ -245,10 +245,11 @@ _SOCK_LINK = "__sk_common.skc_nulls_node"
 _THREADS = (Inner("signal", "signal_struct", "thread_head", "task_struct", "thread_node", ("pid", "tgid", "comm")),)
 
 KNOWN: tuple[Ring | Table, ...] = (
-    # LibVMI's examples read of each task: tasks.next, pid, comm (examples/process-list.c).
-    Ring("tasks", "init_task", "task_struct", "tasks", ("pid", "tgid", "comm", "mm"), in_node=True, inner=_THREADS),
+    # LibVMI's examples read of each task: tasks.next, pid, comm (examples/process-list.c). What others read is learned;
+    # what nobody does would cost as much.
+    Ring("tasks", "init_task", "task_struct", "tasks", ("pid", "comm"), in_node=True, inner=_THREADS),
     # ... and of each module: list.next, name (examples/module-list.c).
-    Ring("modules", "modules", "module", "list", ("name", "state")),
+    Ring("modules", "modules", "module", "list", ("name",)),
     # Established, time-wait and request sockets begin alike, with sock_common, and share these chains.
     Table(
         "tcp",

@@ -341,8 +341,9 @@ class ReadAhead:
         found: dict[int, bytes] = {}
         reads = [read for read, again in listing.companions.items() if again and read[0] not in self._doors]
         for chunk in self._chunks(plan, reads=reads, found=found):
-            for value, head, kind in snapshot.add(plan, stage, chunk.bulk):
-                if place.table is not None and head != before:
+            records = snapshot.add(plan, stage, chunk.bulk)
+            for value, head, kind in records if place.table else ():
+                if head != before:
                     address = place.start + head * place.stride
                     if kind == Kind.FAULT:
                         self.words.pop(address, None)
