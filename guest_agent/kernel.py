@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -75,7 +76,7 @@ class Kernel:
     """
 
     def __init__(self) -> None:
-        self._kallsyms = _read_kallsyms()
+        self._kallsyms = _Kallsyms()
         self._programs = Programs(object_bytes("memory"))
         btf = self._programs.btf
         self._out = self._programs.map("out")
@@ -103,21 +104,15 @@ class Kernel:
 
     def symbol(self, name: str) -> int | None:
         """Address of a symbol: kallsyms' word, or for a kernel that lists functions only, what ``locate`` found."""
-        text = self._kallsyms
-        token = name.encode(errors="replace")
-        for ending in (b"\n", b"\t["):
-            at = text.find(b" " + token + ending)
-            if at >= 0:
-                return int(text[text.rfind(b"\n", 0, at) + 1 :][:16], 16)
-        return self._located.get(name)
+        address = self._kallsyms.address(name.encode(errors="replace"))
+        return self._located.get(name) if address is None else address
 
     def symbol_at(self, address: int) -> str | None:
         """The first symbol that starts at ``address``."""
-        text = self._kallsyms
-        at = text.find(b"\n%016x " % address)
-        if at < 0:
+        name = self._kallsyms.name(address)
+        if name is None:
             return next((name for name, where in self._located.items() if where == address), None)
-        return text[at + 20 :].split(b"\n", 1)[0].split(b"\t")[0].decode() if at + 20 < len(text) else None
+        return name
 
     def member(self, name: str) -> list[int] | None:
         """``"task_struct comm"`` -> [offset, size]; a structure alone -> [0, its size]; None when there is none."""
@@ -228,17 +223,69 @@ class Kernel:
 _MORE, _TRUNCATED = 0, 2  # enum walk_state
 
 
-def _read_kallsyms() -> bytes:
-    try:
-        text = b"\n" + Path("/proc/kallsyms").read_bytes()
-    except OSError as error:
-        raise LoadError(f"cannot read /proc/kallsyms: {error.strerror}") from None
-    if not re.search(rb"\n(?!0000000000000000)[0-9a-f]{16} ", text[:4096]):
-        raise LoadError(
-            "/proc/kallsyms shows only zeros: run as root or with CAP_SYSLOG, "
-            "and see that kernel.kptr_restrict is not 2"
-        )
-    return text
+class _Kallsyms:
+    """``/proc/kallsyms``: symbols of modules as they are when asked for, the kernel's own as they were at first.
+
+    Both files are held open, and show addresses to who opened them: the agent that serves could not open them again.
+
+    :raises LoadError: it can't be read, or hides addresses
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._file = Path("/proc/kallsyms").open("rb", buffering=0)  # noqa: SIM115, it stays open
+        except OSError as error:
+            raise LoadError(f"cannot read /proc/kallsyms: {error.strerror}") from None
+        modules = Path("/proc/modules")  # a kernel without modules has none
+        self._modules_file = modules.open("rb", buffering=0) if modules.exists() else None
+        self._read(self._loaded())
+        if not re.search(rb"\n(?!0000000000000000)[0-9a-f]{16} ", self._text[:4096]):
+            raise LoadError(
+                "/proc/kallsyms shows only zeros: run as root or with CAP_SYSLOG, "
+                "and see that kernel.kptr_restrict is not 2"
+            )
+
+    def _loaded(self) -> set[bytes]:
+        """Each module's name, state and address (proc(5), modules); without how often it is used, which changes."""
+        if self._modules_file is None:
+            return set()
+        self._modules_file.seek(0)
+        return {b" ".join(line.split()[:1] + line.split()[4:6]) for line in self._modules_file.read().splitlines()}
+
+    def _read(self, modules: set[bytes]) -> None:
+        self._file.seek(0)
+        self._text, self._modules = b"\n" + self._file.read(), modules
+        of_module = self._text.find(b"\t[")
+        self._end = len(self._text) if of_module < 0 else self._text.rfind(b"\n", 0, of_module) + 1
+
+    def _renew(self) -> None:
+        """Read it again if modules came or went."""
+        modules = self._loaded()
+        if modules != self._modules:
+            self._read(modules)
+
+    def address(self, name: bytes) -> int | None:
+        """Where the first symbol of that name is."""
+        at = self._text.find(b" " + name + b"\n", 0, self._end)
+        if at < 0:
+            self._renew()
+            at = self._text.find(b" " + name + b"\t[", self._end)
+        return None if at < 0 else self._address(at)
+
+    def name(self, address: int) -> str | None:
+        """The first symbol that starts at ``address``."""
+        # The kernel sorts its own, since it bisects them itself (get_symbol_pos, kernel/kallsyms.c).
+        at = bisect_left(range(self._end), address, 1, key=self._address)
+        if at == self._end or self._address(at) != address:
+            self._renew()
+            at = self._text.find(b"\n%016x " % address, self._end - 1) + 1
+        line = self._text[at : self._text.find(b"\n", at)] if at else b""
+        return line[19:].split(b"\t")[0].decode() or None
+
+    def _address(self, at: int) -> int:
+        """The address in the line that ``at`` lies in."""
+        line = self._text.rfind(b"\n", 0, at) + 1
+        return int(self._text[line : line + 16], 16)
 
 
 def _read_btf() -> Btf | None:

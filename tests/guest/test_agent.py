@@ -194,3 +194,25 @@ def test_pause_holds_still(lab: LabVM, ids: Ids) -> None:
     listed = ids.processes()
     lab.kill(planted)
     assert planted <= listed.keys()
+
+
+def test_symbols_by_address_are_the_first_of_kallsyms(lab: LabVM, guest: Guest) -> None:
+    """Of each address the first; the kernel's own, and those of a module that came after the agent and went again."""
+    first: dict[int, str] = {}
+    for line in lab.kallsyms().decode().splitlines():
+        first.setdefault(int(line.split()[0], 16), line.split()[2])
+    some = dict([*first.items()][:: len(first) // 900])
+    assert guest.remote.names([*some]) == [*some.values()]
+    others = [address for address in (each + 1 for each in some) if address not in first][:900]
+    assert guest.remote.names(others) == [None] * len(others)
+
+    lab.run("modprobe", "dummy")
+    try:
+        lines = [line.split() for line in lab.kallsyms().decode().splitlines() if line.endswith("\t[dummy]")]
+        of_module = {name: int(address, 16) for address, _, name, _ in reversed(lines)}
+        assert guest.remote.symbols([*of_module]) == [*of_module.values()]
+        assert of_module.keys() >= set(guest.remote.names([*of_module.values()]))
+    finally:
+        lab.run("rmmod", "dummy")
+    assert guest.remote.symbols(["dummy_setup"]) == [None]
+    assert guest.remote.names([of_module["dummy_setup"]]) == [None]
