@@ -133,6 +133,11 @@ def main(package: str, fatal: str = "") -> None:
     from vmishim.wire import messages
     from vmishim.wire.plan import Plan, Step, Take
 
+    if fatal:
+        sandbox.drop_capabilities()
+        sandbox.confine(sandbox.serving())
+        FATAL[fatal]()
+        return
     logging.basicConfig(format="%(message)s")
     kernel = Kernel()
     agent = Agent(kernel)
@@ -159,17 +164,12 @@ def main(package: str, fatal: str = "") -> None:
     def answers() -> dict[str, str]:
         return {name: agent.answer(b"session", request).hex() for name, request in requests.items()}
 
-    report: dict[str, object] = {"before": {}, "after": {}}
-    if not fatal:
-        report["before"] = {name: outcome(attempt) for name, attempt in tries.items()}
-        report["answers before"] = answers()
+    report: dict[str, object] = {"before": {name: outcome(attempt) for name, attempt in tries.items()}}
+    report["answers before"] = answers()
     sandbox.drop_capabilities()
     idle = threading.Thread(target=threading.Event().wait, daemon=True)
     idle.start()
     sandbox.confine(sandbox.serving())
-    if fatal:
-        FATAL[fatal]()
-        return
     report["after"] = {name: outcome(attempt) for name, attempt in tries.items()}
     report["answers after"] = answers()
     try:
