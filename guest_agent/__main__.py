@@ -18,7 +18,7 @@ from guest_agent.freezer import Freezer
 from guest_agent.injections import Injections
 from guest_agent.kernel import Kernel, LoadError
 from guest_agent.loader import Loader
-from guest_agent.sealed import Sealer
+from guest_agent.sealed import Sealer, obstacle
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.wire.keys import PermittedKeys, PublicKey, generate, load_private, save_private
 from vmishim.wire.session import Sessions
@@ -149,6 +149,7 @@ def _check() -> int:
         print(
             f"direct map: {f'{kernel.page_offset:#x}' if kernel.page_offset else 'unknown: no physical or user memory'}"
         )
+        print(f"encryption by the kernel: {obstacle() or 'yes, by serve --kernel-key'}")
     finally:
         kernel.close()
     return 0

@@ -191,6 +191,15 @@ class Sealer:
         return envelopes
 
 
+def obstacle() -> str:
+    """Why this kernel can't encrypt what is read of it; empty if it can."""
+    try:
+        Programs(object_bytes("sealed")).close()
+    except LoadError as error:
+        return _unable(error)
+    return ""
+
+
 def _unable(error: LoadError) -> str:
     release = os.uname().release
     if tuple(int(part) for part in release.split("-")[0].split(".")[:2]) < (6, 10):

@@ -443,6 +443,8 @@ def test_a_domain_may_name_its_kernels_key(
 def test_an_agent_that_can_not_do_it_does_not_start(lab: LabVM, agent: InstalledAgent) -> None:
     """A kernel that can't is told before the key is looked for."""
     can = tuple(map(int, lab.image.release.split("-")[0].split(".")[:2])) >= (6, 10)
+    told = lab.run("python3", AGENT, "check").stdout.decode()
+    assert f"encryption by the kernel: {'yes' if can else 'Linux 6.1.'}" in told
     for option, why in (
         (
             ("--kernel-key", "/nowhere"),
