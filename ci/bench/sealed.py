@@ -3,7 +3,7 @@
     python -m ci.bench.sealed --local --kernel 6.12
 
 Reads of planted memory and a listing of tasks, by both agents in turns, timed where the IDS is. What the kernel sealed
-goes through the session's own encryption too, so the difference is what sealing adds.
+goes through the session's own encryption too, so the difference is what sealing adds. Writes docs/security.md's table.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 from statistics import median
 from time import perf_counter
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from ci.bench.variants import RunningAgent
 from ci.machine import Machine, here, inside
@@ -30,6 +27,8 @@ from vmishim import lists
 from vmishim.errors import LibvmiError
 from vmishim.libvmi import Libvmi
 
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
+BEGIN, END = "<!-- sealed -->", "<!-- /sealed -->"
 SIZES = (8, 4 << 10, 64 << 10, 1 << 20)
 """Bytes of a read."""
 TASKS = 300
@@ -38,22 +37,30 @@ RUNS = 30
 
 
 def main() -> int:
-    """Measure and print; returns the exit status."""
+    """Measure, print, write; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ci.bench.sealed", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--local", action="store_true", help="this machine's own kernel, as root")
     parser.add_argument("--kernel", action="append", default=[], choices=list(image.kernels()), help="one in a lab VM")
+    parser.add_argument("--runs", type=int, default=RUNS, help="of each, by each agent (%(default)s)")
+    parser.add_argument("--to", type=Path, default=PAGE, help="page whose table to write (%(default)s)")
     options = parser.parse_args()
+    tables = []
     try:
         if options.local or not options.kernel:
             with here() as machine, _sleepers(TASKS - len(_tasks(machine.plain))):
-                _measure(f"Linux {os.uname().release}, this machine", machine)
+                tables.append(_measure(f"Linux {os.uname().release}, this machine", machine, options.runs))
         for name in options.kernel:
             with LabVM.boot(name) as vm, inside(vm) as machine:
                 vm.spawn("sleep", "infinity", count=max(TASKS - len(_tasks(machine.plain)), 1), timeout=300)
-                _measure(f"Linux {vm.image.release}, lab VM ({find_accelerator(vm.image)})", machine)
+                where = f"Linux {vm.image.release}, lab VM ({find_accelerator(vm.image)})"
+                tables.append(_measure(where, machine, options.runs))
     except (LibvmiError, RuntimeError) as error:
         print(f"sealed: {error}", file=sys.stderr)
         return 1
+    text = "\n\n".join(tables)
+    print(text)
+    before, _, rest = options.to.read_text().partition(f"{BEGIN}\n")
+    options.to.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
     return 0
 
 
@@ -77,37 +84,39 @@ def _list(vmi: Libvmi) -> list[lists.Task]:
     return list(lists.tasks(vmi))
 
 
-def _measure(where: str, machine: Machine) -> None:
-    columns = "", "by the agent, us", "by the kernel, us", "ratio", "more, ns a KiB"
-    table = Table(box=box.SIMPLE, title=f"{where}, load {os.getloadavg()[0]:.1f}: who encrypts; medians of {RUNS}")
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
+def _measure(where: str, machine: Machine, runs: int) -> str:
+    """A table in Markdown."""
+    rows = []
     with closing(machine.plain.connect()) as plain, closing(machine.sealing.connect()) as sealing:
         guests = plain, sealing
         for size in SIZES:
-            agents, kernels = _times([partial(guest.remote.read, machine.ground.address, size) for guest in guests])
-            more = f"{(kernels - agents) * 1e9 / (size / 1024):,.0f}" if size >= 1024 else ""
-            table.add_row(f"a read of {size:,} bytes", *_cells(agents, kernels), more)
+            times = _times([partial(guest.remote.read, machine.ground.address, size) for guest in guests], runs)
+            rows.append(_row(f"a read of {size:,} bytes", *times, size))
         vmis = [Libvmi.over(guest) for guest in guests]
-        agents, kernels = _times([partial(_list, vmi) for vmi in vmis])
-        table.add_row(f"a list of {len(_list(vmis[0])):,} tasks", *_cells(agents, kernels), "")
-    Console().print(table)
+        times = _times([partial(_list, vmi) for vmi in vmis], runs)
+        rows.append(_row(f"a list of {len(_list(vmis[0])):,} tasks", *times))
+    head = ("", "the agent encrypts, us", "the kernel, us", "ratio", "more, ns a KiB")
+    lines = (head, ("---", *["---:"] * 4), *rows)
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{where}; medians of {runs}, load {os.getloadavg()[0]:.1f}:\n\n{table}"
 
 
-def _times(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Median seconds of each call, made in turns."""
+def _row(what: str, agents: float, kernels: float, size: int = 0) -> tuple[str, ...]:
+    more = f"{(kernels - agents) * 1e9 / (size / 1024):,.0f}" if size >= 1024 else ""
+    return what, f"{agents * 1e6:,.0f}", f"{kernels * 1e6:,.0f}", f"{kernels / agents:.2f}x", more
+
+
+def _times(calls: Sequence[Callable[[], object]], runs: int) -> tuple[float, float]:
+    """Median seconds of each of two calls, made in turns."""
     seconds: list[list[float]] = [[] for _ in calls]
-    for run in range(-3, RUNS):
+    for run in range(-3, runs):
         for call, taken in zip(calls, seconds, strict=True):
             begun = perf_counter()
             call()
             if run >= 0:
                 taken.append(perf_counter() - begun)
-    return [median(taken) for taken in seconds]
-
-
-def _cells(agents: float, kernels: float) -> tuple[str, str, str]:
-    return f"{agents * 1e6:,.0f}", f"{kernels * 1e6:,.0f}", f"{kernels / agents:.2f}x"
+    one, other = map(median, seconds)
+    return one, other
 
 
 if __name__ == "__main__":
