@@ -10,7 +10,11 @@
 #define REGISTERS 16             /* pointers a plan may follow from one node */
 #define TAKE_MAX 4096            /* bytes one operation may copy */
 #define RECORD_MAX 16384         /* bytes a plan may collect of one node */
+#ifndef SEALED
 #define OUT_SIZE (1 << 20)       /* bytes one run may hand out: a chunk */
+#else
+#define OUT_SIZE (1 << 17)       /* less: they are encrypted with softirqs off */
+#endif
 #define HEADS_MAX (1 << 16)      /* heads that can be listed one by one */
 #define STEPS_MAX (1 << 23)      /* bpf_loop's own limit (kernel/bpf/bpf_iter.c: BPF_MAX_LOOPS) */
 

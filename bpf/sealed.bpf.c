@@ -76,12 +76,12 @@ struct {
 	__type(value, struct desk);
 } desk SEC(".maps");
 
-/* Where the chains of the MAC are computed; of no use to anybody. */
+/* Where the chains of the MAC are computed, as long as the longest part it covers; of no use to anybody. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct out);
+	__type(value, struct heads);
 } scratch SEC(".maps");
 
 struct begun {
@@ -188,20 +188,19 @@ static __always_inline int encrypt(struct bpf_crypto_ctx *key, void *from, void 
 static __always_inline int begin_mac(struct desk *d, struct bpf_crypto_ctx *mac)
 {
 	__u32 zero = 0;
-	struct heads *listed = bpf_map_lookup_elem(&heads, &zero);
-	struct out *to = bpf_map_lookup_elem(&scratch, &zero);
+	struct heads *listed = bpf_map_lookup_elem(&heads, &zero), *to = bpf_map_lookup_elem(&scratch, &zero);
 	__u64 size = BOUND(d->question.heads + BLOCK - 1, (2 * sizeof(*listed) - 1) & ~(BLOCK - 1));
 
 	d->chain[0] = d->chain[1] = 0;
 	if (!listed || !to || size > sizeof(*listed))
 		return -1;
-	if (encrypt(mac, &d->question, to->bytes, sizeof(d->question), d->chain))
+	if (encrypt(mac, &d->question, to->address, sizeof(d->question), d->chain))
 		return -1;
 	if (!is_walk(d))
 		return 0;
-	if (encrypt(mac, &d->plan, to->bytes, sizeof(d->plan), d->chain))
+	if (encrypt(mac, &d->plan, to->address, sizeof(d->plan), d->chain))
 		return -1;
-	return size ? encrypt(mac, listed, to->bytes, size, d->chain) : 0;
+	return size ? encrypt(mac, listed, to->address, size, d->chain) : 0;
 }
 
 /* ... and ends with a block that tells a question, zeros, from an answer, whose counter is none. Leaves it in `last`. */
@@ -359,7 +358,8 @@ static __always_inline int seal_desk(struct desk *d, struct sealed *s)
 {
 	__u32 zero = 0, number = d->key;
 	struct key *key = bpf_map_lookup_elem(&keys, &number);
-	struct out *o = bpf_map_lookup_elem(&out, &zero), *to = bpf_map_lookup_elem(&scratch, &zero);
+	struct out *o = bpf_map_lookup_elem(&out, &zero);
+	struct heads *to = bpf_map_lookup_elem(&scratch, &zero);
 	__u64 length = BOUND(d->length, 2 * OUT_SIZE - 1), padded;
 	struct bpf_crypto_ctx *cipher, *iv, *mac;
 
@@ -389,9 +389,9 @@ static __always_inline int seal_desk(struct desk *d, struct sealed *s)
 
 	if (begin_mac(d, mac))
 		return -1;
-	if (encrypt(mac, d->iv, to->bytes, sizeof(d->iv) + sizeof(d->report), d->chain))
+	if (encrypt(mac, d->iv, to->address, sizeof(d->iv) + sizeof(d->report), d->chain))
 		return -1;
-	if (padded && encrypt(mac, o->bytes, to->bytes, padded, d->chain))
+	if (padded && encrypt(mac, o->bytes, to->address, padded, d->chain))
 		return -1;
 	if (end_mac(d, key, mac, d->counter, length))
 		return -1;

@@ -30,10 +30,10 @@ from vmishim.memory.reader import PHYSICAL
 from vmishim.memory.remote import Remote
 from vmishim.wire import sealed
 from vmishim.wire.keys import generate, save_private
-from vmishim.wire.messages import BULK_MAX, Envelope, Lookup, Message, More, Read, Sealed, Sealing, Walk, decode, encode
+from vmishim.wire.messages import Envelope, Lookup, Message, More, Read, Sealed, Sealing, Walk, decode, encode
 from vmishim.wire.noise import HandshakeState
 from vmishim.wire.plan import HEADS_MAX, Plan, Step, Take
-from vmishim.wire.sealed import HEAD, REPORT, Ask, Unsealing, question
+from vmishim.wire.sealed import CHUNK_MAX, HEAD, REPORT, Ask, Unsealing, question
 
 KERNEL = "6.12"
 NODE = 64
@@ -217,7 +217,7 @@ class TestWalksHere(Walks):
             return on_this_machine.sealing.connect(way="scalar")
 
         with closing(another()) as guest:
-            yield Ground(on_this_machine.ground, guest, another)
+            yield Ground(on_this_machine.ground, guest, another, CHUNK_MAX)
 
 
 # ---- the agent can't read it -----------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_the_agent_holds_three_programs_and_what_it_asks_and_is_answered_by(mach
     sizes = [
         len(question(bytes(16), Ask.READ)) + len(plan.to_c()) + 24,
         8 * HEADS_MAX,
-        HEAD.size + REPORT.size + BULK_MAX,
+        HEAD.size + REPORT.size + CHUNK_MAX,
     ]
     programs = [31, 3, 3]  # BPF_PROG_TYPE_SYSCALL, BPF_PROG_TYPE_SCHED_CLS (include/uapi/linux/bpf.h)
     assert sorted(held) == sorted([*(f"value_size:\t{n}" for n in sizes), *(f"prog_type:\t{n}" for n in programs)])

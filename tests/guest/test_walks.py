@@ -68,6 +68,8 @@ class Ground:
     guest: Guest
     another: Callable[[], Guest]
     """One more session with the same agent."""
+    chunk: int = BULK_MAX
+    """Bytes of records that come at once."""
 
     def layout(self) -> Layout:
         return Layout(self.planter)
@@ -315,7 +317,9 @@ class Walks:
         walked = ground.walk(Plan(0, Step.SELF, ops, heads=200, stride=0), nodes)
         assert walked.nodes == nodes
         assert {b"".join(row[4:]) for row in walked.rows} == {content}
-        assert len(walked.chunks) == 4, "64 records of 16 KiB fill a chunk to its last byte"
+        assert len(walked.chunks) == 200 * RECORD_MAX // ground.chunk + 1, (
+            "records of 16 KiB fill chunks to their last byte"
+        )
 
     def test_as_many_operations_as_a_plan_may_hold(self, ground: Ground) -> None:
         layout = ground.layout()
@@ -590,9 +594,10 @@ class Walks:
         assert walked.values == list(range(20_000))
         assert walked.trouble == {}
         # 120 bytes a record: a chunk is as full as whole records make it.
-        sizes = [len(chunk.bulk) for chunk in walked.chunks]
-        assert sizes == [BULK_MAX // 120 * 120] * 2 + [20_000 * 120 - 2 * (BULK_MAX // 120 * 120)]
-        assert [bool(chunk.walk) for chunk in walked.chunks] == [True, True, False]
+        most = ground.chunk // 120 * 120
+        full, rest = divmod(20_000 * 120, most)
+        assert [len(chunk.bulk) for chunk in walked.chunks] == [*[most] * full, rest]
+        assert [bool(chunk.walk) for chunk in walked.chunks] == [*[True] * full, False]
 
     def test_a_hundred_thousand_nodes(self, ground: Ground) -> None:
         layout = ground.layout()

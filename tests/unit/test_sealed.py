@@ -226,6 +226,7 @@ def test_layouts_are_those_of_the_programs(btf: Btf) -> None:
         *("physical", "page_size", "entry", "levels"),
     ]
     assert btf.member("sealed", "report").offset == sealed.HEAD.size
+    assert btf.member("sealed", "bytes").size == sealed.CHUNK_MAX
     assert [*btf.layout("sealed")] == ["counter", "length", "tag", "iv", "report", "bytes"]
     assert [*btf.layout("arms")] == ["number", "page_offset", "levels", "encrypted", "cipher", "iv", "mac", "subkey"]
     assert btf.size("arms") == 4 * 8 + len(b"".join(sealed.arms(bytes(32))))

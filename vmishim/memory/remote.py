@@ -33,7 +33,7 @@ from vmishim.wire.messages import (
     expected,
 )
 from vmishim.wire.plan import STEPS_MAX, Plan
-from vmishim.wire.sealed import Asking, Unsealing
+from vmishim.wire.sealed import CHUNK_MAX, Asking, Unsealing
 
 MEMBER_MAX = 1 << 20
 """Bytes of the largest structure that is believed; the largest of Linux 6.18, ``cpu_entry_area``, has 241,664."""
@@ -55,6 +55,7 @@ class Remote:
         self._exchange = exchange
         self._unsealing = unsealing
         self._sealed = False
+        self._most = BULK_MAX
 
     def hello(self, symbols: Sequence[str], members: Sequence[str]) -> dict[str, Any]:
         """The agent's facts, see `vmishim.wire.messages.Welcome`.
@@ -68,6 +69,7 @@ class Remote:
         self._sealed = facts.get("kernel_encryption") is True
         if self._sealed and self._unsealing:
             self._unsealing.take(self._exchange)
+            self._most = CHUNK_MAX
         elif self._unsealing and self._unsealing.kernel_key:
             raise LinkError(
                 "the guest's kernel does not encrypt, as the domain's kernel_key wants it to: start its agent with "
@@ -82,7 +84,7 @@ class Remote:
         parts: list[bytes] = []
         done = 0
         while done < count:
-            wanted = min(count - done, BULK_MAX)
+            wanted = min(count - done, self._most)
             if address + done >= 1 << 64:
                 raise FaultError(address + done, b"".join(parts))
             data = self._memory(Read(space, address + done, wanted), Memory).bulk
@@ -139,7 +141,7 @@ class Remote:
             yield chunk
             if not chunk.walk:
                 return
-            short -= len(chunk.bulk) + size <= BULK_MAX
+            short -= len(chunk.bulk) + size <= self._most
             if short < 0:
                 raise LinkError("the agent's chunks are not full, but do not end")
             chunk = self._memory(More(chunk.walk), Chunk)

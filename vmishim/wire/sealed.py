@@ -52,6 +52,8 @@ from vmishim.wire.noise import HandshakeState
 PROLOGUE = b"vmishim kernel key 1"
 """Of an envelope's handshake message; names this construction."""
 BLOCK = 16
+CHUNK_MAX = 1 << 17
+"""Bytes of memory one answer carries at most: milliseconds of work, in which the guest's CPU takes no softirqs."""
 CHALLENGE_SIZE = 16
 HEAD = Struct("<QQ16s16s")
 """``struct sealed`` up to ``report``: counter, length, tag, IV."""
