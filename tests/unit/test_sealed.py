@@ -29,6 +29,7 @@ from vmishim.memory.remote import Remote
 from vmishim.wire import sealed
 from vmishim.wire.keys import KEY_SIZE, PrivateKey, PublicKey, generate
 from vmishim.wire.messages import (
+    AgentError,
     Answer,
     Envelope,
     Failure,
@@ -393,6 +394,15 @@ def test_a_chunk_of_another_walk_by_the_same_plan_is_refused(remote: Remote, ker
 def test_an_agent_started_anew_is_asked_for_its_envelope(remote: Remote, kernel: Kernel) -> None:
     kernel.start()
     assert remote.read(0xFFFF_FFFF_8100_0000, 2) == b"\0\1"
+
+
+def test_a_walk_that_an_agent_lost_is_told_as_one(remote: Remote, kernel: Kernel) -> None:
+    walk = remote.walk(PLAN, [1, 2, 3])
+    next(walk)
+    kernel.start()
+    with pytest.raises(AgentError) as lost:
+        next(walk)
+    assert lost.value.code == "walk"
 
 
 # ---- envelopes -------------------------------------------------------------------------------------------------------

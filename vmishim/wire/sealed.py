@@ -271,7 +271,8 @@ class Unsealing:
         elif isinstance(request, More):
             walk = self._walks.pop(request.walk, None)
             if walk is None:
-                raise LinkError(f"no walk {request.walk} is under way")
+                # As an agent that was started anew says it, so that it is met in the same way.
+                return Failure("walk", f"there is no unfinished walk {request.walk}; begin it again")
             walk.chunks += 1
         asked = questions(challenge, request, walk)
         tags = b"".join(map(opener.tag, asked))
