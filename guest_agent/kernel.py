@@ -22,8 +22,6 @@ _U64 = struct.Struct("<Q")
 _LINKED_TEXT = 0xFFFFFFFF81000000
 """Where x86-64 kernels are linked to run: CONFIG_PHYSICAL_START above __START_KERNEL_map
 (arch/x86/include/asm/page_64_types.h)."""
-PAGE_OFFSETS = {4: 0xFFFF888000000000, 5: 0xFF11000000000000}
-"""The direct map without KASLR, by page-table levels (Documentation/arch/x86/x86_64/mm.rst)."""
 
 
 class Struct:
