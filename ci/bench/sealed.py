@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from ci.bench import report
 from ci.bench.variants import RunningAgent
 from ci.machine import Machine, here, inside
 from ci.vm import image
@@ -28,7 +29,6 @@ from vmishim.errors import LibvmiError
 from vmishim.libvmi import Libvmi
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
-BEGIN, END = "<!-- sealed -->", "<!-- /sealed -->"
 SIZES = (8, 4 << 10, 64 << 10, 1 << 20)
 """Bytes of a read."""
 TASKS = 300
@@ -59,8 +59,7 @@ def main() -> int:
         return 1
     text = "\n\n".join(tables)
     print(text)
-    before, _, rest = options.to.read_text().partition(f"{BEGIN}\n")
-    options.to.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    options.to.write_text(report.marked(options.to.read_text(), "sealed", text))
     return 0
 
 

@@ -175,7 +175,9 @@ def test_a_page_without_marks_is_refused() -> None:
         report.marked("nothing\n", "bench", "")
 
 
-@pytest.mark.parametrize(("page", "name"), [("README.md", "bench"), ("docs/benchmark.md", "fleet")])
+@pytest.mark.parametrize(
+    ("page", "name"), [("README.md", "bench"), ("docs/benchmark.md", "fleet"), ("docs/security.md", "sealed")]
+)
 def test_our_pages_have_the_marks(page: str, name: str) -> None:
     report.marked((ROOT / page).read_text(), name, "")
 
