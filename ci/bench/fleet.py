@@ -83,7 +83,7 @@ class Row:
 
 def main() -> int:
     """Measure, print, write."""
-    options = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    options = argparse.ArgumentParser(prog="python -m ci.bench.fleet", description=(__doc__ or "").split("\n\n")[0])
     options.add_argument("--agents", type=int, default=50, help="(%(default)s)")
     options.add_argument("--workers", type=int, default=2, help="of the cluster, each a process (%(default)s)")
     options.add_argument("--runs", type=int, default=5, help="(%(default)s)")

@@ -317,7 +317,7 @@ def show(figures: Figures) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Boot, soak, print, write. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m ci.soak", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=60.0, help="(%(default)g)")
     parser.add_argument("--seed", default=secrets.token_hex(4), help="decides on what is left to chance")
     parser.add_argument("--kernel", help="a name of ci/kernels.toml (its default)")
