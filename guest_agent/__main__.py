@@ -56,11 +56,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="ENDPOINT",
         help="tcp://ADDRESS:PORT or ipc://PATH (%(default)s)",
     )
-    serve.add_argument("--key", type=Path, default=KEY, help="this agent's private key (%(default)s)")
+    serve.add_argument("--key", type=Path, default=KEY, metavar="FILE", help="this agent's private key (%(default)s)")
     serve.add_argument(
         "--permitted",
         type=Path,
         default=Path("/etc/vmishim/permitted"),
+        metavar="FILE",
         help="public keys of the IDSs that may ask, one a line (%(default)s)",
     )
     serve.add_argument(
@@ -88,10 +89,12 @@ def parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--verbose", "-v", action="store_true", help="log every request")
     keygen = commands.add_parser("keygen", help="make a private key, print the public one")
-    keygen.add_argument("path", type=Path, help="file to make, mode 0600; an existing one is kept")
+    keygen.add_argument("path", type=Path, metavar="PATH", help="file to make, mode 0600; an existing one is kept")
     attest = commands.add_parser("attest", help="save a report of AMD SEV-SNP that vouches for this agent's key")
-    attest.add_argument("path", type=Path, help="file to make: the report, and the certificates that come with it")
-    attest.add_argument("--key", type=Path, default=KEY, help="this agent's private key (%(default)s)")
+    attest.add_argument(
+        "path", type=Path, metavar="FILE", help="file to make: the report, and the certificates that come with it"
+    )
+    attest.add_argument("--key", type=Path, default=KEY, metavar="FILE", help="this agent's private key (%(default)s)")
     commands.add_parser("check", help="load the programs and read this kernel once")
     return whole
 
