@@ -54,7 +54,8 @@ def test_the_wheel_installs_under_our_names_only(wheel: Path) -> None:
     (described,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     assert {name.partition("/")[0] for name in names} == {"vmishim", "guest_agent", described}
     # With compiler and without: an agent is made of these.
-    assert {f"guest_agent/objects/{name}.bpf.o" for name in ("memory", "locate")} <= names
+    assert {f"guest_agent/objects/{name}.bpf.o" for name in ("memory", "locate", "sealed")} <= names
+    assert {f"{described}/licenses/{name}" for name in ("LICENSE", "bpf/LICENSE", "bpf/LICENSE.GPL-2.0")} <= names
 
 
 def test_a_script_runs_by_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
