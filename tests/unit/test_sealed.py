@@ -391,6 +391,16 @@ def test_a_chunk_of_another_walk_by_the_same_plan_is_refused(remote: Remote, ker
         next(walk)
 
 
+def test_a_chunk_of_another_walk_that_has_its_number_is_refused(remote: Remote, kernel: Kernel) -> None:
+    """The agent gives a walk a number that it has given to one that is not over."""
+    walk, other = remote.walk(PLAN, [1, 2, 3]), remote.walk(OTHER_PLAN, [1, 2, 3])
+    next(walk), next(other)
+    with pytest.raises(LinkError, match="not authentic"):
+        next(walk)
+    kernel.chunk = 0
+    assert [row[0] for chunk in other for row in OTHER_PLAN.records(chunk.bulk)] == [0xA1]
+
+
 def test_an_agent_started_anew_is_asked_for_its_envelope(remote: Remote, kernel: Kernel) -> None:
     kernel.start()
     assert remote.read(0xFFFF_FFFF_8100_0000, 2) == b"\0\1"

@@ -11,6 +11,7 @@ holds the two together.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -227,7 +228,9 @@ class Unsealing:
         self.kernel_key = kernel_key
         self._name = ""
         self._opener: Opener | None = None
-        self._walks: OrderedDict[int, WalkAsked] = OrderedDict()
+        # An agent may call two walks by one number, so each has one of our own here: (the agent's, what was asked).
+        self._walks: OrderedDict[int, tuple[int, WalkAsked]] = OrderedDict()
+        self._numbers = itertools.count(1)
 
     def take(self, exchange: Callable[[bytes], bytes]) -> None:
         """Get our envelope.
@@ -269,10 +272,12 @@ class Unsealing:
         if isinstance(request, Walk):
             walk = WalkAsked(request.plan.to_c(), request.bulk)
         elif isinstance(request, More):
-            walk = self._walks.pop(request.walk, None)
-            if walk is None:
+            unfinished = self._walks.pop(request.walk, None)
+            if unfinished is None:
                 # As an agent that was started anew says it, so that it is met in the same way.
                 return Failure("walk", f"there is no unfinished walk {request.walk}; begin it again")
+            number, walk = unfinished
+            request = More(number)
             walk.chunks += 1
         asked = questions(challenge, request, walk)
         tags = b"".join(map(opener.tag, asked))
@@ -294,12 +299,13 @@ class Unsealing:
 
     def _chunk(self, number: int, walk: WalkAsked, opened: Opened, found: Sequence[bytes] = ()) -> Chunk:
         faulted, fault_at, cycles, cycle_at, torn, *head, state = opened.report[:8]
-        if state == _MORE:
-            self._walks[number] = walk
+        ours = next(self._numbers) if state == _MORE else 0
+        if ours:
+            self._walks[ours] = number, walk
             if len(self._walks) > _WALKS_MAX:
                 self._walks.popitem(last=False)
         return Chunk(
-            number if state == _MORE else 0,
+            ours,
             state == _TRUNCATED,
             *(faulted, fault_at, cycles, cycle_at, torn),
             [len(data) for data in found],
