@@ -12,14 +12,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from vmishim.wire.attestation import REPORT_SIZE, report_data
+from vmishim.wire.attestation import CERTIFICATES_MAX, REPORT_SIZE, report_data
 from vmishim.wire.keys import PublicKey
 from vmishim.wire.messages import Evidence
 
 TSM = Path("/sys/kernel/config/tsm/report")
 DEVICE = Path("/dev/sev-guest")
-CERTIFICATES_MAX = 0x4000
-"""Bytes of certificates at most: SEV_FW_BLOB_MAX_SIZE in the kernel, which takes whole pages only."""
 
 
 # include/uapi/linux/sev-guest.h

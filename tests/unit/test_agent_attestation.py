@@ -12,10 +12,10 @@ from pathlib import Path, PosixPath
 import pytest
 
 from guest_agent import attestation
-from guest_agent.attestation import CERTIFICATES_MAX, SNP_GET_EXT_REPORT
+from guest_agent.attestation import SNP_GET_EXT_REPORT
 from tests.authority import SIGNED, authority, chip, evidence, table
 from vmishim.attestation import verify
-from vmishim.wire.attestation import REPORT_SIZE, report_data
+from vmishim.wire.attestation import CERTIFICATES_MAX, REPORT_SIZE, report_data
 from vmishim.wire.keys import generate
 
 KEY = generate().public

@@ -292,6 +292,18 @@ def test_what_is_too_short_is_no_report(size: int) -> None:
         verify(evidence()[:size])
 
 
+def test_more_than_a_guest_can_get_is_not_looked_at() -> None:
+    whole = evidence().ljust(SIZE + 0x4000, b"\0")
+    trusting(whole)
+    with pytest.raises(FormatError, match="certificates of 16385 bytes; a guest gets 16384 at most"):
+        trusting(whole + b"\0")
+
+
+def test_a_long_row_of_beginnings_is_no_hang() -> None:
+    with pytest.raises(ChainError):
+        read(b"-----BEGIN CERTIFICATE-----" * (1 << 16))
+
+
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ChainError, match=r"absent can't be read: No such file"):
         trusting(evidence(), chain=[tmp_path / "absent"])

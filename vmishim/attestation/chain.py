@@ -74,7 +74,7 @@ def fingerprint(certificate: Certificate) -> str:
 
 def read(data: bytes) -> list[Certificate]:
     """Certificates of a file: one in DER, or any number in PEM. :raises ChainError: there is none"""
-    pem = re.findall(b"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", data, re.DOTALL)
+    pem = re.findall(b"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", data)
     try:
         # The library warns of serial numbers of 0, which is what AMD gives to all that it issues to chips, and more.
         with warnings.catch_warnings():

@@ -8,6 +8,9 @@ from vmishim.wire.keys import PublicKey
 
 REPORT_SIZE = 0x4A0
 """Bytes of an ATTESTATION_REPORT of AMD SEV-SNP (document 56860, revision 1.55, section 7.3, table 22)."""
+CERTIFICATES_MAX = 0x4000
+"""Bytes of certificates that come with a report at most: SEV_FW_BLOB_MAX_SIZE in the kernel, which takes whole pages
+only."""
 _LABEL = b"vmishim agent key v1\0"
 
 
