@@ -246,6 +246,8 @@ def leaf(ours: Authority, *arguments: Any, **more: Any) -> dict[str, Any]:
         (lambda ours: strangers(ARK=ours.ark, ASK=ours.ask), ChainError, "SEV-VCEK is not signed by SEV-Test"),
         (lambda ours: sub_authority(ours, authority=False), ChainError, "SEV-VCEK is not signed by SEV-Test"),
         (lambda ours: sub_authority(ours, until=2021), ChainError, "SEV-Test is valid from"),
+        (lambda ours: {"ARK": issue("ARK-Test", ours.ark_key.public_key(), "ARK-Test", ours.ask_key, until=2099)},
+         ChainError, "ARK-Test is not signed by ARK-Test"),
         (lambda ours: leaf(ours, until=2021), ChainError, "SEV-VCEK is valid from"),
         (lambda ours: leaf(ours, provider="cloud"), EndorsementError, "the certificate is a None's"),
         (lambda ours: leaf(ours, chip=None), EndorsementError, "the certificate is a None's"),

@@ -141,6 +141,7 @@ def endorse(
     product = roots.get(fingerprint(root))
     if product is None:
         raise ChainError(f"the certificates lead to {_name(root)}, no root that is trusted: {fingerprint(root)}")
+    _issuer(root, [root])  # the key is AMD's; so must be what else the certificate says, above all until when
     expires = min(map(_expires, (leaf, intermediate, root)))
     for each in (leaf, intermediate, root):
         if not _begins(each) <= now <= _expires(each):
