@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.link import Link
 from vmishim.memory.reader import KERNEL_FLOOR, Extent
+from vmishim.memory.remote import Remote
 from vmishim.target import Target
 from vmishim.wire.injection import EXTENT_HEAD, MAGIC, OUTPUT_HEAD
 from vmishim.wire.messages import (
@@ -146,6 +147,11 @@ class InjectedProgram:
         return f"<InjectedProgram {self.name!r}, {state}>"
 
     def _load(self) -> None:
+        remote: Any = getattr(self._target, "remote", None)
+        if isinstance(remote, Remote) and remote.sealed:
+            raise InjectError(
+                f"{self._target.name} has its kernel encrypt what is read; a program's output would be the agent's word"
+            )
         values = _ask(self._target, Inject(self.name, self._data), Answer, LOAD_TIMEOUT).values
         if len(values) != 1 or type(values[0]) is not int:
             raise LinkError("the agent loaded a program and gave it no number")

@@ -24,7 +24,9 @@ from guest_agent.agent import Agent
 from guest_agent.programs import object_bytes
 from guest_agent.sealed import KEYS_MAX, WALKS_MAX
 from vmishim.errors import LinkError
+from vmishim.inject import InjectError, inject
 from vmishim.kernel.btf import Btf
+from vmishim.link import Link
 from vmishim.memory.remote import Remote
 from vmishim.wire import sealed
 from vmishim.wire.keys import KEY_SIZE, PrivateKey, PublicKey, generate
@@ -413,6 +415,20 @@ def test_a_walk_that_an_agent_lost_is_told_as_one(remote: Remote, kernel: Kernel
     with pytest.raises(AgentError) as lost:
         next(walk)
     assert lost.value.code == "walk"
+
+
+class Lying(Link):
+    """To an agent that takes any program."""
+
+    def exchange(self, message: bytes, timeout: float | None = None) -> bytes:
+        return encode(Answer([1]))
+
+
+def test_the_output_of_a_program_is_not_taken_where_the_kernel_seals(remote: Remote, ids: PrivateKey) -> None:
+    """It would be no more than the agent's word, and known to the read-ahead from then on."""
+    target: Any = SimpleNamespace(name="web", remote=remote, link=Lying("ipc:///nowhere", ids, generate().public))
+    with pytest.raises(InjectError, match="web has its kernel encrypt"):
+        inject(target, b"\x7fELF")
 
 
 # ---- envelopes -------------------------------------------------------------------------------------------------------

@@ -49,12 +49,13 @@ class Remote:
 
     :param exchange: carries a request to the agent and brings its reply (`vmishim.link.Link.exchange`)
     :param unsealing: opens what a kernel sealed that encrypts by itself; one that must, if it names the kernel's key
+    :ivar sealed: whether the kernel does
     """
 
     def __init__(self, exchange: Callable[[bytes], bytes], unsealing: Unsealing | None = None) -> None:
         self._exchange = exchange
         self._unsealing = unsealing
-        self._sealed = False
+        self.sealed = False
         self._most = BULK_MAX
 
     def hello(self, symbols: Sequence[str], members: Sequence[str]) -> dict[str, Any]:
@@ -66,8 +67,8 @@ class Remote:
         facts = expect(self._exchange(encode(request)), Welcome).facts
         _checked(facts.get("symbols"), len(symbols), _is_address)
         _checked(facts.get("members"), len(members), _is_member)
-        self._sealed = facts.get("kernel_encryption") is True
-        if self._sealed and self._unsealing:
+        self.sealed = facts.get("kernel_encryption") is True
+        if self.sealed and self._unsealing:
             self._unsealing.take(self._exchange)
             self._most = CHUNK_MAX
         elif self._unsealing and self._unsealing.kernel_key:
@@ -189,7 +190,7 @@ class Remote:
 
     def _memory(self, request: Asking, kind: type[M]) -> M:
         """The reply to a request that kernel memory answers."""
-        if self._sealed and self._unsealing:
+        if self.sealed and self._unsealing:
             return expected(self._unsealing.ask(self._exchange, request), kind)
         return expect(self._exchange(encode(request)), kind)
 
