@@ -130,7 +130,11 @@ class Agent:
                 inner = decode(bulk[CHALLENGE_SIZE:])
                 if not isinstance(inner, Asking):
                     return Failure("malformed", f"{type(inner).__name__} is nothing to seal the answer of")
-                return self._refusal(inner) or self._sealer.answer(session, key, tags, bulk[:CHALLENGE_SIZE], inner)
+                try:
+                    given = bytes.fromhex(tags)
+                except ValueError:
+                    return Failure("malformed", "tags are hexadecimal")
+                return self._refusal(inner) or self._sealer.answer(session, key, given, bulk[:CHALLENGE_SIZE], inner)
             case Envelope(public):
                 if self._sealer is None:
                     return Failure("kernel-encryption", _NO_SEALER)

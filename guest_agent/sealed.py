@@ -81,7 +81,7 @@ class Sealer:
         """The envelope of an IDS by its public key, both hexadecimal; None if it was not permitted at the start."""
         return self._envelopes.get(public)
 
-    def answer(self, session: bytes, key: str, tags: str, challenge: bytes, request: Asking) -> Message:
+    def answer(self, session: bytes, key: str, tags: bytes, challenge: bytes, request: Asking) -> Message:
         """What the kernel seals in answer to a request, or a `Failure`.
 
         :param session: who asks; a walk can only be continued by the one who began it
@@ -101,11 +101,11 @@ class Sealer:
                 return Failure("walk", f"there is no unfinished walk {number}; begin it again")
             unfinished.walk.chunks += 1
         asked = questions(challenge, request, unfinished.walk if unfinished else None)
-        if len(tags) != 2 * BLOCK * len(asked):
-            return Failure("malformed", f"{len(tags) // 2} bytes of tags for {len(asked)} questions")
+        if len(tags) != BLOCK * len(asked):
+            return Failure("malformed", f"{len(tags)} bytes of tags for {len(asked)} questions")
         answers = []
         for at, covered in enumerate(asked):
-            tag = bytes.fromhex(tags[2 * BLOCK * at : 2 * BLOCK * (at + 1)])
+            tag = tags[BLOCK * at : BLOCK * (at + 1)]
             state = self._run(covered, tag, owner, unfinished.slot if unfinished else 0)
             if state is None:
                 if unfinished and isinstance(request, More):

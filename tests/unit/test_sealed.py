@@ -490,7 +490,8 @@ def test_what_is_out_of_bounds_is_not_sealed_either() -> None:
         refused = decode(agent.answer(b"", encode(Sealing("key", "", bytes(16) + encode(request)))))
         assert isinstance(refused, Failure)
         assert refused.code == code
-    assert isinstance(decode(agent.answer(b"", encode(Sealing("key", "", bytes(16))))), Failure)
+    for tags, bulk in (("", bytes(16)), ("not hexadecimal", bytes(16) + encode(Read(0, 8, 8)))):
+        assert isinstance(decode(agent.answer(b"", encode(Sealing("key", tags, bulk)))), Failure)
 
 
 def test_an_agent_that_reads_in_the_clear_seals_nothing() -> None:
