@@ -260,7 +260,12 @@ class Programs:
         programs, maps = [], []
         at = None
         while at := lib.bpf_object__next_program(whole, at):
-            programs.append((lib.bpf_program__name(at).decode(), lib.bpf_program__section_name(at).decode()))
+            programs.append(
+                (
+                    lib.bpf_program__name(at).decode(errors="replace"),
+                    lib.bpf_program__section_name(at).decode(errors="replace"),
+                )
+            )
         while at := lib.bpf_object__next_map(whole, at):
             maps.append(
                 MapDefinition(

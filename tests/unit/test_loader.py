@@ -10,7 +10,8 @@ import pytest
 
 from guest_agent import loader
 from guest_agent.loader import InjectionError, Loaded, Loader
-from guest_agent.programs import LoadError
+from guest_agent.programs import LoadError, object_bytes
+from vmishim.wire.injection import Bundle, MapDefinition
 
 
 @pytest.fixture
@@ -61,6 +62,20 @@ def test_descriptors_arrive(start: Callable[[], Loader], monkeypatch: pytest.Mon
     loaded.close()
     for descriptor in held:
         os.close(descriptor)
+
+
+def test_names_that_are_no_text_do_not_end_it(start: Callable[[], Loader]) -> None:
+    load = start()
+    renamed = object_bytes("memory").replace(b"\0walk\0", b"\0w\xfflk\0")
+    maps = [MapDefinition.array(name, 1 << 17) for name in ("input", "output", "\ud800")]
+    exits = bytes.fromhex("b700000000000000 9500000000000000")
+    for data, told in (
+        (renamed, "a program 'w\ufffdlk'"),
+        (Bundle(os.uname().release, "GPL", maps, [], exits).pack(), "map .* has no name"),
+        (Bundle(os.uname().release, "\ud800", maps[:2], [], exits).pack(), "its license is no text"),
+    ):
+        with pytest.raises(InjectionError, match=told):
+            load(data)
 
 
 def test_its_death_is_said(start: Callable[[], Loader]) -> None:

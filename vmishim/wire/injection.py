@@ -97,7 +97,9 @@ class Bundle:
             maps = [MapDefinition(*entry) for entry in head["maps"]]
             for definition in maps:
                 name, *sizes, pinned = astuple(definition)
-                if type(name) is not str or not all(type(size) is int and 0 <= size < 1 << 32 for size in sizes):
+                if type(name) is not str or not name.isascii():
+                    raise ValueError(f"map {name!r} has no name")
+                if not all(type(size) is int and 0 <= size < 1 << 32 for size in sizes):
                     raise ValueError(f"map {name!r} has no sizes")
                 if pinned is not False:
                     raise ValueError(f"map {name!r} is pinned")
@@ -107,6 +109,8 @@ class Bundle:
                     raise ValueError(f"a patch names map {number}")
                 if not 0 <= at < len(instructions) // INSTRUCTION - 1 or instructions[at * INSTRUCTION] != LD_IMM64:
                     raise ValueError(f"instruction {at} loads no address of a map")
+            if not str(head["license"]).isascii():
+                raise ValueError("its license is no text")
             return cls(str(head["release"]), str(head["license"]), maps, patches, instructions)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleError(f"this is no bundle of bytecode: {error}") from None
