@@ -12,7 +12,7 @@ test: setup ## check everything: style, types, unit tests, contract tests, tests
 
 kernels: setup ## the tests that depend on the kernel, in a VM of each kernel of ci/kernels.toml
 	@ci/check --kernel all $(addprefix tests/guest/test_, $(addsuffix .py, \
-		agent readahead walks injection sockets ids volatility dump_files isolation freeze))
+		agent readahead walks injection sockets ids volatility dump_files isolation freeze sandbox hooks))
 
 bench: setup ## measure listings of 100, 300 and 1,000 processes, each way to read
 	@$(PYTHON) -m ci.bench
