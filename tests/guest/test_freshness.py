@@ -391,6 +391,25 @@ def test_what_another_list_knows_of_the_head_is_forgotten_in_time(ground: Ground
     assert len(copies(vmi, place.start)) == 6
 
 
+@pytest.mark.parametrize("listings", [0, 2])
+def test_the_first_node_as_another_list_knows_it(ground: Ground, listings: int) -> None:
+    """Two lists through the same links; the other was walked before a process ended. The head brings the list, or comes
+    alone since more looks are expected."""
+    place, nodes = tasks(ground, 6)
+    ground.put(ARRAY, ground.base + nodes[1] + LINK)
+    other = Place("other", ground.base + ARRAY, Step.CHAIN, 0, 0, 16, (Field((), 0, WORD),))
+    vmi = ground.read(place, other)
+    for _ in range(listings):
+        both_ends(vmi, place.start)
+        time.sleep(STALE + 0.2)
+    link = vmi.read_addr_va(other.start, 0)
+    for _ in nodes[2:]:
+        link = vmi.read_addr_va(link, 0)
+    del nodes[2]
+    ground.ring(nodes[0] + LINK, [node + LINK for node in nodes[1:]])
+    assert forward(vmi, place.start) == [ground.base + node + LINK for node in nodes[1:]]
+
+
 def test_a_ring_walked_from_another_node_than_its_head(ground: Ground) -> None:
     """It begins no listing: what is known of it may be as old as anything; but past the head all is of that moment."""
     place, nodes = tasks(ground, 6, Field((), 0, 8))
@@ -721,6 +740,41 @@ def test_a_wider_read_in_a_hold_says_of_each_byte_what_was_said(ground: Ground) 
         assert vmi.read_64_va(ground.base + nodes[0] + LINK + 24, 0) == int.from_bytes(learned[8:], "little")
         assert [vmi.read_va(link - LINK, 0, LINK)[0] for link in links] == wide
     assert vmi.read_64_va(ground.base + nodes[1], 0) == 77
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_head_in_a_hold_has_one_answer(ground: Ground, wide: bool) -> None:
+    """One that sits in a node, and one that stands alone: read by itself, then with what is around it, or before."""
+    place, nodes = tasks(ground, 6)
+    ground.ring(0x40000 + LINK, [0x40080])
+    alone = Place("alone", ground.base + 0x40000 + LINK, Step.RING, 0, 0, 16, (Field((), 0, WORD),))
+    vmi = ground.read(place, alone)
+
+    def heads(wide: bool) -> list[bytes]:
+        reads = [(at - LINK, SIZE, LINK) if wide else (at, 16, 0) for at in (place.start, alone.start)]
+        return [vmi.read_va(at, 0, count)[0][skip : skip + 16] for at, count, skip in reads]
+
+    with pause(vmi):
+        said = heads(wide)
+        add(ground, nodes)
+        ground.ring(0x40000 + LINK, [0x40100])
+        assert [heads(not wide), heads(wide)] == [said, said]
+        assert vmi.read_addr_va(alone.start, 0) == ground.base + 0x40080
+    assert vmi.read_addr_va(alone.start, 0) == ground.base + 0x40100
+
+
+def test_what_comes_along_in_a_hold_changes_no_answer(ground: Ground) -> None:
+    place, _ = tasks(ground, 6)
+    vmi = ground.read(place)
+    wide = ground.base + ARRAY + 8
+    for _ in range(3):
+        forward(vmi, place.start)
+        vmi.read_va(wide, 0, 24)
+    with pause(vmi):
+        assert vmi.read_32_va(wide + 8, 0) == 0
+        ground.put(ARRAY + 8, 5, 5, 5)
+        forward(vmi, place.start)
+        assert vmi.read_va(wide, 0, 24)[0][8:12] == bytes(4)
 
 
 def test_an_array_in_a_hold_has_one_answer(ground: Ground) -> None:

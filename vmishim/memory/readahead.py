@@ -163,20 +163,14 @@ class ReadAhead:
             if listing is None and count > WORD and not text:
                 listing, door = self._copied(address, count)
             if listing is not None:
-                return self._enter(listing, door, address, count)
+                return self._answered(address, self._enter(listing, door, address, count))
             data = self._find(address, count, text)
             if data is not None:
                 return data
             if address < KERNEL_FLOOR:
                 raise FaultError(address)
             data = self._companion(address, count)
-            if data is None:
-                data = self._miss(address, count, text)
-            if self._holding and count <= TAKE_MAX:
-                # What is learned later in the hold is of a later instant: this stays the answer.
-                word = count == WORD
-                self._know({address: int.from_bytes(data, "little")} if word else {}, {} if word else {address: data})
-            return data
+            return self._answered(address, self._miss(address, count, text) if data is None else data)
 
     def hold(self) -> None:
         """From now on everything is as of one hold."""
@@ -283,6 +277,8 @@ class ReadAhead:
             links = {int.from_bytes(data[door - address :][:WORD], "little") for door in doors} - {place.start}
             nodes = [link + place.bias - place.link for link in links]
             listing.edges = tuple((node - place.before, node + place.after) for node in nodes)
+            fields = [node + field.offset for node in nodes for field in listing.fields]
+            self._known.drop(fields, fields)  # another list may know them, of before the look
         listing.expires, listing.peeked = 0.0, True
         return data
 
@@ -316,6 +312,12 @@ class ReadAhead:
         else:
             self._known.drop(listing.empty, ())
         self._publish(listing, words, snapshot.cells)
+        if self._holding:
+            # Here a second look means nothing; and what is read around the head has to agree with the first.
+            self._lay(listing.entrance.words.copy(), listing.entrance.cells.copy())
+        else:
+            # Another list may know them, of before the look.
+            self._known.drop(listing.beyond.words, listing.beyond.cells)
         listing.visitor, listing.passed = threading.get_ident(), -1
         listing.walks += 1
         listing.forgotten = False
@@ -436,11 +438,25 @@ class ReadAhead:
                             other.entrance.update({}, {at: cell})
         self._know(words, cells)
 
+    def _answered(self, address: int, data: bytes) -> bytes:
+        """What is read at an address; within a hold, of each byte what was answered before, and from now on this."""
+        if not self._holding:
+            return data
+        data = self._known.over(address, data)
+        if len(data) == WORD:
+            self._know({address: int.from_bytes(data, "little")}, {})
+        elif len(data) <= TAKE_MAX:
+            self._know({}, {address: data})
+        return data
+
     def _know(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
         """Know these, but for what means something when it is read. Takes out of them what is not to be known."""
         for kept in self._kept():
             words.pop(kept, None)
             cells.pop(kept, None)
+        self._lay(words, cells)
+
+    def _lay(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
         if self._holding:  # what was answered once is the answer
             self._known.prevail(words, cells)
         self._known.update(words, cells)
@@ -483,6 +499,8 @@ class ReadAhead:
         for listing in self.listings.values() if data is None else ():
             if listing.place.is_head_node(address):
                 data = listing.entrance.read(address, count)
+                if data is not None and self._holding:
+                    data = self._known.over(address, data)
         return data
 
     def _move_on(self, listing: Listing) -> None:
@@ -697,10 +715,8 @@ class ReadAhead:
     # ---- single reads ------------------------------------------------------------------------------------------------
 
     def _single(self, address: int, count: int) -> bytes:
-        """Ask the agent; within a hold, ask once for each page, and answer what was answered, so that no two differ."""
-        if self._holding:
-            return self._known.over(address, self._pages.read(address, count))
-        return self._remote.read(address, count)
+        """Ask the agent; within a hold, ask once for each page."""
+        return (self._pages if self._holding else self._remote).read(address, count)
 
     # ---- expiry ------------------------------------------------------------------------------------------------------
 
