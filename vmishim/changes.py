@@ -84,10 +84,12 @@ def findings(now: Sight) -> Iterator[Event]:
 
 def changes(before: Sight, now: Sight) -> Iterator[Event]:
     """What happened from one look to the next: first what is gone, then what is new."""
+    were, are = _names(before), _names(now)
+    hid, hide = set(before.unlisted.values()), set(now.unlisted.values())
     for key, task in before.tasks.items():
         if key not in now.tasks:
             yield Event("-", "process", told(task))
-    yield from (Event("-", "module", name) for name in _names(before) if name not in _names(now))
+    yield from (Event("-", "module", name) for name in were if name not in are)
     for key, socket in before.sockets.items():
         if key not in now.sockets:
             yield Event("-", "socket", told(socket))
@@ -100,9 +102,9 @@ def changes(before: Sight, now: Sight) -> Iterator[Event]:
                 found = "; ".join(filter(None, (BECAME_ROOT, found)))
             if found:
                 yield Event("!", "process", told(task), found)
-    for name in _names(now):
-        found = UNLISTED if name in now.unlisted.values() and name not in before.unlisted.values() else ""
-        if name not in _names(before):
+    for name in are:
+        found = UNLISTED if name in hide and name not in hid else ""
+        if name not in were:
             yield Event("+", "module", name, found)
         elif found:
             yield Event("!", "module", name, found)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +86,22 @@ def test_a_module_that_unlinks_itself_has_not_gone() -> None:
     assert seen(before, now) == [Event("!", "module", "loop", changes.UNLISTED)]
 
 
+def test_each_hidden_module_is_looked_at_a_few_times_only() -> None:
+    """A hostile guest may say that it has 65,536."""
+
+    class Counted(dict[Any, str]):
+        looks = 0
+
+        def values(self) -> Any:
+            for name in super().values():
+                Counted.looks += 1
+                yield name
+
+    hidden = Counted({(f"m{number}", number): f"m{number}" for number in range(500)})
+    assert len(seen(sight(), sight(unlisted=hidden))) == 500
+    assert Counted.looks < 500 * 10
+
+
 def test_who_becomes_root_is_a_finding() -> None:
     (event,) = seen(sight(tasks=(SHELL,)), sight(tasks=(replace(SHELL, uid=0),)))
     assert event == Event("!", "process", "7 sh, uid 0, parent 1", changes.BECAME_ROOT)
@@ -133,6 +152,37 @@ def test_it_goes_on_after_every_failure(watched: tuple[Watch, list[Sight | Libvm
         ["+ process 7 sh, uid 1000, parent 1"],
     ]
     assert made.picture.state.startswith("1 processes, ")
+
+
+def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link makes a new session by itself, and symbols are those of the boot before."""
+    booted = ["first"]
+    link = SimpleNamespace(handshakes=1)
+
+    @contextmanager
+    def target(options: argparse.Namespace) -> Iterator[SimpleNamespace]:
+        link.handshakes += 1
+        yield SimpleNamespace(profile=SimpleNamespace(boot_id=booted[0], release="6.1"), link=link)
+
+    def look(vmi: SimpleNamespace) -> Sight:
+        if vmi.vmi.profile.boot_id == booted[0]:
+            return sight(tasks=(SHELL,))
+        link.handshakes += 1
+        raise LibvmiError("VMI_FAILURE")
+
+    monkeypatch.setattr(watch, "target", target)
+    monkeypatch.setattr(watch, "look", look)
+    monkeypatch.setattr(watch, "Libvmi", SimpleNamespace(over=lambda reached: SimpleNamespace(vmi=reached)))
+    made = Watch(argparse.Namespace(local=False, domain="web-1"))
+    made.open()
+    assert list(made.step()) == []
+    booted[0] = "second"
+    assert [text for *_, text, _ in made.step()] == ["answers again, and was booted anew"]
+    assert list(made.step()) == []
+    assert made.picture.state.startswith("1 processes, ")
+    link.handshakes += 1
+    assert [text for *_, text, _ in made.step()] == ["made a new session: it was restarted, or the road to it broke"]
+    assert list(made.step()) == []
 
 
 def test_the_newest_is_on_top_and_nothing_drives_the_terminal() -> None:

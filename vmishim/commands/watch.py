@@ -96,30 +96,34 @@ class Watch:
     def step(self) -> Iterator[Line]:
         """Look once; gives the events, the newest last."""
         add = self.picture.add
-        back, problem = "", ""
         sight = Sight()
-        try:
-            if self._vmi is None:
-                booted = self._boot
-                self.open()
-                back = "answers again" if self._boot == booted else "answers again, and was booted anew"
-            assert self._vmi is not None
-            sight = look(self._vmi)
-        except LinkError as error:
+        news, back = "", "answers again"
+        for _ in range(2):
+            problem = ""
+            try:
+                if self._vmi is None:
+                    boot = self._boot
+                    self.open()
+                    news = back if self._boot == boot else "answers again, and was booted anew"
+                assert self._vmi is not None
+                sight = look(self._vmi)
+            except LinkError as error:
+                self.close()
+                if not self._silent:
+                    yield add("!", "agent", f"does not answer: {_line(error)}")
+                self._silent = True
+                self.picture.state = "no answer; trying again"
+                return
+            except LibvmiError as error:
+                problem = _line(error)
+            if self._count() <= self._handshakes:
+                break
+            # Perhaps with another boot of the guest, whose kernel is elsewhere: what was seen may be nonsense.
             self.close()
-            if not self._silent:
-                yield add("!", "agent", f"does not answer: {_line(error)}")
-            self._silent = True
-            self.picture.state = "no answer; trying again"
-            return
-        except LibvmiError as error:
-            problem = _line(error)
+            back = "made a new session: it was restarted, or the road to it broke"
         self._silent = False
-        if back:
-            yield add("!", "agent", back)
-        elif self._count() > self._handshakes:
-            yield add("!", "agent", "made a new session: it was restarted, or the road to it broke")
-        self._handshakes = self._count()
+        if news:
+            yield add("!", "agent", news)
         if problem:
             if not self._torn:
                 yield add("!", "guest", f"has lists that can't be read: {problem}")
