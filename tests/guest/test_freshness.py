@@ -683,6 +683,43 @@ def test_nothing_is_too_old_while_another_thread_waits_for_the_agent(ground: Gro
         other.join()
 
 
+@pytest.mark.parametrize("learning", [False, True])
+def test_what_comes_due_while_another_thread_goes_on_waiting(ground: Ground, learning: bool) -> None:
+    """One list is due soon after the wait began, another later; the wait may be for more of that list."""
+    place, nodes = tasks(ground, 6, Field((), 0, 8))
+    ground.ring(0x40000, [0x40080, 0x40100])
+    first = Place("first", ground.base + 0x40000, Step.RING, 0, 0, 16, (Field((), 0, WORD),))
+    vmi = ground.read(place, first)
+    forward(vmi, first.start)
+    time.sleep(STALE / 2)
+    forward(vmi, place.start)
+    vmi.read_32_va(ground.base + nodes[1] + 32, 0)
+    asked = ground.base + (nodes[2] + 32 if learning else ARRAY)
+    ground.road.before = lambda number: time.sleep(2 * STALE)
+    other = threading.Thread(target=lambda: vmi.read_32_va(asked, 0))
+    other.start()
+    ground.put(nodes[3], 77)
+    time.sleep(STALE + 0.2)
+    try:
+        assert vmi.read_64_va(ground.base + nodes[3], 0) == 77
+    finally:
+        ground.road.before = lambda number: None
+        other.join()
+
+
+def test_a_table_that_comes_due_while_it_is_walked_is_all_known(ground: Ground) -> None:
+    place = table(ground, {7: 2})
+    vmi = ground.read(place)
+    sockets(vmi, ground)
+    ground.road.before = lambda number: time.sleep(2 * STALE)
+    vmi.read_addr_va(ground.base + TABLE - 16, 0)
+    ground.road.before = lambda number: None
+    ground.road.requests.clear()
+    for number in range(HEADS):
+        vmi.read_addr_va(ground.base + TABLE + 8 * number, 0)
+    assert not ground.road.requests
+
+
 def test_a_field_learned_of_one_list_makes_none_of_another_older(ground: Ground) -> None:
     """Two lists through the same nodes; the one is listed, then the other, then something is learned of the first."""
     place, nodes = tasks(ground, 6, Field((), 0, 8))

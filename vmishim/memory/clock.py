@@ -49,9 +49,8 @@ class Clock:
             if owner is None:
                 return
             lock = owner.lock
-            if not lock.acquire(timeout=PATIENCE):
+            while not lock.acquire(timeout=PATIENCE):
                 owner.hurry()
-                lock.acquire()
             try:
                 wait = owner.expire()
                 self._running = wait is not None

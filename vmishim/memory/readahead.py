@@ -19,6 +19,7 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from struct import Struct
 from typing import Any
@@ -106,6 +107,8 @@ class Listing:
         """Those that came with the last walk, each until it is read: who reads it again waits for it to change."""
         self.brought_at = 0.0
         self.expires = 0.0
+        self.hurried = 0.0
+        """The `expires` at which a table's empty heads were forgotten while another thread had the lock."""
         self.forgotten = False
         """Whether the snapshot's memory was forgotten since; where its nodes were is not."""
         self.walks = 0
@@ -290,6 +293,7 @@ class ReadAhead:
         if listing.snapshot is not None:  # what a table holds when it is empty stays, and is written over
             self._known.drop(listing.snapshot.words, listing.snapshot.cells)
         before = listing.snapshot if listing.filled and not listing.forgotten else None
+        due = listing.expires
         listing.clear()
         snapshot = Snapshot()
         own, *others = listing.fields.stages
@@ -302,12 +306,16 @@ class ReadAhead:
             self._known.drop(listing.empty, ())
             raise
         listing.snapshot = snapshot
+        listing.expires = time.monotonic() + STALE
         words = snapshot.words
         if listing.filled:
             # At once, or another thread would find a chain empty that is not; and of a large table only those that
             # were not empty before.
             empty = listing.empty
-            words = empty.copy() if before is None else {at: empty[at] for at in empty.keys() & before.words.keys()}
+            if before is None or listing.hurried == due:
+                words = empty.copy()
+            else:
+                words = {at: empty[at] for at in empty.keys() & before.words.keys()}
             words.update(snapshot.words)
         else:
             self._known.drop(listing.empty, ())
@@ -321,7 +329,6 @@ class ReadAhead:
         listing.visitor, listing.passed = threading.get_ident(), -1
         listing.walks += 1
         listing.forgotten = False
-        listing.expires = time.monotonic() + STALE
         if not self._holding:
             self._clock.start(STALE)
         log.debug("walked %s: %d nodes", place.name, len(snapshot.nodes[()]))
@@ -609,8 +616,8 @@ class ReadAhead:
         brought = {next(known for known in listing.fields if known.covers(part)) for part in parts}
         places = tuple((known.path, known.offset) for known in brought)
         ops = tuple((Text if known.text else Take)(0, known.offset, known.size) for known in brought)
-        with self._added(listing, snapshot):
-            self._gather(snapshot, Stage(field.path, ops, places))
+        with self._added(listing, snapshot) as added:
+            self._gather(added, Stage(field.path, ops, places))
         return True
 
     def _learn_rings(self, listing: Listing, snapshot: Snapshot, fields: Sequence[Field]) -> bool:
@@ -619,22 +626,21 @@ class ReadAhead:
         wanted = [Field(root[:-2], root[-2].offset, WORD), *fields]
         if not all(listing.fields.add(field) for field in wanted):
             return False
-        with self._added(listing, snapshot):
-            self._walk_rings(snapshot, next(stage for stage in listing.fields.stages if stage.root == root))
+        with self._added(listing, snapshot) as added:
+            self._walk_rings(added, next(stage for stage in listing.fields.stages if stage.root == root))
         return True
 
     @contextmanager
-    def _added(self, listing: Listing, snapshot: Snapshot) -> Iterator[None]:
-        """Know what is added to a snapshot, and that only: another list's of the rest may be younger by now."""
-        words, cells = snapshot.words, snapshot.cells
-        snapshot.words, snapshot.cells = {}, {}
+    def _added(self, listing: Listing, snapshot: Snapshot) -> Iterator[Snapshot]:
+        """A snapshot to add to. Know what is added, and that only: another list's of the rest may be younger by now."""
+        added = copy(snapshot)
+        added.words, added.cells = {}, {}
         try:
-            yield
-            self._publish(listing, snapshot.words, snapshot.cells)
+            yield added
+            self._publish(listing, added.words, added.cells)
         finally:
-            words.update(snapshot.words)
-            cells.update(snapshot.cells)
-            snapshot.words, snapshot.cells = words, cells
+            snapshot.words.update(added.words)
+            snapshot.cells.update(added.cells)
 
     def _accompany(self, address: int, count: int) -> None:
         """A single read that comes up in one listing after the other comes along with the walk."""
@@ -727,10 +733,13 @@ class ReadAhead:
         now = time.monotonic()
         due = self._run.due(now)
         for listing in list(self.listings.values()):
-            snapshot = listing.snapshot
-            if listing.expires <= now:
+            snapshot, expires = listing.snapshot, listing.expires
+            if expires > now:
+                continue
+            if listing.hurried != expires:  # of a large table this is the most, and never comes again by itself
+                listing.hurried = expires
                 due.append((listing.empty, {}))
-                due += [] if snapshot is None else [(snapshot.words, snapshot.cells)]
+            due += [] if snapshot is None else [(snapshot.words, snapshot.cells)]
         for words, cells in due:
             for at in list(words):
                 self.words.pop(at, None)
