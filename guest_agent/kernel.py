@@ -244,11 +244,11 @@ class _Kallsyms:
             )
 
     def _loaded(self) -> set[bytes]:
-        """Each module's name, state and address (proc(5), modules); without how often it is used, which changes."""
+        """Each module's name, size, state and address (proc(5), modules); without who uses it, which changes."""
         if self._modules_file is None:
             return set()
         self._modules_file.seek(0)
-        return {b" ".join(line.split()[:1] + line.split()[4:6]) for line in self._modules_file.read().splitlines()}
+        return {b" ".join(line.split()[:2] + line.split()[4:6]) for line in self._modules_file.read().splitlines()}
 
     def _read(self, modules: set[bytes]) -> None:
         self._file.seek(0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from pathlib import Path
 from struct import pack
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guest_agent.kernel import _Kallsyms
 from vmishim.kernel.kallsyms import DIGITS, decode
 
 BASE = 0xFFFF_FFFF_A100_0000
@@ -87,6 +89,27 @@ def test_a_cut_image_is_refused(order: str) -> None:
     for start in (at - 200, 4096 + 64):
         with pytest.raises(ValueError, match=r"names|tokens|digits|offsets"):
             decode(memory[start:], at - start)
+
+
+def test_a_module_that_came_back_as_another_build_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may give it the memory that it had, and so the same address."""
+    own = "ffffffff81000000 T _text\nffffffff81000000 T _stext\nffffffff81000040 T start\n"
+    symbols, modules = tmp_path / "kallsyms", tmp_path / "modules"
+
+    def load(size: int, at: str) -> None:
+        symbols.write_text(f"{own}{at} t run\t[some]\n")
+        modules.write_text(f"some {size} 0 - Live 0xffffffffc0000000\n")
+
+    load(16384, "ffffffffc0000010")
+    monkeypatch.setattr("guest_agent.kernel.Path", lambda path: tmp_path / path.rpartition("/")[2])
+    table = _Kallsyms()
+    assert table.address(b"run") == 0xFFFFFFFFC0000010
+    load(20480, "ffffffffc0000020")
+    assert table.address(b"run") == 0xFFFFFFFFC0000020
+    assert [table.name(0xFFFFFFFFC0000000 + at) for at in (0x10, 0x20)] == [None, "run"]
+    assert [table.name(0xFFFFFFFF81000000 + at) for at in (0, 1, 0x40)] == ["_text", None, "start"]
 
 
 def test_a_long_row_of_numbers_is_no_hang() -> None:
