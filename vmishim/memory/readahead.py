@@ -450,10 +450,13 @@ class ReadAhead:
         if not self._holding:
             return data
         data = self._known.over(address, data)
+        # It agrees with all that is known, which may be much: there is no need to compare.
+        if address in self._kept() or len(self.cells.get(address, b"")) >= len(data):
+            return data
         if len(data) == WORD:
-            self._know({address: int.from_bytes(data, "little")}, {})
+            self._known.update({address: int.from_bytes(data, "little")}, {})
         elif len(data) <= TAKE_MAX:
-            self._know({}, {address: data})
+            self._known.update({}, {address: data})
         return data
 
     def _know(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
