@@ -300,7 +300,7 @@ static __always_inline int gather_read(struct desk *d, struct context *c)
 	}
 	if (q->space == 1) {
 		r->address += d->page_offset;
-		if (r->address + r->count < r->address)
+		if (r->address < q->address || r->address + r->count < r->address)
 			return 0; /* beyond the end of the direct map, so no memory */
 	}
 	read_pages(c);
