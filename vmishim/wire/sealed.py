@@ -4,8 +4,8 @@ At its start an agent makes a random root key for each permitted IDS, puts what 
 (``bpf/sealed.bpf.c``), seals it for that IDS by the one-way pattern Noise X (an *envelope*), and forgets it. From then
 on the kernel takes questions that bear an IDS's AES-CMAC (RFC 4493, NIST SP 800-38B), and no others. It answers with
 AES-256-CBC, its IV a counter encrypted under a key that nobody knows, and an AES-CMAC of question and ciphertext:
-encrypt-then-MAC. docs/security.md has the argument. Layouts are those of ``bpf/plan.h``; ``tests/unit/test_sealed.py``
-holds the two together.
+encrypt-then-MAC. docs/security.md has the argument. Layouts are those of ``bpf/plan.h``;
+``tests/unit/test_sealed_frames.py`` holds the two together.
 """
 
 from __future__ import annotations
