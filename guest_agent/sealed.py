@@ -9,7 +9,7 @@ import struct
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guest_agent.kernel import Kernel
@@ -96,10 +96,11 @@ class Sealer:
             number = next(self._numbers)
             unfinished = _Unfinished(session, self._free_slot(), WalkAsked(request.plan.to_c(), request.bulk))
         elif isinstance(request, More):
-            number, unfinished = request.walk, self._walks.get(request.walk)
-            if unfinished is None or unfinished.session != session:
+            number, held = request.walk, self._walks.get(request.walk)
+            if held is None or held.session != session:
                 return Failure("walk", f"there is no unfinished walk {number}; begin it again")
-            unfinished.walk.chunks += 1
+            # As it is once this is answered; refused, it stays as it was.
+            unfinished = replace(held, walk=replace(held.walk, chunks=held.walk.chunks + 1))
         asked = questions(challenge, request, unfinished.walk if unfinished else None)
         if len(tags) != BLOCK * len(asked):
             return Failure("malformed", f"{len(tags)} bytes of tags for {len(asked)} questions")
@@ -108,8 +109,6 @@ class Sealer:
             tag = tags[BLOCK * at : BLOCK * (at + 1)]
             state = self._run(covered, tag, owner, unfinished.slot if unfinished else 0)
             if state is None:
-                if unfinished and isinstance(request, More):
-                    unfinished.walk.chunks -= 1
                 return Failure("kernel-refused", "the kernel does not take this for a question of an IDS's")
             answers.append(self._sealed[: sealed_size(_LENGTH.unpack_from(self._sealed)[1])])
         if unfinished:
