@@ -93,6 +93,9 @@ class Kernel:
         # AMD SEV sets its C-bit in every private entry of a page table, Intel TDX its bit in every shared one.
         for at in filter(None, map(self.symbol, ("sme_me_mask", "cc_mask"))):
             self.encrypted |= _U64.unpack(self.read(at, 8))[0]
+        # What translates is the same for every request; the programs only read it.
+        self._read["page_offset"], self._read["levels"] = self.page_offset, self.levels
+        self._read["encrypted"] = self.encrypted
         # Asked once: a hello is answered by a process that can open files no more.
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._memory_end = self._memory_size()
@@ -176,7 +179,6 @@ class Kernel:
         """
         request = self._read
         request["address"], request["count"], request["dtb"] = address, min(count, 1 << 20), dtb
-        request["page_offset"], request["levels"], request["encrypted"] = self.page_offset, self.levels, self.encrypted
         self._programs.run("read")
         return self._out[: request["done"]]
 
@@ -184,7 +186,6 @@ class Kernel:
         """Translate: (physical address, page size, entries from the root down). A page size of 0: not mapped."""
         request = self._read
         request["address"], request["dtb"] = address, dtb
-        request["page_offset"], request["levels"], request["encrypted"] = self.page_offset, self.levels, self.encrypted
         self._programs.run("lookup")
         return request["physical"], request["page_size"], list(request.words("entry")[: self.levels])
 
