@@ -959,9 +959,14 @@ def test_page_tables_of_an_encrypted_guest(ground: Ground, bit: int, monkeypatch
     for level in range(1, levels + 1):
         ground.put(4096 * level, 4096 * (level + 1) | mask | 0x67)
     ground.put(4096 * (levels + 1) + 8, 77)
+    told = kernel._read
+    before = told["page_offset"], told["encrypted"]
     monkeypatch.setattr(kernel, "page_offset", ground.base)
-    monkeypatch.setattr(kernel, "encrypted", mask)
-    vmi = ground.read()
-    context = AccessContext(TranslateMechanism.PROCESS_DTB, addr=8, dtb=4096 | mask)
-    assert vmi.read_64(context) == 77
-    assert vmi.pagetable_lookup(4096 | mask, 8) == 4096 * (levels + 1) + 8
+    told["page_offset"], told["encrypted"] = ground.base, mask
+    try:
+        vmi = ground.read()
+        context = AccessContext(TranslateMechanism.PROCESS_DTB, addr=8, dtb=4096 | mask)
+        assert vmi.read_64(context) == 77
+        assert vmi.pagetable_lookup(4096 | mask, 8) == 4096 * (levels + 1) + 8
+    finally:
+        told["page_offset"], told["encrypted"] = before
