@@ -174,10 +174,23 @@ def test_records_are_split_into_slots() -> None:
     assert list(plan.records(b"")) == []
 
 
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000])
+def test_columns_are_records_slot_by_slot(count: int) -> None:
+    plan = Plan(0, Step.SELF, (Load(1, 0, 0), Text(1, 0, 5)))
+    data = b"".join(
+        plan.record.pack(number, 0, number // 7, Kind.NODE, ~number & 7, b"text") for number in range(count)
+    )
+    rows = list(plan.records(data))
+    assert len(rows) == count
+    assert plan.columns(data) == [[row[slot] for row in rows] for slot in range(6)]
+
+
 @given(plans(), st.binary(max_size=200))
 def test_bytes_that_are_no_whole_records_are_refused(plan: Plan, data: bytes) -> None:
     if len(data) % plan.record.size:
         with pytest.raises(PlanError, match=str(plan.record.size)):
             plan.records(data)
+        with pytest.raises(PlanError):
+            plan.columns(data)
     else:
         assert len(list(plan.records(data))) == len(data) // plan.record.size

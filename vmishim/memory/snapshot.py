@@ -195,20 +195,19 @@ class Snapshot:
         self._blocks: dict[Column, list[bytes]] = {}
         self._sorted: dict[tuple[Column | Path, int], list[int]] = {}
 
-    def add(self, plan: Plan, stage: Stage, records: bytes) -> list[tuple[int, int, int]]:
+    def add(self, plan: Plan, stage: Stage, records: bytes) -> Iterator[tuple[int, int, int]]:
         """Take in a chunk that ``plan``, made of ``stage``, brought.
 
         :returns: (address or value, head number, kind) of each record
         """
-        columns = list(zip(*plan.records(records), strict=True))
-        if not columns:
-            return []
-        heads = list(zip(columns[0], columns[2], columns[3], strict=True))
+        # Column by column, and hardly a loop in Python: each listing is thousands of these values.
+        columns = plan.columns(records)
+        heads = zip(columns[0], columns[2], columns[3], strict=True)
         if any(columns[3]):
             own = [kind == Kind.NODE for kind in columns[3]]
-            columns = [tuple(compress(column, own)) for column in columns]
-            if not columns[0]:
-                return heads
+            columns = [list(compress(column, own)) for column in columns]
+        if not columns[0]:
+            return heads
         nodes, faults = columns[0], columns[1]
         if plan.step != Step.SELF:
             self.nodes.setdefault(stage.root, []).extend(nodes)
@@ -223,8 +222,8 @@ class Snapshot:
             if some_missing:
                 bit = 1 << number
                 there = [not fault & bit for fault in faults]
-                starts, values = tuple(compress(starts, there)), tuple(compress(values, there))
-            addresses = [start + offset for start in starts] if offset else starts
+                starts, values = list(compress(starts, there)), list(compress(values, there))
+            addresses = list(map(offset.__add__, starts)) if offset else starts
             if isinstance(op, Load) or (isinstance(op, Take) and op.size == WORD):
                 self.words.update(zip(addresses, values, strict=True))
                 self.columns.setdefault((path, offset, WORD), []).extend(values)
@@ -232,7 +231,7 @@ class Snapshot:
                 continue
             if isinstance(op, Text):
                 # The helper ends what it cut with a NUL of its own: the last byte is not memory's.
-                values = tuple(text[: text.find(0) + 1] if 0 in text[:-1] else text[:-1] for text in values)
+                values = [text[: text.find(0) + 1] if 0 in text[:-1] else text[:-1] for text in values]
             elif op.size > WORD and op.size % WORD == 0:
                 self._blocks.setdefault((path, offset, op.size), []).extend(values)
                 self._touch((path, offset, op.size))

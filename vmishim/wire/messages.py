@@ -348,10 +348,12 @@ def encode(message: Message) -> bytes:
     """The bytes of a message."""
     kind = type(message)
     values = [getattr(message, name) for name, _ in _FIELDS[kind]]
-    if kind is Walk:
-        values[0] = values[0].to_json()
-    text = json.dumps(values, separators=(",", ":")).encode()
-    return b"".join((_HEAD.pack(kind.KIND, len(text)), text, message.bulk if _HAS_BULK[kind] else b""))  # type: ignore[attr-defined]
+    plan = values.pop(0) if kind is Walk else None
+    text = json.dumps(values, separators=(",", ":"))
+    if plan is not None:
+        text = f"[{plan.text},{text[1:]}"
+    data = text.encode()
+    return b"".join((_HEAD.pack(kind.KIND, len(data)), data, message.bulk if _HAS_BULK[kind] else b""))  # type: ignore[attr-defined]
 
 
 def decode(data: bytes) -> Message:

@@ -1,17 +1,19 @@
 """Gather plans: what to walk in the guest kernel, and what to bring along, as a value.
 
-A plan says where a walk begins (`Heads`), how it steps from node to node (`Step`), and which memory of each node, and
-of
-what the node points to, comes along (`Load`, `Take`, `Text`). One eBPF interpreter (``bpf/memory.bpf.c``) carries out
-any plan; both sides read the records it writes with `Records`.
+A plan says where a walk begins, how it steps from node to node (`Step`), and which memory of each node, and of what the
+node points to, comes along (`Load`, `Take`, `Text`). One eBPF interpreter (``bpf/memory.bpf.c``) carries out any plan;
+what it writes are records (`Plan.records`).
 """
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 OPS_MAX = 48
@@ -28,6 +30,8 @@ STEPS_MAX = 1 << 23
 """Steps of one run of a walk, each to a head or a node (``bpf_loop``'s own limit)."""
 NODES_MAX = 1 << 24
 """Nodes one walk may visit."""
+_BLOCK = 64
+"""Records that are unpacked in one go."""
 
 
 class Step(IntEnum):
@@ -185,6 +189,11 @@ class Plan:
             self.max_nodes,
         ]
 
+    @cached_property
+    def text(self) -> str:
+        """`to_json` as text, made once: a listing asks by the same plan time and again."""
+        return json.dumps(self.to_json(), separators=(",", ":"))
+
     def to_c(self) -> bytes:
         """The plan as ``struct plan`` of ``bpf/plan.h``."""
         whole = bytearray(_C_PLAN.size + OPS_MAX * _C_OP.size)
@@ -229,6 +238,22 @@ class Plan:
         if len(data) % self.record.size:
             raise PlanError(f"{len(data)} bytes are no whole number of {self.record.size}-byte records")
         return self.record.iter_unpack(data)
+
+    def columns(self, data: bytes) -> list[list[Any]]:
+        """The same, slot by slot: all nodes, all faults, and so on. Takes half the time of `records`.
+
+        :raises PlanError: as `records`
+        """
+        view, size = memoryview(data), _BLOCK * self.record.size
+        whole = len(view) // size * size
+        values = list(chain.from_iterable(self._block.iter_unpack(view[:whole])))
+        values += chain.from_iterable(self.records(view[whole:]))
+        slots = 4 + len(self.ops)
+        return [values[slot::slots] for slot in range(slots)]
+
+    @cached_property
+    def _block(self) -> struct.Struct:
+        return struct.Struct("<" + self.record.format[1:] * _BLOCK)
 
 
 _KINDS: tuple[type[Load] | type[Take] | type[Text], ...] = (Load, Take, Text)
