@@ -112,6 +112,15 @@ class Listing:
         self.forgotten = False
         """Whether the snapshot's memory was forgotten since; where its nodes were is not."""
         self.walks = 0
+        self._plan: Plan | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """What walks the list and brings its own fields; made anew when one was learned."""
+        ops = self.fields.stages[0].ops
+        if self._plan is None or self._plan.ops is not ops:
+            self._plan = self.place.plan(ops)
+        return self._plan
 
     def touches(self, address: int, count: int) -> bool:
         """Whether a read is of what is one step from the head."""
@@ -344,8 +353,7 @@ class ReadAhead:
             )
 
     def _walk_list(self, listing: Listing, snapshot: Snapshot, stage: Stage) -> None:
-        place = listing.place
-        plan = place.plan(stage.ops)
+        place, plan = listing.place, listing.plan
         before = -1
         found: dict[int, bytes] = {}
         reads = [read for read, again in listing.companions.items() if again and read[0] not in self._doors]

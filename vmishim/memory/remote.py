@@ -125,7 +125,8 @@ class Remote:
             at += came
         if at > len(chunk.bulk):
             raise LinkError("the agent's reads are not those asked for")
-        chunk = replace(chunk, bulk=chunk.bulk[at:])
+        if at:
+            chunk = replace(chunk, bulk=chunk.bulk[at:])
         size = plan.record.size
         # A head that holds no node may have a record of its own, so that a caller knows.
         most, records = plan.max_nodes + plan.heads, 0
