@@ -8,6 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import vmishim
 from guest_agent.freezer import FreezeError, Freezer
@@ -57,11 +58,16 @@ WALKS_MAX = 16
 """Unfinished walks kept, of all sessions; the one longest unasked for makes room."""
 READS_MAX, READ_MAX = 64, 4096
 """Single reads that a walk brings along, and bytes of one."""
+REMEMBERED_MAX = 4096
+"""Bytes of the longest request that is remembered, to be understood at once when it comes again."""
 NAMES_MAX = 1024
 """Names one request may ask about: each is a search through the kernel's own list."""
 NOT_ASKED = Evidence("this agent has not asked for a report", b"")
 PHYSICAL = 1
 """`vmishim.memory.reader.PHYSICAL`, which the agent does not carry."""
+
+
+_remembered = lru_cache(64)(decode)
 
 
 @dataclass
@@ -104,7 +110,9 @@ class Agent:
         :param session: who asks; a walk can only be continued by the one who began it
         """
         try:
-            reply = self._answer(session, decode(request))
+            # The same again, listing after listing: most of the work of understanding a plan is done once.
+            message = _remembered(request) if len(request) <= REMEMBERED_MAX else decode(request)
+            reply = self._answer(session, message)
             # Now that what was asked has been read: only then it is known that a freeze has lasted as long.
             self._freezer.renew(session)
             return encode(reply)
