@@ -14,9 +14,10 @@ _LAZY = {
     "AccessContext": "vmishim.libvmi",
     "LibvmiError": "vmishim.errors",
     "LinkError": "vmishim.errors",
+    "RebootedError": "vmishim.errors",
     "FaultError": "vmishim.errors",
 }
-__all__ = ["AccessContext", "FaultError", "Libvmi", "LibvmiError", "LinkError", "__version__"]
+__all__ = ["AccessContext", "FaultError", "Libvmi", "LibvmiError", "LinkError", "RebootedError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

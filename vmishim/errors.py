@@ -2,6 +2,7 @@
 
 ``LibvmiError``      what LibVMI's own bindings raise; every failure a script can meet is one of these
 ``└ LinkError``      the road to the agent failed: a dead peer, a wrong key, a forged or truncated frame
+``  └ RebootedError``  the guest was booted anew: what is known of its kernel is of the boot before
 ``FaultError``       guest memory that cannot be read; becomes ``LibvmiError('VMI_FAILURE')`` in the API class only
 """
 
@@ -19,6 +20,13 @@ class LinkError(LibvmiError):
     """The agent could not be asked, or what came back could not be trusted. Never raised for unreadable memory.
 
     A ``LibvmiError``, so that a script's ``except LibvmiError`` still works. The text says what to do next.
+    """
+
+
+class RebootedError(LinkError):
+    """The guest was booted anew since it was connected to, and its kernel lies elsewhere now: connect again.
+
+    Raised at the first request that reaches the new boot, and at each one after it.
     """
 
 

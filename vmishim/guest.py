@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from vmishim.errors import LinkError
+import vmishim
+from vmishim.errors import LinkError, RebootedError
 from vmishim.kernel.offsets import Offsets
 from vmishim.kernel.remote import RemoteProfile
 from vmishim.link import Link
@@ -17,6 +18,7 @@ from vmishim.memory.readahead import ReadAhead
 from vmishim.memory.reader import Extent, MemoryReader
 from vmishim.memory.remote import Remote
 from vmishim.wire.keys import PrivateKey, PublicKey
+from vmishim.wire.messages import Hello, Welcome, encode, expect
 from vmishim.wire.sealed import Unsealing
 
 if TYPE_CHECKING:
@@ -129,6 +131,16 @@ class Guest:
         self._frozen, self.link.pinned = True, session
 
 
+def _same_boot(name: str, boot_id: str, agent: PublicKey, ask: Callable[[bytes], bytes]) -> None:
+    """A session after the first is with the same boot of the kernel, which has its symbols where they were.
+
+    :raises RebootedError: it is another
+    """
+    facts = expect(ask(encode(Hello(vmishim.__version__, [], []))), Welcome).facts
+    if facts.get("boot_id") != boot_id:
+        raise RebootedError(f"{name!r} was booted anew, and its kernel lies elsewhere now: make a new Libvmi")
+
+
 def connect(
     name: str,
     endpoint: str,
@@ -155,14 +167,16 @@ def connect(
     :raises AttestationError: it does not show that
     :raises LinkError: nothing answers there, it has another key, or ours is not permitted
     """
-    prove = None
+    proofs = []
     if requirements is not None:
         from vmishim.attestation import attest
 
-        prove = partial(attest, requirements)
-    link = Link(endpoint, private, public, timeout, prove)
+        proofs.append(partial(attest, requirements))
+    link = Link(endpoint, private, public, timeout, proofs)
     try:
-        return Guest(name, link, way, offsets, Unsealing(private, kernel_key), freeze)
+        guest = Guest(name, link, way, offsets, Unsealing(private, kernel_key), freeze)
+        link.proofs.append(partial(_same_boot, name, guest.profile.boot_id))
+        return guest
     except BaseException:
         link.close()
         raise

@@ -55,14 +55,15 @@ class Link:
     :param static: this host's key, which the agent must permit
     :param remote: the agent's public key, or several while it is being changed; nobody else can answer
     :param timeout: seconds that an exchange may take, handshake and retry included (kept to within 20 ms)
-    :param prove: called in each new session before it carries anything else, with the agent's key and a function from
-        a request to its reply; what it raises ends the session
+    :param proofs: called in each new session before it carries anything else, one after the other, with the agent's
+        key and a function from a request to its reply; what one raises ends the session
 
     :ivar requests: requests that were answered
     :ivar bytes_sent: bytes of all request frames
     :ivar bytes_received: bytes of all reply frames
     :ivar handshakes: sessions made
     :ivar remote: the agent's public key, of several the one that the last session was made with
+    :ivar proofs: as the parameter; more may be added
     :ivar pinned: number of the handshake whose session requests have to go by, 0 for any: what one session holds at
         the agent, the next does not
 
@@ -75,7 +76,7 @@ class Link:
         static: PrivateKey,
         remote: PublicKey | Sequence[PublicKey],
         timeout: float = 5.0,
-        prove: Prove | None = None,
+        proofs: Sequence[Prove] = (),
     ) -> None:
         _check(endpoint)
         if not timeout > 0:
@@ -86,7 +87,7 @@ class Link:
         self._static = static
         self._remotes = (remote,) if isinstance(remote, PublicKey) else tuple(remote)
         self.remote = self._remotes[0]
-        self._prove = prove
+        self.proofs = [*proofs]
         self._lock = threading.Lock()
         self._line: _Line | None = None
         self._session: Session | None = None
@@ -160,8 +161,8 @@ class Link:
             )
         if self._session is None or self._session.spent:
             session = self._greet(deadline)
-            if self._prove is not None:
-                self._prove(session.remote, lambda request: self._carry(session, request, deadline, share))
+            for prove in self.proofs:
+                prove(session.remote, lambda request: self._carry(session, request, deadline, share))
             self._session = session
         return self._carry(self._session, message, deadline, share)
 

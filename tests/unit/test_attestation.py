@@ -329,7 +329,7 @@ class Answering:
 def attested(agent: Served) -> Link:
     roots = frozenset({authority().root})
     return Link(
-        agent.endpoint, agent.link()._static, AGENT.public, 5.0, partial(attest, replace(REQUIRED, roots=roots))
+        agent.endpoint, agent.link()._static, AGENT.public, 5.0, [partial(attest, replace(REQUIRED, roots=roots))]
     )
 
 

@@ -16,7 +16,7 @@ from vmishim import changes, cli
 from vmishim.changes import Event, Sight
 from vmishim.commands import watch
 from vmishim.commands.watch import Picture, Watch, drawn
-from vmishim.errors import LibvmiError, LinkError
+from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.lists import Module, Socket, Task
 
 SHELL = Task(7, 7, 1, 1000, "sh", "sleeping", 0xFFFF_8880_0000_7000)
@@ -154,7 +154,10 @@ def test_it_goes_on_after_every_failure(watched: tuple[Watch, list[Sight | Libvm
     assert made.picture.state.startswith("1 processes, ")
 
 
-def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [LibvmiError, RebootedError])
+def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(
+    monkeypatch: pytest.MonkeyPatch, kind: type[LibvmiError]
+) -> None:
     """The link makes a new session by itself, and symbols are those of the boot before."""
     booted = ["first"]
     link = SimpleNamespace(handshakes=1)
@@ -168,7 +171,7 @@ def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(monkeypatch: pyt
         if vmi.vmi.profile.boot_id == booted[0]:
             return sight(tasks=(SHELL,))
         link.handshakes += 1
-        raise LibvmiError("VMI_FAILURE")
+        raise kind("...")
 
     monkeypatch.setattr(watch, "target", target)
     monkeypatch.setattr(watch, "look", look)

@@ -19,9 +19,12 @@ import zmq
 
 import ci.hostile.road
 from guest_agent.serve import serve
-from vmishim.errors import LibvmiError, LinkError
+from vmishim.errors import LibvmiError, LinkError, RebootedError
+from vmishim.guest import connect
 from vmishim.link import Link
+from vmishim.memory.reader import KERNEL_FLOOR
 from vmishim.wire.keys import generate
+from vmishim.wire.messages import Hello, Memory, Read, Welcome, decode, encode
 from vmishim.wire.session import REFUSAL, REPLY, REQUEST, VERSION, Reason, RefusedError, Sessions
 
 HOST, AGENT = generate(), generate()
@@ -145,6 +148,40 @@ def test_what_one_session_holds_is_not_taken_for_anothers(tmp_path: Path) -> Non
                 link.exchange(b"3")
         link.pinned = 0
         assert link.exchange(b"4") == b"echo 4"
+
+
+def booted(boot_id: str) -> Callable[[bytes, bytes], bytes]:
+    """What an agent answers that reads a kernel whose every byte is the first character of its boot id."""
+
+    def answer(session_id: bytes, message: bytes) -> bytes:
+        match decode(message):
+            case Hello(_, symbols, members):
+                words = dict.fromkeys(("release", "hostname", "version"), "6.1") | {"boot_id": boot_id}
+                numbers = dict.fromkeys(("page_offset", "kaslr_offset", "memory_size", "vcpus"), 1) | {"levels": 4}
+                nothing = {"symbols": [None] * len(symbols), "members": [None] * len(members)}
+                return encode(Welcome(words | numbers | nothing))
+            case Read(_, _, count):
+                return encode(Memory(boot_id[:1].encode() * count))
+        raise AssertionError(message)
+
+    return answer
+
+
+def test_a_guest_that_was_booted_anew_is_not_read_by_its_old_symbols(tmp_path: Path) -> None:
+    with Served(f"ipc://{tmp_path}/agent", booted("a")) as first:
+        guest = connect("web-1", first.endpoint, HOST, AGENT.public, way="scalar")
+        assert guest.reader.read(KERNEL_FLOOR, 2) == b"aa"
+    with Served(first.endpoint, booted("a")):  # the agent alone was restarted
+        assert guest.reader.read(KERNEL_FLOOR, 2) == b"aa"
+        assert guest.link.handshakes == 2
+    with Served(first.endpoint, booted("b")):
+        for _ in range(2):
+            with pytest.raises(RebootedError, match="'web-1' was booted anew"):
+                guest.reader.read(KERNEL_FLOOR, 2)
+        fresh = connect("web-1", first.endpoint, HOST, AGENT.public, way="scalar")
+        assert fresh.reader.read(KERNEL_FLOOR, 2) == b"bb"
+        fresh.close()
+    guest.close()
 
 
 def test_an_agent_that_starts_late_is_waited_for(tmp_path: Path) -> None:

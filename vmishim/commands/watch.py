@@ -23,7 +23,7 @@ from vmishim.changes import Sight, changes, findings, look
 from vmishim.commands import CommandError
 from vmishim.commands.guests import target
 from vmishim.commands.tables import printable
-from vmishim.errors import LibvmiError, LinkError
+from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.libvmi import Libvmi
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ class Watch:
                     news = back if self._boot == boot else "answers again, and was booted anew"
                 assert self._vmi is not None
                 sight = look(self._vmi)
+            except RebootedError:
+                pass  # it is reached again below
             except LinkError as error:
                 self.close()
                 if not self._silent:
