@@ -240,7 +240,8 @@ class Plan:
         return self.record.iter_unpack(data)
 
     def columns(self, data: bytes) -> list[list[Any]]:
-        """The same, slot by slot: all nodes, all faults, and so on. Takes half the time of `records`.
+        """The same, slot by slot: all nodes, all faults, and so on. Without a tuple for each record, of which thousands
+        take a third more time.
 
         :raises PlanError: as `records`
         """
