@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-import vmishim
 from vmishim.errors import LinkError, RebootedError
 from vmishim.kernel.offsets import Offsets
 from vmishim.kernel.remote import RemoteProfile
@@ -18,7 +17,6 @@ from vmishim.memory.readahead import ReadAhead
 from vmishim.memory.reader import Extent, MemoryReader
 from vmishim.memory.remote import Remote
 from vmishim.wire.keys import PrivateKey, PublicKey
-from vmishim.wire.messages import Hello, Welcome, encode, expect
 from vmishim.wire.sealed import Unsealing
 
 if TYPE_CHECKING:
@@ -136,8 +134,7 @@ def _same_boot(name: str, boot_id: str, agent: PublicKey, ask: Callable[[bytes],
 
     :raises RebootedError: it is another
     """
-    facts = expect(ask(encode(Hello(vmishim.__version__, [], []))), Welcome).facts
-    if facts.get("boot_id") != boot_id:
+    if Remote(ask).hello([], []).get("boot_id") != boot_id:
         raise RebootedError(f"{name!r} was booted anew, and its kernel lies elsewhere now: make a new Libvmi")
 
 
