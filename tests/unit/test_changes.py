@@ -154,6 +154,21 @@ def test_it_goes_on_after_every_failure(watched: tuple[Watch, list[Sight | Libvm
     assert made.picture.state.startswith("1 processes, ")
 
 
+def test_a_guest_that_boots_time_and_again_has_not_lost_all_it_had(
+    watched: tuple[Watch, list[Sight | LibvmiError]],
+) -> None:
+    made, coming = watched
+    again = RebootedError("'web-1' was booted anew")
+    coming += [sight(tasks=(SHELL,)), again, again]
+    assert list(made.step()) == []
+    made._handshakes = 0  # each of these looks makes a session of its own
+    assert [text for *_, text, _ in made.step()] == [
+        "made a new session: it was restarted, or the road to it broke",
+        "has lists that can't be read: 'web-1' was booted anew",
+    ]
+    assert not coming
+
+
 @pytest.mark.parametrize("kind", [LibvmiError, RebootedError])
 def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(
     monkeypatch: pytest.MonkeyPatch, kind: type[LibvmiError]

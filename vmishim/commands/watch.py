@@ -107,8 +107,8 @@ class Watch:
                     news = back if self._boot == boot else "answers again, and was booted anew"
                 assert self._vmi is not None
                 sight = look(self._vmi)
-            except RebootedError:
-                pass  # it is reached again below
+            except RebootedError as error:
+                problem = _line(error)  # unless it can be reached again below
             except LinkError as error:
                 self.close()
                 if not self._silent:
