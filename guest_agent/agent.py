@@ -59,15 +59,13 @@ WALKS_MAX = 16
 READS_MAX, READ_MAX = 64, 4096
 """Single reads that a walk brings along, and bytes of one."""
 REMEMBERED_MAX = 4096
-"""Bytes of the longest request that is remembered, to be understood at once when it comes again."""
+"""Bytes of the longest walk that is remembered, to be understood at once when it comes again."""
 NAMES_MAX = 1024
 """Names one request may ask about: each is a search through the kernel's own list."""
 NOT_ASKED = Evidence("this agent has not asked for a report", b"")
+_WALK = bytes([Walk.KIND])
 PHYSICAL = 1
 """`vmishim.memory.reader.PHYSICAL`, which the agent does not carry."""
-
-
-_remembered = lru_cache(64)(decode)
 
 
 @dataclass
@@ -110,9 +108,7 @@ class Agent:
         :param session: who asks; a walk can only be continued by the one who began it
         """
         try:
-            # The same again, listing after listing: most of the work of understanding a plan is done once.
-            message = _remembered(request) if len(request) <= REMEMBERED_MAX else decode(request)
-            reply = self._answer(session, message)
+            reply = self._answer(session, _understood(request))
             # Now that what was asked has been read: only then it is known that a freeze has lasted as long.
             self._freezer.renew(session)
             return encode(reply)
@@ -135,7 +131,7 @@ class Agent:
             case Sealing(key, tags, bulk):
                 if self._sealer is None:
                     return Failure("kernel-encryption", _NO_SEALER)
-                inner = decode(bulk[CHALLENGE_SIZE:])
+                inner = _understood(bulk[CHALLENGE_SIZE:])
                 if not isinstance(inner, Asking):
                     return Failure("malformed", f"{type(inner).__name__} is nothing to seal the answer of")
                 try:
@@ -264,6 +260,16 @@ class Agent:
             self._sealer.end(session)
         for number in [number for number, walk in self._walks.items() if walk.session == session]:
             del self._walks[number]
+
+
+_remembered = lru_cache(64)(decode)
+
+
+def _understood(data: bytes) -> Message:
+    """A message, as `decode` has it. Walks come again, listing after listing, and their plans take the most time."""
+    if data[:1] == _WALK and len(data) <= REMEMBERED_MAX:
+        return _remembered(data)
+    return decode(data)
 
 
 def _is_read(value: object) -> bool:
