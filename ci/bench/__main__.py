@@ -300,7 +300,7 @@ class _Measured:
         assert isinstance(reader, ReadAhead)
         tasks = next(listing for listing in reader.listings.values() if listing.place.name == "tasks")
         stage = tasks.fields.stages[0]
-        plan = tasks.place.plan(stage.ops)
+        plan = tasks.plan
         request = encode(Walk(plan, [], b""))
         empty = self._median(lambda: guest.remote.symbols([]), runs)
         exchange = self._median(lambda: guest.link.exchange(request), runs)
