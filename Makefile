@@ -5,7 +5,7 @@ help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
 demo: setup ## boot a VM, list its processes by an unchanged LibVMI script, compare the ways to read
-	@$(PYTHON) -m ci.demo
+	@$(PYTHON) -m lab.demo
 
 test: setup ## check everything: style, types, unit tests, contract tests, tests in a booted VM
 	@ci/check
@@ -15,10 +15,10 @@ kernels: setup ## the tests that depend on the kernel, in a VM of each kernel of
 		agent readahead walks injection sockets ids volatility dump_files isolation freeze sandbox hooks))
 
 bench: setup ## measure listings of 100, 300 and 1,000 processes, each way to read
-	@$(PYTHON) -m ci.bench
+	@$(PYTHON) -m bench
 
 soak: setup ## an hour of listings while all in the guest comes and goes, the agent is killed, the network is cut
-	@$(PYTHON) -m ci.soak
+	@$(PYTHON) -m trials.soak
 
 lint: ## style and types only
 	@ci/setup --no-vm

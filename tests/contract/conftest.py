@@ -9,7 +9,7 @@ import pytest
 import scene as scenes
 from genuine import Genuine
 
-from ci.vm.agent import InstalledAgent, install
+from lab.agent import InstalledAgent, install
 from vmishim.libvmi import Libvmi
 
 BACKENDS = ("ramfile", "agent", "genuine")

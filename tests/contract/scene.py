@@ -10,8 +10,8 @@ from pathlib import Path
 from cases import Places
 from genuine import Genuine
 
-from ci.environment import genuine, symbol_map
-from ci.vm.lab import LabVM
+from lab.environment import genuine, symbol_map
+from lab.vm import LabVM
 from vmishim.constants import TranslateMechanism, VMIConfig
 from vmishim.kernel.config import MEMBERS
 from vmishim.libvmi import AccessContext, Libvmi

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from scene import Scene
 
-from ci.vm.agent import InstalledAgent
+from lab.agent import InstalledAgent
 from vmishim.wire.keys import save_private
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ci.vm import image
-from ci.vm.agent import InstalledAgent, install
-from ci.vm.lab import CONTAINERS_SLICE, LabVM
+from lab import image
+from lab.agent import InstalledAgent, install
+from lab.vm import CONTAINERS_SLICE, LabVM
 from tests.guest.ids import Ids
 from vmishim.guest import Guest
 from vmishim.libvmi import Libvmi

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from ci.vm.agent import InstalledAgent
-from ci.vm.lab import LabVM
+from lab.agent import InstalledAgent
+from lab.vm import LabVM
 from tests.guest.ids import Ids
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guest import WAYS, Guest, Way, connect

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ci.vm import modules
-from ci.vm.agent import AGENT, KEYS, InstalledAgent, install
-from ci.vm.lab import LabVM
+from lab import modules
+from lab.agent import AGENT, KEYS, InstalledAgent, install
+from lab.vm import LabVM
 from tests.authority import REPORT, SIGNED, authority, chip, fill, sign, table
 from tests.guest.ids import Ids
 from vmishim.attestation import Requirements, ask, verify

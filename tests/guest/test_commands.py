@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ci.vm.agent import InstalledAgent
-from ci.vm.lab import LabVM
+from lab.agent import InstalledAgent
+from lab.vm import LabVM
 from vmishim import cli
 from vmishim.wire.keys import generate, save_private
 

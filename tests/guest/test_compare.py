@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ci.environment import genuine
-from ci.vm.agent import InstalledAgent
-from ci.vm.lab import LabVM
+from lab.agent import InstalledAgent
+from lab.environment import genuine
+from lab.vm import LabVM
 from vmishim import cli
 from vmishim.wire.keys import save_private
 

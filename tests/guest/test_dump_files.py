@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.vm.lab import LabVM
+from lab.vm import LabVM
 from vmishim import lists
 from vmishim.libvmi import Libvmi
 from vmishim.memory.ramfile import RamFile

@@ -10,8 +10,8 @@ from time import monotonic
 
 import pytest
 
-from ci.vm.agent import AGENT, InstalledAgent
-from ci.vm.lab import CONTAINER_CGROUP, CONTAINERS_SLICE, LabVM
+from lab.agent import AGENT, InstalledAgent
+from lab.vm import CONTAINER_CGROUP, CONTAINERS_SLICE, LabVM
 from tests.guest.ids import Ids
 from vmishim.errors import LinkError
 from vmishim.guest import Guest, Way

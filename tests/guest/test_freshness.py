@@ -18,10 +18,10 @@ from typing import Any, cast
 
 import pytest
 
-from ci import planter
-from ci.planter import Planter
 from guest_agent.agent import Agent
 from guest_agent.kernel import Kernel
+from lab import planter
+from lab.planter import Planter
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guest import Guest, Way
 from vmishim.kernel import remote

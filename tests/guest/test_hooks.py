@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ci.vm.lab import LabVM
+from lab.vm import LabVM
 from tests.guest.ids import Ids
 from tests.guest.test_readahead import learned, same
 from vmishim.guest import Guest

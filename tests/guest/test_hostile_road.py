@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import pytest
 
-from ci.hostile import flood, resident
-from ci.hostile.sockets import Agent, running, sockets
-from ci.vm.agent import InstalledAgent
-from ci.vm.lab import LabVM
+from lab.agent import InstalledAgent
+from lab.vm import LabVM
 from tests.guest.ids import Ids
+from trials.hostile import flood, resident
+from trials.hostile.sockets import Agent, running, sockets
 from vmishim.errors import LinkError
 from vmishim.memory.remote import Remote
 from vmishim.wire.messages import (

@@ -1,4 +1,4 @@
-"""The IDS suite (compat/ids) finds exactly what was planted by the rootkit of ci/vm/rootkit, whatever reads the guest.
+"""The IDS suite (compat/ids) finds exactly what was planted by the rootkit of lab/rootkit, whatever reads the guest.
 
 The genuine bindings are one of the readers, hence a guest without KASLR, which their file driver cannot find.
 """
@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from ci.environment import genuine, symbol_map
-from ci.vm import image
-from ci.vm.agent import install
-from ci.vm.lab import LabVM
-from ci.vm.rootkit import Rootkit
+from lab import image
+from lab.agent import install
+from lab.environment import genuine, symbol_map
+from lab.rootkit import Rootkit
+from lab.vm import LabVM
 from vmishim.kernel.config import MEMBERS
 from vmishim.libvmi import Libvmi
 from vmishim.memory.ramfile import RamFile

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ci.vm import image
-from ci.vm.agent import InstalledAgent, install
-from ci.vm.headers import HeadersError, headers
-from ci.vm.lab import LabVM
+from lab import image
+from lab.agent import InstalledAgent, install
+from lab.headers import HeadersError, headers
+from lab.vm import LabVM
 from tests.guest.ids import Ids
 from vmishim import guest as guests
 from vmishim.guest import Guest

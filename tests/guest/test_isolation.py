@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ci.vm.agent import InstalledAgent
-from ci.vm.lab import CONTAINER_CGROUP, GUEST_PORT, HOST_ADDRESS, LabVM
+from lab.agent import InstalledAgent
+from lab.vm import CONTAINER_CGROUP, GUEST_PORT, HOST_ADDRESS, LabVM
 from tests.guest.ids import Ids
 
 INTRUDER = Path(__file__).with_name("intruder.py")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ci.vm import image
-from ci.vm.lab import CONTAINER_CGROUP, CommandError, LabError, LabVM
+from lab import image
+from lab.vm import CONTAINER_CGROUP, CommandError, LabError, LabVM
 
 
 @pytest.fixture(scope="module", params=list(image.kernels()))
@@ -165,7 +165,7 @@ def test_a_boot_that_fails_says_why() -> None:
 def test_the_vm_dies_with_its_owner(deadly: signal.Signals) -> None:
     script = (
         "import sys, time\n"
-        "from ci.vm.lab import LabVM\n"
+        "from lab.vm import LabVM\n"
         "with LabVM.boot() as vm:\n"
         "    print(vm.pid, vm.folder, flush=True)\n"
         "    sys.stdin.read()\n"

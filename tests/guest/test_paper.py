@@ -1,4 +1,4 @@
-"""What ``python -m ci.bench.paper`` compares with and plants."""
+"""What ``python -m bench.paper`` compares with and plants."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ci.bench import hosts, listings, plant_modules, variants
-from ci.vm.lab import LabVM
+from bench import hosts, plant_modules, variants, workloads
+from lab.vm import LabVM
 from vmishim.libvmi import Libvmi
 
 
@@ -27,7 +27,7 @@ def test_copying_one_by_one_lists_what_was_planted(planted: set[int]) -> None:
     with variants.here(variants.SEQUENTIAL) as agent, Libvmi.over(guest := agent.connect()) as vmi:
         at = hosts.find(guest.profile)
         before = guest.link.requests
-        listed = dict(listings.processes(vmi, at))
+        listed = dict(workloads.processes(vmi, at))
         assert guest.link.requests - before == 1
     assert {pid for pid in planted if listed.get(pid) == "sleep"} == planted
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from ci.vm.agent import InstalledAgent
-from ci.vm.lab import LabVM
+from lab.agent import InstalledAgent
+from lab.vm import LabVM
 from tests.guest.ids import Ids
 from vmishim.guest import Guest
 from vmishim.libvmi import Libvmi

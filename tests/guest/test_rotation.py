@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ci.vm.agent import AGENT, KEYS, InstalledAgent
-from ci.vm.lab import LabVM
+from lab.agent import AGENT, KEYS, InstalledAgent
+from lab.vm import LabVM
 from tests.guest.ids import Ids
 from vmishim.guest import Guest, connect
 from vmishim.libvmi import Libvmi

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ci.vm.agent import AGENT, KEYS, InstalledAgent
-from ci.vm.lab import LabVM
 from guest_agent.loader import PRIVILEGES
+from lab.agent import AGENT, KEYS, InstalledAgent
+from lab.vm import LabVM
 from tests.guest import attempts
 from tests.guest.ids import Ids
 from tests.guest.test_injection import EXAMPLE

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from ci.bench.variants import RunningAgent
-from ci.machine import Machine, here, inside
-from ci.vm.agent import AGENT, KEYS, InstalledAgent
-from ci.vm.lab import CommandError, LabVM
+from bench.machine import Machine, here, inside
+from bench.variants import RunningAgent
+from lab.agent import AGENT, KEYS, InstalledAgent
+from lab.vm import CommandError, LabVM
 from tests.guest.ids import Ids
 from tests.guest.test_walks import Ground, Walks
 from vmishim import cli

@@ -1,10 +1,10 @@
-"""Two minutes of the soak (ci/soak): nothing wrong, nothing lost for good, nothing grown."""
+"""Two minutes of the soak (trials/soak): nothing wrong, nothing lost for good, nothing grown."""
 
 from __future__ import annotations
 
-from ci.soak.__main__ import Soak
-from ci.vm.agent import InstalledAgent
-from ci.vm.lab import LabVM
+from lab.agent import InstalledAgent
+from lab.vm import LabVM
+from trials.soak.__main__ import Soak
 
 
 def test_listings_are_right_while_all_comes_and_goes_and_fails(lab: LabVM, agent: InstalledAgent) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from ci.vm import two
-from ci.vm.two import Two
+from trials import two_vms
+from trials.two_vms import Two
 
 
 @pytest.fixture(scope="module")
 def vms() -> Iterator[Two]:
-    with two.booted() as both:
+    with two_vms.booted() as both:
         yield both
 
 
@@ -25,7 +25,7 @@ def test_the_listing_is_exactly_proc(vms: Two) -> None:
 
 
 def test_a_hostile_host_can_only_make_it_fail(vms: Two) -> None:
-    right, errors, wrong = two.hostile(vms)
+    right, errors, wrong = two_vms.hostile(vms)
     assert wrong == 0
     assert right > 0
     assert errors > 0

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from ci.environment import interpreter
-from ci.vm.agent import InstalledAgent
-from ci.vm.lab import LabVM
+from lab.agent import InstalledAgent
+from lab.environment import interpreter
+from lab.vm import LabVM
 from tests.guest import isf
 from vmishim import lists
 from vmishim.libvmi import Libvmi

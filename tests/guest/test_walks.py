@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from ci import planter
-from ci.planter import Layout, Planter, Stores
-from ci.vm.agent import InstalledAgent
-from ci.vm.lab import LabVM
 from guest_agent.agent import WALKS_MAX
+from lab import planter
+from lab.agent import InstalledAgent
+from lab.planter import Layout, Planter, Stores
+from lab.vm import LabVM
 from vmishim import local
 from vmishim.errors import FaultError
 from vmishim.guest import Guest, connect

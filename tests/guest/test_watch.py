@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from ci.vm.agent import InstalledAgent
-from ci.vm.lab import LabVM
+from lab.agent import InstalledAgent
+from lab.vm import LabVM
 from vmishim.wire.keys import save_private
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from test_link import AGENT, Served
 
-from ci.hostile import every_bit
 from tests.authority import (
     CHIP,
     REPORT,
@@ -31,6 +30,7 @@ from tests.authority import (
     sign,
     table,
 )
+from trials.hostile import every_bit
 from vmishim.attestation import Requirements, attest, verify
 from vmishim.attestation.chain import ROOTS, fingerprint, read, signer
 from vmishim.attestation.errors import (

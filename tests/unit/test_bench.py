@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from ci.bench import plot, report
-from ci.bench.report import Case, Cost, Ground, Part
+from bench import plot, report
+from bench.report import Case, Cost, Ground, Part
 
 SVG = "{http://www.w3.org/2000/svg}"
 ROOT = Path(__file__).parents[2]
@@ -150,7 +150,7 @@ def test_tables_fit_a_terminal_of_100_columns() -> None:
 
 
 def test_the_document_names_what_costs_most_and_what_was_missed() -> None:
-    text = report.document([GROUND], "python -m ci.bench")
+    text = report.document([GROUND], "python -m bench")
     assert "What costs most: the reads (3.00 ms), the walk (1.00 ms)." in text
     assert "Not reached here: batch >= 20x faster than scalar, modules; batch <= 0.1x of native" in text
     assert "Of 2,001 sockets in 8,192 buckets, 0.38 ms are its 6,003 calls" in text
@@ -198,7 +198,7 @@ FLEET = {
 
 
 def test_the_fleet_has_a_paragraph_that_stays() -> None:
-    text = report.document([GROUND], "python -m ci.bench", FLEET)
+    text = report.document([GROUND], "python -m bench", FLEET)
     assert "| threads | - | 50 | 2.00 | 25.0 | 12.0 | 30.0 | 0 | 0 |" in text
     assert "| threads | 5 agents | 50 | 20.0 | 2.25 | - | - | 5 of 5 due | 0 |" in text
     assert report.marked(text, "fleet", report.fleet(FLEET)) == text

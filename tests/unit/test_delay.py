@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from ci.bench.delay import Lane, delayed
+from bench.delay import Lane, delayed
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e6])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.environment import MissingError, genuine, interpreter
+from lab.environment import MissingError, genuine, interpreter
 
 
 def test_what_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Each fuzzed target for a second. Longer: ``python -m ci.fuzz TARGET --time S``."""
+"""Each fuzzed target for a second. Longer: ``python -m trials.fuzz TARGET --time S``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 pytest.importorskip("atheris", reason="atheris has no build for this Python: nothing is fuzzed")
 
-from ci.fuzz.targets import TARGETS
+from trials.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
 
 
 def fuzz(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ci.fuzz", *arguments]
+    command = [sys.executable, "-m", "trials.fuzz", *arguments]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
 

@@ -1,4 +1,4 @@
-"""A hostile host at work: nothing it sends is ever taken for good. Longer: ``python -m ci.hostile``."""
+"""A hostile host at work: nothing it sends is ever taken for good. Longer: ``python -m trials.hostile``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from ci.hostile import Saboteur, Tally, core, every_bit
+from trials.hostile import Saboteur, Tally, core, every_bit
 from vmishim.wire.session import Session
 
 FRAMES = 100_000

@@ -17,7 +17,7 @@ from typing import Self
 import pytest
 import zmq
 
-import ci.hostile.road
+import trials.hostile.road
 from guest_agent.serve import serve
 from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.guest import connect
@@ -78,7 +78,7 @@ class Served:
         return Link(self.endpoint, HOST, AGENT.public, timeout)
 
 
-class Road(ci.hostile.road.Road):
+class Road(trials.hostile.road.Road):
     """A hostile road to an agent: ``meddle`` is given each request frame and the function that asks the agent, and says
     what the host gets: a frame, or None for silence."""
 

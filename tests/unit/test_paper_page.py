@@ -1,4 +1,4 @@
-"""The page and the figure of ``python -m ci.bench.paper``, on figures made up for the purpose."""
+"""The page and the figure of ``python -m bench.paper``, on figures made up for the purpose."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ci.bench import paper, plot, report
-from ci.bench.paper import Distance, Paper, Road
-from ci.bench.report import Case, Cost
+from bench import paper, plot, report
+from bench.paper import Distance, Paper, Road
+from bench.report import Case, Cost
 
 SVG = "{http://www.w3.org/2000/svg}"
 COSTS = {
@@ -61,7 +61,7 @@ def test_the_page_has_every_way_and_marks_what_is_projected() -> None:
     assert "| 300 processes | ~225x | 3.00x | 75.0x | 4.00x | 0.05x |" in text
     assert "| 300 processes | 50.0 | 40.0 | 500 | 6.00 | 75.0 |" in text
     assert "| scalar | 900 | 500 | 600 (635) | ~9,600 (9,545) |" in text
-    assert "`python -m ci.bench.paper`" in text
+    assert "`python -m bench.paper`" in text
     assert "Other work ran" not in text
     assert all(line.endswith("|") for line in text.splitlines() if line.startswith("|"))
 

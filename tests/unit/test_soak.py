@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ci.soak.forwarder import Forwarder
-from ci.soak.truth import Entry, Interval, Truth
+from trials.soak.forwarder import Forwarder
+from trials.soak.truth import Entry, Interval, Truth
 
 STAYS: Entry = ("stays", 1, 0)
 PASSES: Entry = ("passes", 2, 0)

@@ -1,0 +1,510 @@
+"""The table and the figure that earlier work is compared by: its ways to read beside ours, and what distance does.
+
+    python -m bench.paper
+
+One lab VM holds 100, 300 and 1,000 processes, modules and TCP sockets; each way lists them, and so do the genuine
+bindings. Then this machine's lists are read over roads of 10 us to 10 ms. Writes docs/paper.{md,json,svg}; takes some
+minutes, needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import monotonic
+from typing import Any, cast
+
+from rich.console import Console
+
+from bench import delay, hosts, inside, plant_modules, plot, report, variants, workloads
+from bench.report import Case, Cost, Rows
+from lab import image as images
+from lab.agent import InstalledAgent
+from lab.environment import MissingError
+from lab.image import ImageError, say
+from lab.vm import LabError
+from vmishim.errors import LibvmiError
+from vmishim.guest import Guest, Way
+from vmishim.libvmi import Libvmi
+
+ROOT = Path(__file__).parents[1]
+THEIRS = "eBPFmonitor"
+READ: dict[str, Way] = {"scalar": "scalar", THEIRS: "batch", "page": "page", "batch": "batch"}
+"""How each way's memory is asked for. Theirs is kept here as ours is; its agent is another."""
+RUNS = {"scalar": 3, THEIRS: 15, "page": 5, "batch": 15}
+STARTS = 3
+"""Times that a connection, or the genuine bindings, are started."""
+FLUSHED = 4
+"""Listings after each of those that begin with no cache."""
+PATIENCE = 15.0
+"""Seconds of a scalar listing from which on its time is projected by the reads that were done."""
+HURRY = 2.0
+"""The same where there are a hundred thousand reads."""
+ENOUGH = 5.0
+"""Seconds of listing one way after which it is not listed again."""
+TRIES = 5
+"""Times that a listing is begun whose list changed under it."""
+SIZES = (100, 300, 1000)
+ROUND_TRIPS = (10e-6, 30e-6, 100e-6, 300e-6, 1e-3, 3e-3, 10e-3)
+"""Seconds that the roads add."""
+EMPTY = 200
+"""Empty requests that a road is measured by."""
+
+
+@dataclass(frozen=True)
+class Road:
+    """One length of the way to the agent, milliseconds."""
+
+    added: float
+    """What it was made to take."""
+    measured: float
+    """Round trip of an empty request."""
+    costs: dict[str, Cost]
+    """Of a listing, by way."""
+
+
+@dataclass
+class Distance:
+    """One listing over all roads."""
+
+    listing: str
+    size: int
+    reads: int
+    """Calls of the API."""
+    base: dict[str, Cost]
+    """Without a road between: what is beside the round trips."""
+    roads: list[Road] = field(default_factory=list)
+
+    def model(self, way: str, added: float, floor: float) -> float:
+        """Milliseconds that a listing should take: requests x round trip + base."""
+        return self.base[way].requests * (added + floor) + self.base[way].ms
+
+
+@dataclass
+class Paper:
+    """All that was measured."""
+
+    kernel: str
+    where: str
+    here: str
+    machine: str
+    date: str
+    load: float
+    cpus: int
+    direct: float
+    """Milliseconds of an empty request on this machine without a road between ..."""
+    floor: float
+    """... and what a road of no length adds."""
+    cases: list[Case]
+    distances: list[Distance]
+
+
+def main() -> int:
+    """Measure, print, write; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.paper", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--kernel", choices=list(images.kernels()), help="of the lab VM")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for paper.md, .json and .svg")
+    options = parser.parse_args()
+    console = Console(width=110 if not sys.stdout.isatty() else min(110, Console().width), highlight=False)
+    try:
+        paper = _measure(options.kernel)
+    except (ImageError, LabError, LibvmiError, MissingError, RuntimeError) as error:
+        print(f"paper: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    for title, rows in _tables(paper):
+        report.terminal(title, rows, console)
+    options.output.mkdir(exist_ok=True)
+    (options.output / "paper.md").write_text(document(paper))
+    (options.output / "paper.json").write_text(json.dumps(report.rounded(asdict(paper)), indent=1) + "\n")
+    (options.output / "paper.svg").write_text(drawn(paper))
+    return 0
+
+
+def _measure(kernel: str | None) -> Paper:
+    with hosts.lab(kernel) as lab, contextlib.ExitStack() as ends:
+        agents = dict.fromkeys(READ, lab.agent) | {THEIRS: variants.beside(lab.vm, lab.agent, variants.SEQUENTIAL)}
+        measured = _Lab(lab, agents, ends)
+        for name in workloads.LISTINGS:
+            for size in SIZES:
+                measured.list(name, size)
+        release, where = lab.kernel, lab.where
+    port = _free_port()
+    with variants.here(variants.PLAIN, f"tcp://127.0.0.1:{port}") as agent, contextlib.ExitStack() as ends:
+        direct, floor, distances = _over_roads(agent, port, hosts.Here(agent, ends))
+    return Paper(
+        kernel=release,
+        where=where,
+        here=f"Linux {os.uname().release.split('-')[0]}, this machine",
+        machine=report.machine(),
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        load=max(measured.load, os.getloadavg()[0]),
+        cpus=os.cpu_count() or 0,
+        direct=direct,
+        floor=floor,
+        cases=measured.cases,
+        distances=distances,
+    )
+
+
+# ---- one listing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Connected:
+    """A guest by one way, and what the script needs to know of it."""
+
+    way: str
+    guest: Guest
+    vmi: Libvmi
+    at: workloads.Offsets
+
+    @classmethod
+    def to(cls, way: str, agent: InstalledAgent) -> _Connected:
+        guest = agent.connect("paper", READ[way])
+        return cls(way, guest, Libvmi.over(guest), hosts.find(guest.profile))
+
+    def cost(self, name: str, reads: int, check: Callable[[list[Any]], None]) -> Cost:
+        """Of one listing, in the steady state."""
+        link = self.guest.link
+        for _ in range(3 if READ[self.way] == "batch" else 0):  # what this script reads is learned
+            self.once(name, reads)
+        seconds: list[float] = []
+        requests = carried = 0
+        while len(seconds) < RUNS[self.way] and sum(seconds) < ENOUGH:
+            if self.way == "page":
+                self.vmi.pagecache_flush()  # a listing on fresh memory each time, as the others have it
+            before = link.requests, link.bytes_sent + link.bytes_received
+            taken, found, done = self.once(name, reads)
+            requests, carried = link.requests - before[0], link.bytes_sent + link.bytes_received - before[1]
+            if found is None:
+                share = reads / done
+                return Cost([taken * share], round(requests * share), round(carried * share), projected=True)
+            check(found)
+            seconds.append(taken)
+        return Cost(seconds, requests, carried)
+
+    def once(self, name: str, reads: int) -> tuple[float, list[Any] | None, int]:
+        """Seconds, what was found, None if that was not all, and calls made. Again, when the list changed meanwhile."""
+        for left in reversed(range(TRIES)):
+            counting = hosts.Counting(self.vmi, 2 * reads + 1000, HURRY if reads > 100_000 else PATIENCE)
+            # Counting costs a microsecond a call: nothing beside a request for each, much beside one for all.
+            vmi = cast(Libvmi, counting) if self.way == "scalar" else self.vmi
+            begun = monotonic()
+            try:
+                found: list[Any] | None = workloads.LISTINGS[name](vmi, self.at)
+            except hosts.TooLongError:
+                found = None
+            except (hosts.LostError, LibvmiError):
+                if left:
+                    continue
+                raise RuntimeError(f"the {name} changed each of {TRIES} times that {self.way} listed them") from None
+            return monotonic() - begun, found, counting.calls
+        raise AssertionError
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+class _Lab:
+    """The listings of one VM, as they are made."""
+
+    def __init__(self, lab: hosts.Lab, agents: dict[str, InstalledAgent], ends: contextlib.ExitStack) -> None:
+        self._lab, self._agents = lab, agents
+        self._ways = {way: _Connected.to(way, agent) for way, agent in agents.items()}
+        for connected in self._ways.values():
+            ends.callback(connected.vmi.destroy)
+        self._planted: dict[str, set[Any]] = {name: set() for name in workloads.LISTINGS}
+        self.cases: list[Case] = []
+        self.load = 0.0
+
+    def list(self, name: str, size: int) -> None:
+        """Plant until there are so many, and list them each way."""
+        batch = self._ways["batch"]
+        counting = hosts.Counting(batch.vmi)
+        self._plant(name, size - len(workloads.LISTINGS[name](batch.vmi, batch.at)))
+        there = len(workloads.LISTINGS[name](cast(Libvmi, counting), batch.at))
+        costs: dict[str, Cost] = {}
+        for way, connected in self._ways.items():
+            say(f"paper: {there:,} {name}, {way}")
+            costs[way] = connected.cost(name, counting.calls, partial(self._check, name, way))
+        costs["batch, flushed"] = Cost([workloads.flushed(batch.vmi, batch.at, name) for _ in range(FLUSHED)])
+        for way in (THEIRS, "batch"):
+            first = [inside.timed(partial(self._first, way, name))[0] for _ in range(STARTS)]
+            costs[f"{way}, first"] = Cost(first)
+        costs |= self._native(name)
+        self.cases.append(Case(name, there, counting.calls, costs, self._buckets() if name == "sockets" else 0))
+        self.load = max(self.load, os.getloadavg()[0])
+
+    def _plant(self, name: str, count: int) -> None:
+        planted, vm = self._planted[name], self._lab.vm
+        if count <= 0:
+            return
+        say(f"paper: planting {count:,} {name}")
+        if name == "processes":
+            planted |= self._lab.plant_processes(count)
+        elif name == "modules":
+            prefix = f"planted{len(planted)}_"
+            source = Path(plant_modules.__file__).read_text()
+            vm.run("python3", "-c", source, prefix, str(count), timeout=300.0)
+            planted |= {f"{prefix}{number}" for number in range(count)}
+        elif count > 1:
+            port = self._lab.plant_sockets(count // 2)
+            planted |= {(port, end) for end in range(count // 2 * 2)}
+
+    def _check(self, name: str, way: str, found: Sequence[Sequence[Any]]) -> None:
+        """:raises RuntimeError: a listing lacks what was planted"""
+        planted = self._planted[name]
+        if name == "sockets":
+            ports = {port for port, _ in planted}
+            missing = len(planted) - sum(bool(ports & {row[0], row[1]}) for row in found)
+        else:
+            missing = len(planted - {row[0] for row in found})
+        if missing:
+            raise RuntimeError(f"{missing} of the planted {name} are not listed by {way}")
+
+    def _first(self, way: str, name: str) -> None:
+        with Libvmi.over(self._agents[way].connect("first", READ[way])) as vmi:
+            workloads.listed(vmi, self._ways[way].at, name)
+
+    def _native(self, name: str) -> dict[str, Cost]:
+        batch = self._ways["batch"]
+        runs = [self._lab.native(batch.vmi, batch.at, name, 5, flushed=FLUSHED) for _ in range(STARTS)]
+        for run in runs:
+            self._check(name, "native", run["found"])
+        return {
+            "native": Cost([seconds for run in runs for seconds in run["runs"]]),
+            "native, flushed": Cost([seconds for run in runs for seconds in run["flushed"]]),
+            "native, first": Cost([run["first"] for run in runs]),
+        }
+
+    def _buckets(self) -> int:
+        scalar = self._ways["scalar"]
+        return scalar.vmi.read_32_va(scalar.at["tcp_hashinfo"] + scalar.at["inet_hashinfo ehash_mask"], 0) + 1
+
+
+# ---- the figure ------------------------------------------------------------------------------------------------------
+
+
+def _over_roads(agent: InstalledAgent, port: int, host: hosts.Here) -> tuple[float, float, list[Distance]]:
+    """Milliseconds of an empty request, what a road of no length adds to that, and the workloads."""
+    ways = ("scalar", "page", "batch")
+    with _connections(agent, ways) as near:
+        batch = near["batch"]
+        missing = SIZES[1] - len(workloads.LISTINGS["processes"](batch.vmi, batch.at))
+        host.plant_processes(max(missing, 0))
+        direct = _empty(batch.guest)
+        distances = []
+        for name in (name for name in workloads.LISTINGS if workloads.HEADS[name] in batch.at):
+            counting = hosts.Counting(batch.vmi)
+            size = len(workloads.LISTINGS[name](cast(Libvmi, counting), batch.at))
+            base = {}
+            for way in ways:
+                say(f"paper: {size:,} {name} here, {way}")
+                base[way] = near[way].cost(name, counting.calls, lambda found: None)
+            distances.append(Distance(name, size, counting.calls, base))
+    with delay.delayed(port, 0.0) as endpoint, _connections(_at(agent, endpoint), ("batch",)) as over:
+        floor = _empty(over["batch"].guest) - direct
+    for added in ROUND_TRIPS:
+        with delay.delayed(port, added) as endpoint:
+            # One connection after the other, as the road carries them.
+            with _connections(_at(agent, endpoint), ("batch",)) as over:
+                measured = _empty(over["batch"].guest)
+            for distance in distances:
+                distance.roads.append(Road(added * 1e3, measured, {}))
+            for way in ways:
+                with _connections(_at(agent, endpoint), (way,)) as over:
+                    for distance in distances:
+                        say(f"paper: {distance.listing} over a road of {plot.duration(added * 1e3)}, {way}")
+                        cost = over[way].cost(distance.listing, distance.reads, lambda found: None)
+                        distance.roads[-1].costs[way] = cost
+    return direct, floor, distances
+
+
+def _at(agent: InstalledAgent, endpoint: str) -> InstalledAgent:
+    return replace(agent, endpoint=endpoint)
+
+
+@contextlib.contextmanager
+def _connections(agent: InstalledAgent, ways: Sequence[str]) -> Iterator[dict[str, _Connected]]:
+    with contextlib.ExitStack() as ends:
+        made = {way: _Connected.to(way, agent) for way in ways}
+        for connected in made.values():
+            ends.callback(connected.vmi.destroy)
+        yield made
+
+
+def _empty(guest: Guest) -> float:
+    """Milliseconds of a request that asks for nothing."""
+    begun = monotonic()
+    taken: list[float] = []
+    while len(taken) < EMPTY and monotonic() < begun + 1.0:
+        taken.append(inside.timed(lambda: guest.remote.symbols([]))[0])
+    return median(taken) * 1e3
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+TIMES = ("scalar", THEIRS, "page", "batch", "native", "native, flushed")
+FIRST = (f"{THEIRS}, first", "batch, first", "native, first", "batch, flushed", "native, flushed")
+
+
+def _tables(paper: Paper) -> Iterator[tuple[str, Rows]]:
+    yield "Time of a listing, medians", _times(paper.cases, TIMES)
+    ratios = (("scalar", "batch"), (THEIRS, "batch"), ("page", "batch"), ("batch", "native"))
+    yield "The first by the second", _ratios(paper.cases, (*ratios, ("batch", "native, flushed")))
+    yield "The first listing, connection and all, and one after a flush of all caches", _times(paper.cases, FIRST)
+    pairs = ((f"{THEIRS}, first", "batch, first"), ("batch, first", "native, first"))
+    yield "The first by the second, again", _ratios(paper.cases, (*pairs, ("batch, flushed", "native, flushed")))
+    yield "Requests and bytes of a listing", _requests(paper.cases)
+    for distance in paper.distances:
+        yield (
+            f"{distance.size:,} {distance.listing} over a longer road: milliseconds, measured (and by the model)",
+            _roads(paper, distance),
+        )
+
+
+def _times(cases: Sequence[Case], names: Sequence[str]) -> Rows:
+    rows: Rows = [("listing", *(f"{name}\nms" for name in names))]
+    for case in cases:
+        rows.append((case.name, *(_mark(case.costs[name], report.number(case.costs[name].ms)) for name in names)))
+    return rows
+
+
+def _ratios(cases: Sequence[Case], pairs: Sequence[tuple[str, str]]) -> Rows:
+    rows: Rows = [("listing", *("/\n".join(pair) for pair in pairs))]
+    for case in cases:
+        rows.append(
+            (case.name, *(_mark(case.costs[one], report.number(case.times(one, two), "x")) for one, two in pairs))
+        )
+    return rows
+
+
+def _requests(cases: Sequence[Case]) -> Rows:
+    rows: Rows = [("listing", "reads", *(f"{way}\n{what}" for way in READ for what in ("requests", "bytes")))]
+    for case in cases:
+        costs = [case.costs[way] for way in READ]
+        figures = [_mark(cost, text) for cost in costs for text in (f"{cost.requests:,}", report.size(cost.carried))]
+        rows.append((case.name, f"{case.reads:,}", *figures))
+    return rows
+
+
+def _roads(paper: Paper, distance: Distance) -> Rows:
+    names = [f"+ {plot.duration(road.added)}" for road in distance.roads]
+    rows: Rows = [("way", "requests", "base", *names)]
+    for way, base in distance.base.items():
+        cells = []
+        for road in distance.roads:
+            cost = road.costs[way]
+            by_model = report.number(distance.model(way, road.added, paper.floor))
+            cells.append(f"{_mark(cost, report.number(cost.ms))} ({by_model})")
+        rows.append((way, _mark(base, f"{base.requests:,}"), _mark(base, report.number(base.ms)), *cells))
+    return rows
+
+
+def _mark(cost: Cost, text: str) -> str:
+    return f"~{text}" if cost.projected else text
+
+
+def document(paper: Paper) -> str:
+    """docs/paper.md."""
+    tables = [f"### {title}\n\n{report.markdown(rows)}" for title, rows in _tables(paper)]
+    measured = len(tables) - len(paper.distances)
+    parts = [
+        "# Beside earlier work",
+        "Written by `python -m bench.paper`; do not edit.",
+        _METHOD,
+        f"## Linux {paper.kernel}, {paper.where}",
+        " ".join(filter(None, [f"{paper.date}; {paper.machine}.", report.crowded(paper.load, paper.cpus)])),
+        *tables[:measured],
+        f"## The road: {paper.here}",
+        _ROAD.format(direct=paper.direct * 1e3, floor=paper.floor * 1e3),
+        "![Time of a listing over the round-trip time, measured and by the model](paper.svg)",
+        *tables[measured:],
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_METHOD = """\
+[`bench/workloads.py`](../bench/workloads.py), unchanged, lists 100, 300 and 1,000 processes, kernel modules and TCP
+sockets of one VM, in one run, by five ways:
+
+- **scalar**: each read is a request, as SEVmonitor has it.
+- **eBPFmonitor**: an eBPF program collects the addresses of all objects in one run; the agent's user space then copies
+  one object after the other, and sends all of them in one reply, which the IDS's side keeps.
+- **page**: each 4 KiB page is a request, and is kept for the length of the listing.
+- **batch**: ours. The eBPF program that walks the list copies what is wanted, too.
+- **native**: the genuine libvmi 3.7.1 on the VM's memory file, the VM paused, in an environment of its own.
+
+What is modelled of the others is their way to read, as we understand it, and nothing else: not their code, and not
+their transport. All but native run over our link, with its encryption, our Python and our agent. For eBPFmonitor's way
+the agent is changed in one place, [`bench/sequential.py`](../bench/sequential.py): its walk brings addresses
+only, and each object is copied by a run of its own of the program that reads memory, from the first byte that is wanted
+of it to the last. What comes is kept by our read-ahead as it is, which knows the fields that are wanted. Where the
+original does less, it is slower than this; what is left between the two is where the copying is done.
+
+Every way is held to what was planted: a listing that lacks one of the planted objects ends the run. The modules are
+copies of one small module, under names of their own. Each listing is of fresh memory, in the steady state: what an
+unchanged script reads was learned in three listings before. **flushed**: what was kept is forgotten, names too, so that
+the head's is looked up anew, which native does in its symbol map and ours by a request. **first**: from nothing to the
+end of the first listing; for ours with connection, handshake and the kernel's facts, for native with its constructor.
+Times are medians; a time marked ~ was not run to its end: it is that of the reads that were done, by their share of
+all."""
+
+_ROAD = """\
+The lists of this machine, its agent at a TCP port, through a forwarder of our own
+([`bench/delay.py`](../bench/delay.py)) that keeps everything back for half a round trip in each direction. A
+request that asks for nothing takes {direct:.0f} us without it. The forwarder by itself, which wakes and copies once in
+each direction, adds {floor:.0f} us: that is the floor, below which no road can be shorter. The model has nothing fitted
+to it:
+
+    time = requests x (round trip + floor) + base
+
+where the requests are counted and the base is the listing without the forwarder. Lines are the model, dots what was
+measured, rings what was projected."""
+
+
+def drawn(paper: Paper) -> str:
+    """docs/paper.svg."""
+    charts = []
+    for distance in paper.distances:
+        curves = [
+            plot.Curve(
+                way,
+                [(road.added, road.costs[way].ms, not road.costs[way].projected) for road in distance.roads],
+                [(added, distance.model(way, added, paper.floor)) for added in _steps(distance.roads)],
+            )
+            for way in distance.base
+        ]
+        title = (
+            f"Listing {distance.size:,} {distance.listing}, {paper.here}: measured, and requests x round trip + base"
+        )
+        charts.append((title, "round trip that the road adds", curves))
+    return plot.curves(charts)
+
+
+def _steps(roads: Sequence[Road], count: int = 40) -> list[float]:
+    """From the shortest road to the longest, evenly by logarithm."""
+    low, high = roads[0].added, roads[-1].added
+    return [low * (high / low) ** (step / count) for step in range(count + 1)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,498 @@
+"""The measurements as values, and as tables: for the terminal, for docs/benchmark.md, for the README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from textwrap import fill
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench import plot
+
+WAYS = ("scalar", "page", "batch", "native")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One listing, one way to read."""
+
+    seconds: list[float]
+    """Of each run."""
+    requests: int = 0
+    carried: int = 0
+    """Bytes of all frames of one listing, both ways."""
+    projected: bool = False
+    """Not run to its end, which would take long: so many reads times what some of them took."""
+
+    @property
+    def ms(self) -> float:
+        """The median."""
+        return median(self.seconds) * 1e3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One listing of one size, every way to read."""
+
+    listing: str
+    size: int
+    """Tasks, modules or sockets there were."""
+    reads: int
+    """Calls of the API the listing makes."""
+    costs: dict[str, Cost]
+    buckets: int = 0
+    """Of the hash that the sockets are in."""
+
+    @property
+    def name(self) -> str:
+        """What was listed, in full."""
+        where = f" in {self.buckets:,} buckets" if self.buckets else ""
+        return f"{self.size:,} {self.listing}{where}"
+
+    def times(self, numerator: str, denominator: str, *, fastest: bool = False) -> float | None:
+        """How many times longer one way takes than another, by medians or by the fastest run of each."""
+        if numerator not in self.costs or denominator not in self.costs:
+            return None
+        one, other = self.costs[numerator], self.costs[denominator]
+        return min(one.seconds) / min(other.seconds) if fastest else one.ms / other.ms
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that a listing's time goes to."""
+
+    what: str
+    ms: float
+    where: str
+
+
+@dataclass(frozen=True)
+class Ground:
+    """All that was measured of one kernel on one machine."""
+
+    kernel: str
+    where: str
+    """Such as "lab VM (tcg)"."""
+    machine: str
+    date: str
+    cases: list[Case]
+    first: dict[str, float]
+    """Milliseconds from nothing to the end of the first listing of processes, by way."""
+    first_of: int
+    """Processes in that listing."""
+    cached: dict[str, float]
+    """Nanoseconds of a read that needs no request."""
+    parts: list[Part]
+    """Where the time of one batch listing of processes goes."""
+    parts_of: int
+    """Processes in that listing."""
+    emulated: bool = False
+    """Whether the guest's instructions are interpreted by software."""
+    network: str = ""
+    """What is between the two ends."""
+    load: float = 0.0
+    """The highest load average seen meanwhile (proc(5), loadavg): processes that wanted a CPU, ours among them."""
+    cpus: int = 0
+    """Of the machine."""
+    native_of: str = ""
+    """Whose memory native read, where that is not this ground's own."""
+
+
+def beside(ground: Ground, other: Ground, within: float = 0.05) -> Ground:
+    """``ground`` with native's figures of another ground, where it has none: of listings as large, up to ``within``.
+
+    Native runs here either way, and reads a file: what the guest was does not matter to it.
+    """
+    cases = []
+    for case in ground.cases:
+        alike = [
+            theirs
+            for theirs in other.cases
+            if (theirs.listing, theirs.buckets) == (case.listing, case.buckets)
+            and abs(theirs.size - case.size) <= within * case.size
+            and "native" in theirs.costs
+        ]
+        costs = case.costs
+        if alike and "native" not in costs:
+            costs = {**costs, "native": alike[0].costs["native"]}
+        cases.append(replace(case, costs=costs))
+    return replace(ground, cases=cases, native_of=f"Linux {other.kernel}, {other.where}")
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Three digits or so; a dash for none."""
+    if value is None:
+        return "-"
+    digits = 0 if value >= 99.5 else 1 if value >= 9.95 else 2
+    return f"{value:,.{digits}f}{unit}"
+
+
+def size(count: int) -> str:
+    """Bytes, in kB or MB from where that is shorter."""
+    for limit, unit in ((10_000_000, "MB"), (10_000, "kB")):
+        if count >= limit:
+            return f"{count / (1_000_000 if unit == 'MB' else 1_000):,.0f} {unit}"
+    return f"{count:,} B"
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+Rows = list[tuple[str, ...]]
+
+
+def time_rows(cases: Sequence[Case]) -> Rows:
+    """Header, then median milliseconds and ratios of each case."""
+    ratios = (("scalar", "batch"), ("page", "batch"), ("batch", "native"))
+    rows: Rows = [("listing", *(f"{way}\nms" for way in WAYS), *("/\n".join(pair) for pair in ratios))]
+    for case in cases:
+        costs = [_projected(number(case.costs[way].ms), case, way) if way in case.costs else "-" for way in WAYS]
+        rows.append((case.name, *costs, *(_projected(number(case.times(*pair), "x"), case, *pair) for pair in ratios)))
+    return rows
+
+
+def _projected(text: str, case: Case, *ways: str) -> str:
+    """``text``, marked when it rests on a projection."""
+    return f"~{text}" if any(way in case.costs and case.costs[way].projected for way in ways) else text
+
+
+def request_rows(cases: Sequence[Case]) -> Rows:
+    """Header, then reads of each case, and what each way made of them."""
+    ways = WAYS[:-1]
+    rows: Rows = [("listing", "reads", *(f"{way}\n{what}" for way in ways for what in ("requests", "bytes")))]
+    for case in cases:
+        figures = [
+            text
+            for way in ways
+            for cost in [case.costs.get(way)]
+            for text in ((f"{cost.requests:,}", size(cost.carried)) if cost else ("-", "-"))
+        ]
+        rows.append((case.name, f"{case.reads:,}", *figures))
+    return rows
+
+
+def start_rows(ground: Ground) -> Rows:
+    """Header, then what a first listing and a cached read cost, by way."""
+    rows: Rows = [("", *(way for way in WAYS if way in ground.first))]
+    ways = rows[0][1:]
+    rows.append(
+        (f"connect, and list {ground.first_of:,} processes, ms", *(number(ground.first.get(way)) for way in ways))
+    )
+    rows.append(("a read that needs no request, ns", *(number(ground.cached.get(way)) for way in ways)))
+    return rows
+
+
+def part_rows(ground: Ground) -> Rows:
+    """Header, then where a batch listing's time goes, the most costly first."""
+    whole = sum(part.ms for part in ground.parts)
+    rows: Rows = [("part", "where", "ms", "share")]
+    for part in sorted(ground.parts, key=lambda part: -part.ms):
+        rows.append((part.what, part.where, number(part.ms), f"{part.ms / whole:.0%}"))
+    rows.append(("all of it", "", number(whole), "100%"))
+    return rows
+
+
+def terminal(title: str, rows: Rows, console: Console) -> None:
+    """Print a table."""
+    console.print(f"\n[bold]{title}[/bold]\n")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for column, (name, cells) in enumerate(zip(rows[0], zip(*rows[1:], strict=True), strict=True)):
+        left = not column or not any(any(map(str.isdigit, cell)) for cell in cells)
+        table.add_column(name, justify="left" if left else "right", no_wrap=not column)
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+
+
+def markdown(rows: Rows) -> str:
+    """A table in Markdown; its first column is text, the others figures, but for columns without a digit."""
+    columns = list(zip(*rows[1:], strict=True))
+    text = [not at or not any(any(map(str.isdigit, cell)) for cell in cells) for at, cells in enumerate(columns)]
+    header = " | ".join(name.replace("/\n", "/").replace("\n", ", ") for name in rows[0])
+    lines = [f"| {header} |", f"|{'|'.join('---' if left else '---:' for left in text)}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows[1:])])
+
+
+# ---- goals -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was to be reached, and whether it is."""
+
+    what: str
+    reached: bool
+    figures: str
+    """The least and the greatest ratio by medians ..."""
+    fastest: str = ""
+    """... and by the fastest runs."""
+
+
+def goals(ground: Ground) -> list[Goal]:
+    """Each goal that this ground's figures can tell."""
+    largest = max((case.buckets for case in ground.cases), default=0)
+    tasks = [case for case in ground.cases if case.listing == "processes" and case.size >= 290]
+    modules = [case for case in ground.cases if case.listing == "modules"]
+    sockets = [case for case in ground.cases if case.listing == "sockets"]
+    full = [case for case in sockets if case.buckets == largest >= 1 << 18]
+    asked = (
+        ("batch >= 20x faster than scalar, 300 processes and more", tasks, "scalar", "batch", 20.0, True),
+        ("batch >= 20x faster than scalar, modules", modules, "scalar", "batch", 20.0, True),
+        ("batch >= 20x faster than scalar, TCP hash", sockets, "scalar", "batch", 20.0, True),
+        ("batch faster than page, all listings", ground.cases, "page", "batch", 1.0, True),
+        ("batch <= 0.5x of native, 300 processes and more", tasks, "batch", "native", 0.5, False),
+        ("batch <= 0.1x of native, full-size TCP hash", full, "batch", "native", 0.1, False),
+    )
+    found = []
+    for what, cases, numerator, denominator, bound, least in asked:
+        ratios = [ratio for case in cases if (ratio := case.times(numerator, denominator)) is not None]
+        if not ratios:
+            continue
+        reached = min(ratios) >= bound if least else max(ratios) <= bound
+        best = [ratio for case in cases if (ratio := case.times(numerator, denominator, fastest=True)) is not None]
+        found.append(Goal(what, reached, _range(ratios), _range(best)))
+    read = ground.cached.get("batch")
+    if read is not None:
+        found.append(Goal("a cached read costs <= 300 ns", read <= 300, f"{read:,.0f} ns"))
+    return found
+
+
+def _range(values: Sequence[float], unit: str = "x") -> str:
+    return " to ".join(dict.fromkeys((number(min(values), unit), number(max(values), unit))))
+
+
+def goal_rows(ground: Ground) -> Rows:
+    """Header, then each goal."""
+    rows: Rows = [("goal", "reached", "measured", "fastest runs")]
+    rows += [(goal.what, "yes" if goal.reached else "no", goal.figures, goal.fastest) for goal in goals(ground)]
+    return rows
+
+
+# ---- documents -------------------------------------------------------------------------------------------------------
+
+
+def show(ground: Ground, console: Console) -> None:
+    """Print everything."""
+    console.rule(f"Linux {ground.kernel}, {ground.where}")
+    for title, rows in _tables(ground):
+        terminal(title, rows, console)
+    console.print(f"\n{ground.machine}; {ground.network}.")
+    if busy(ground):
+        console.print(busy(ground))
+    if ground.native_of:
+        console.print(f"Native's figures are those of {ground.native_of}: listings of the same size.")
+
+
+def busy(ground: Ground) -> str:
+    """A warning when other work took the machine's time from what was measured; empty when none did."""
+    return crowded(ground.load, ground.cpus)
+
+
+def crowded(load: float, cpus: int) -> str:
+    """The same of a load average and the machine's number of CPUs."""
+    # Ours are two at most: the IDS and QEMU, or the IDS and the agent.
+    if load <= max(cpus, 2) * 1.5:
+        return ""
+    return (
+        f"Other work ran on this machine meanwhile: a load of up to {load:.0f} on {cpus} CPUs. Medians "
+        "are longer than on a quiet machine, ratios off by as much as the load changed; the fastest runs suffer least."
+    )
+
+
+def _tables(ground: Ground) -> Iterator[tuple[str, Rows]]:
+    yield "Time of a listing, medians", time_rows(ground.cases)
+    yield "Requests and bytes of a listing", request_rows(ground.cases)
+    yield "The first listing, and a cached read", start_rows(ground)
+    if ground.parts:
+        yield f"Where a batch listing of {ground.parts_of:,} processes spends its time", part_rows(ground)
+    yield "Goals", goal_rows(ground)
+
+
+def document(grounds: Sequence[Ground], command: str, of_fleet: dict[str, Any] | None = None) -> str:
+    """docs/benchmark.md; ``of_fleet`` is what docs/fleet.json holds."""
+    out = [
+        "# Benchmark",
+        "",
+        f"Written by `{command}`; do not edit.",
+        "",
+        _METHOD,
+        "",
+        "![Time of a listing, each way to read](benchmark.svg)",
+    ]
+    for ground in grounds:
+        out += ["", f"## Linux {ground.kernel}, {ground.where}", ""]
+        out += [f"{ground.date}; {ground.machine}; {ground.network}."]
+        if busy(ground):
+            out += ["", busy(ground)]
+        if ground.native_of:
+            out += ["", f"Native's figures are those of {ground.native_of}, above: listings of the same size."]
+        if ground.emulated:
+            out += ["", _EMULATED]
+        for title, rows in _tables(ground):
+            out += ["", f"### {title}", "", markdown(rows)]
+        costs = sorted(ground.parts, key=lambda part: -part.ms)[:3]
+        if costs:
+            out += ["", f"What costs most: {', '.join(f'{part.what} ({number(part.ms)} ms)' for part in costs)}."]
+        missed = [goal.what for goal in goals(ground) if not goal.reached]
+        if missed:
+            out += ["", f"Not reached here: {'; '.join(missed)}.", "", _bound(ground)]
+    first, last = _marks("fleet")
+    out += ["", first, *([fleet(of_fleet)] if of_fleet else []), last]
+    return "\n".join([*out, ""])
+
+
+_METHOD = """\
+The measured code is one file, [`bench/workloads.py`](../bench/workloads.py): three listings as LibVMI's users write
+them, a read at a time. The genuine bindings' interpreter runs it on the memory file of the VM, vmishim runs it through
+the agent in that VM, in the same run:
+
+- **scalar**: each read is a request, as SEVmonitor has it.
+- **page**: each 4 KiB page is a request, and is kept for the length of the listing, as 00SEVen and MemProcFS do.
+- **batch**: a list's head makes the agent walk the list in the guest's kernel. Listing after listing, as an IDS makes
+  them, each on a snapshot of its own; what was learned in the first three comes along.
+- **native**: the genuine libvmi 3.7.1 on the VM's memory, the VM paused and LibVMI's caches warm. No agent, no
+  encryption, no confidential VM: the yardstick.
+
+Times are medians of one run; machines differ, and so do runs, ratios less than times. A ratio is the first way's time
+by the second's: scalar/batch says how many times faster batch is, batch/native what it costs beside native. Planted
+processes and sockets are checked to be in every listing that is measured, whichever way it was read. A time marked ~ is
+projected: that listing would take many minutes, so it is its number of reads times what the first of them took."""
+
+_EMULATED = """\
+The VM runs under software emulation (TCG): the agent's Python, its cryptography and the kernel's walk are interpreted,
+several times slower than on hardware, and every request crosses QEMU's user-mode network stack. Native has no part in
+that, it reads a file on this machine. So ratios to native are worse here than they would be under KVM; scalar pays the
+emulated round trip for each read, so ratios to scalar are better."""
+
+
+def _bound(ground: Ground) -> str:
+    """Why no batch is faster."""
+    text = (
+        "What bounds it: a batch listing is one round trip to the agent, the walk, what it brought unpacked into "
+        "Python's dictionaries, and the script's own reads, each a call in Python."
+    )
+    most = max(ground.cases, key=lambda case: case.reads)
+    calls = most.reads * ground.cached.get("batch", 0.0) / 1e6
+    if calls:
+        text += f" Of {most.name}, {number(calls)} ms are its {most.reads:,} calls, which no walk can save"
+        text += f": {number(calls / most.costs['native'].ms, 'x')} of native." if "native" in most.costs else "."
+    return text
+
+
+def plotted(grounds: Sequence[Ground]) -> str:
+    """docs/benchmark.svg."""
+    return plot.bars(
+        [
+            (
+                f"Time of a listing by an unchanged script, Linux {ground.kernel}, {ground.where}",
+                [
+                    (
+                        f"{case.size:,} {case.listing}" + (f"\n{case.buckets:,} buckets" if case.buckets else ""),
+                        {way: cost.ms for way, cost in case.costs.items()},
+                    )
+                    for case in ground.cases
+                ],
+            )
+            for ground in grounds
+        ]
+    )
+
+
+def quote(grounds: Sequence[Ground]) -> str:
+    """What the README says of it."""
+    out = []
+    for ground in grounds:
+        out += [f"Linux {ground.kernel}, {ground.where}:", "", markdown(time_rows(ground.cases)), ""]
+    emulated = "The VM is emulated in software, agent and all. " if any(ground.emulated for ground in grounds) else ""
+    out += [
+        f"Medians of one run; {grounds[0].machine}{', busy' * any(map(busy, grounds))}. {emulated}"
+        "[docs/benchmark.md](docs/benchmark.md) has requests, bytes, where the time goes, how it was measured, and "
+        "which goals were not reached.",
+        "",
+        "![Time of a listing, each way to read](docs/benchmark.svg)",
+    ]
+    return "\n".join(out)
+
+
+def marked(page: str, name: str, text: str) -> str:
+    """A page with ``text`` between the marks of that name, ``<!-- name -->`` and ``<!-- /name -->``.
+
+    :raises ValueError: it has none
+    """
+    first, last = _marks(name)
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
+    if not begin or not end:
+        raise ValueError(f"the page has no {first} ... {last}")
+    return f"{before}{first}\n{text}\n{last}{after}"
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
+# ---- a fleet ---------------------------------------------------------------------------------------------------------
+
+
+def fleet_rows(result: dict[str, Any]) -> Rows:
+    """Header, then each way of asking; ``result`` is what docs/fleet.json holds."""
+    rows: Rows = [
+        ("asked by", "killed", "listings", "s", "listings/s", "CPU, asking\nms", "CPU, agent\nms", "failed", "wrong")
+    ]
+    for row in result["rows"]:
+        failed = f"{row['failed']} of {row['lost']} due" if row["lost"] else f"{row['failed']}"
+        figures = (row["seconds"], row["rate"], row["asking_ms"], row["agent_ms"])
+        cells = (f"{row['listings']:,}", *map(number, figures), failed, f"{row['wrong']}")
+        rows.append((row["name"], row["killed"] or "-", *cells))
+    return rows
+
+
+def fleet(result: dict[str, Any]) -> str:
+    """The paragraph of docs/benchmark.md; ``result`` is what docs/fleet.json holds."""
+    rows = result["rows"]
+    asking = [row["asking_ms"] for row in rows if row["asking_ms"] is not None]
+    agent = [row["agent_ms"] for row in rows if row["agent_ms"] is not None]
+    text = f"""
+        Written by `python -m bench.fleet`: {result["agents"]} agents of one machine, each listed anew: connection,
+        handshake, the kernel's facts, one list (`{result["list"]}`). {result["machine"]}; load {result["load"]}.
+        Medians of {result["runs"]} runs. All agents share its processors with those who ask, so listings a second are
+        what both sides cost together. Told apart, a listing takes {_range(asking, " ms")} of processor time on the
+        asking side, which bounds what a machine can ask for when the agents are elsewhere, and {_range(agent, " ms")}
+        in the guest. A worker was killed amidst the asking: its guests are asked again by another. Agents were killed
+        before it: their listings fail once their time is up, and all others had come after the seconds given."""
+    text = " ".join(text.split())
+    return "\n\n".join(["## A fleet", fill(text, 120, break_on_hyphens=False), markdown(fleet_rows(result))])
+
+
+def as_json(ground: Ground) -> dict[str, Any]:
+    """Everything, times in seconds to the microsecond."""
+    return {name: rounded(value) for name, value in asdict(ground).items()}
+
+
+def rounded(value: Any) -> Any:
+    """A record's floats to six digits."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return value
+
+
+def machine() -> str:
+    """This machine's processor and interpreter."""
+    import os
+    import platform
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "unknown processor")
+    return f"{model}, {os.cpu_count()} CPUs, Python {platform.python_version()}"

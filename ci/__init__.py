@@ -1,1 +1,0 @@
-"""Checks of the project and the machines they run on."""

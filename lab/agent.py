@@ -1,0 +1,68 @@
+"""Put the agent into a lab VM: the one file, its keys, its unit, as an administrator would."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from guest_agent.bundle import bundle
+from lab.vm import LabVM
+from vmishim.guest import Guest, Way, connect
+from vmishim.wire.keys import PrivateKey, PublicKey, generate, save_private
+
+UNIT = Path(__file__).parents[1] / "guest_agent" / "vmishim-agent.service"
+AGENT = "/usr/lib/vmishim/agent.pyz"
+KEYS = "/etc/vmishim"
+
+
+@dataclass(frozen=True)
+class InstalledAgent:
+    """An agent that runs in a lab VM, and the key it permits."""
+
+    endpoint: str
+    private: PrivateKey
+    """Ours."""
+    public: PublicKey
+    """The agent's."""
+    kernel: PublicKey
+    """Its kernel's, in ``/etc/vmishim/kernel.key``, if it is started with ``--kernel-key``."""
+
+    def connect(
+        self,
+        name: str = "lab",
+        way: Way = "batch",
+        timeout: float = 30.0,
+        kernel_key: PublicKey | None = None,
+        freeze: float = 0.0,
+    ) -> Guest:
+        """The VM as a guest. Software emulation is slow, hence the long deadline."""
+        return connect(
+            name, self.endpoint, self.private, self.public, timeout, way, kernel_key=kernel_key, freeze=freeze
+        )
+
+
+def install(vm: LabVM, *arguments: str) -> InstalledAgent:
+    """Copy the agent into the VM and start its service; returns once it listens.
+
+    :param arguments: more options of ``agent.pyz serve``
+    :raises lab.vm.CommandError: it did not start; the error carries its journal
+    """
+    ours, theirs, kernel = generate(), generate(), generate()
+    with tempfile.TemporaryDirectory() as folder:
+        vm.write(AGENT, bundle(Path(folder, "agent.pyz")).read_bytes(), 0o755)
+        for name, key in (("agent.key", theirs), ("kernel.key", kernel)):
+            save_private(Path(folder, name), key)
+            vm.write(f"{KEYS}/{name}", Path(folder, name).read_bytes(), 0o600)
+    vm.write(f"{KEYS}/permitted", f"{ours.public.text}\n".encode())
+    unit = UNIT.read_text()
+    vm.write(
+        "/etc/systemd/system/vmishim-agent.service",
+        unit.replace(" serve ", " ".join([" serve", *arguments, ""])).encode(),
+    )
+    vm.run("systemctl", "daemon-reload")
+    # Type=notify: this returns when the agent has said READY=1, or has failed.
+    vm.run(
+        "sh", "-c", "systemctl restart vmishim-agent || { journalctl -u vmishim-agent -n 30 --no-pager >&2; exit 1; }"
+    )
+    return InstalledAgent(vm.endpoint, ours, theirs.public, kernel.public)

@@ -1,0 +1,71 @@
+"""The headers of a lab kernel, for what is compiled against them. Debian's packages, unpacked in the lab's cache."""
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+from lab import image as images
+
+_MIRROR = "http://deb.debian.org/debian"
+
+
+class HeadersError(Exception):
+    """The headers of a kernel cannot be had; the text says why."""
+
+
+def headers(release: str) -> Path:
+    """Return the folder of ``linux-headers-RELEASE``: from the cache, or downloaded. Needs neither root nor a Debian
+    host.
+
+    Raises HeadersError if Debian has no such packages (any more), or cannot be reached.
+    """
+    kept = images.cache() / f"headers-{release}"
+    found = kept / "usr" / "src" / f"linux-headers-{release}"
+    with images.locked(images.cache() / "headers.lock"):
+        if not found.exists():
+            common = re.sub(r"-(cloud-)?amd64$", "-common", release)
+            with tempfile.TemporaryDirectory(dir=images.cache()) as name:
+                folder = Path(name)
+                download(folder, f"linux-headers-{release}", f"linux-headers-{common}")
+                for package in folder.glob("*.deb"):
+                    _run("dpkg-deb", "-x", str(package), str(folder / "root"))
+                (folder / "root").rename(kept)
+    return found
+
+
+def download(folder: Path, *packages: str) -> None:
+    """Put Debian packages of the lab's suite into a folder, unopened.
+
+    Raises HeadersError if Debian has no such packages (any more), or cannot be reached.
+    """
+    mirror = os.environ.get("VMISHIM_DEBIAN_MIRROR", "").rstrip("/") or _MIRROR
+    signed = f"deb [signed-by={images.KEYRING}]"
+    suites = [
+        (mirror, images.SUITE),
+        (mirror, f"{images.SUITE}-updates"),
+        (f"{mirror}-security", f"{images.SUITE}-security"),
+    ]
+    (folder / "sources.list").write_text("".join(f"{signed} {place} {suite} main\n" for place, suite in suites))
+    (folder / "lists" / "partial").mkdir(parents=True)
+    # An apt of its own: this host may be of another suite, or no Debian, and keeps its own lists.
+    options = ["Dir::Etc::sourcelist", folder / "sources.list", "Dir::Etc::sourceparts", "-", "Dir::State::lists"]
+    options += [folder / "lists", "Dir::State::status", "/dev/null", "Dir::Cache", folder, "APT::Sandbox::User", ""]
+    options += ["APT::Architecture", "amd64", "Acquire::Languages", "none"]
+    words = [
+        word for name, value in zip(options[::2], options[1::2], strict=True) for word in ("-o", f"{name}={value}")
+    ]
+    _run("apt-get", *words, "-qq", "update", folder=folder)
+    _run("apt-get", *words, "-qq", "download", *packages, folder=folder)
+
+
+def _run(*argv: str, folder: Path | None = None) -> None:
+    try:
+        done = subprocess.run(
+            argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise HeadersError(f"{argv[0]} is not installed: {error.strerror}") from None
+    if done.returncode:
+        raise HeadersError(f"{argv[0]} failed: {done.stdout.strip()[-400:]}")

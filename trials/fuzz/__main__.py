@@ -1,0 +1,55 @@
+"""Fuzz one target, or all of them one after the other, by atheris (libFuzzer for Python)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["vmishim", "guest_agent"]):
+    from trials.fuzz.targets import TARGETS
+
+MEMORY_MIB, SLOWEST_S, LONGEST = 1024, 10, 65536
+"""What one input may take, and bytes of the longest."""
+
+
+def main() -> int:
+    """Fuzz; does not return for a single target: libFuzzer ends the process, with status 0 if nothing was found."""
+    parser = argparse.ArgumentParser(prog="python -m trials.fuzz", description=__doc__)
+    parser.add_argument("target", choices=[*TARGETS, "all"], help="what to fuzz")
+    parser.add_argument("--time", type=int, default=60, metavar="S", help="seconds for a target (%(default)s)")
+    parser.add_argument(
+        "--corpus", type=Path, metavar="FOLDER", help="where inputs that led on are kept, and taken from"
+    )
+    parser.add_argument("--runs", type=int, default=-1, metavar="N", help="inputs after which it is enough")
+    options = parser.parse_args()
+    if options.target == "all":
+        failed = [name for name in TARGETS if _alone(name, sys.argv[2:])]
+        print(f"fuzz: {len(TARGETS)} targets, failed: {', '.join(failed) or 'none'}")
+        return 1 if failed else 0
+    logging.disable()
+    target = TARGETS[options.target]
+    with tempfile.TemporaryDirectory() as seeds:
+        for number, seed in enumerate(target.seeds()):
+            Path(seeds, str(number)).write_bytes(seed)
+        limits = [f"-max_total_time={options.time}", f"-runs={options.runs}", f"-max_len={LONGEST}"]
+        limits += [f"-timeout={SLOWEST_S}", f"-rss_limit_mb={MEMORY_MIB}", "-print_final_stats=1"]
+        folders = [str(options.corpus)] if options.corpus else []
+        atheris.Setup([sys.argv[0], *limits, *folders, seeds], target.run)
+        atheris.Fuzz()
+    return 0
+
+
+def _alone(name: str, arguments: list[str]) -> bool:
+    """Whether fuzzing it found something."""
+    print(f"fuzz: {name}", flush=True)
+    return bool(subprocess.run([sys.executable, "-m", "trials.fuzz", name, *arguments], check=False).returncode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

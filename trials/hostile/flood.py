@@ -1,0 +1,166 @@
+"""What anybody who reaches an agent's port can pour into it, while an IDS has a session that must be answered."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from struct import pack
+
+import zmq
+
+from trials.hostile import Saboteur, resident
+from trials.hostile.sockets import TEXT, Agent
+from vmishim.errors import LinkError
+from vmishim.memory.remote import Remote
+from vmishim.wire.keys import generate
+from vmishim.wire.session import MAX_FRAME, Initiator
+
+# ZMTP 3.0 (https://rfc.zeromq.org/spec/23/): a greeting for the NULL mechanism, and the command that follows it.
+_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\0NULL".ljust(23, b"\0") + bytes(32)
+_READY = b"\x04\x26\x05READY\x0bSocket-Type" + pack(">I", 3) + b"REQ\x08Identity" + pack(">I", 0)
+_MORE, _LONG = 1, 2
+
+
+@dataclass
+class Pressed:
+    """What became of the session and the agent under a flood.
+
+    :ivar sent: what was poured in
+    :ivar answers: right answers of the session meanwhile
+    :ivar wrong: wrong ones, and errors
+    :ivar before: the agent's memory, KiB; then its most during the flood, and after it
+    """
+
+    sent: str
+    answers: int = 0
+    wrong: list[str] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    before: int = 0
+    most: int = 0
+    after: int = 0
+
+    def __str__(self) -> str:
+        middle, longest = statistics.median(self.latencies) * 1000, max(self.latencies) * 1000
+        return (
+            f"{self.sent}: {self.answers:,} right answers, {len(self.wrong)} others; median {middle:.1f} ms, longest "
+            f"{longest:.0f} ms; agent's memory {self.before:,} -> {self.most:,} -> {self.after:,} KiB"
+        )
+
+
+def flood(agent: Agent, pour: Callable[[Agent], str]) -> Pressed:
+    """Pour into the agent while a session asks on.
+
+    :param pour: does it, and says what it was
+    """
+    stop = threading.Event()
+    pressed = Pressed("", before=resident(agent.pid))
+
+    def ask_on() -> None:
+        with agent.link(timeout=20.0) as link:
+            remote = Remote(link.exchange)
+            (code,) = remote.symbols(["vsnprintf"])
+            assert code is not None
+            truth = remote.read(code, TEXT)
+            ready.set()
+            while not stop.is_set():
+                begun = time.monotonic()
+                try:
+                    if remote.read(code, TEXT) == truth:
+                        pressed.answers += 1
+                    else:
+                        pressed.wrong.append("other memory")
+                except LinkError as error:
+                    pressed.wrong.append(str(error))
+                pressed.latencies.append(time.monotonic() - begun)
+                pressed.most = max(pressed.most, resident(agent.pid))
+            if link.handshakes != 1:
+                pressed.wrong.append(f"{link.handshakes} handshakes: the session did not live on")
+
+    ready = threading.Event()
+    asking = threading.Thread(target=ask_on)
+    asking.start()
+    try:
+        assert ready.wait(20)
+        pressed.sent = pour(agent)
+    finally:
+        stop.set()
+        asking.join()
+    pressed.after = resident(agent.pid)
+    return pressed
+
+
+def handshakes(agent: Agent, connections: int = 50, each: int = 60) -> str:
+    """Hellos of strangers, replayed ones, altered ones and garbage, from many connections at once."""
+    saboteur = Saboteur(1)
+    strangers = generate()
+    hellos = [Initiator(agent.key, agent.public).hello(), Initiator(strangers, agent.public).hello()]
+    saboteur.seen += hellos
+    with zmq.Context() as context, ExitStack() as stack:
+        sockets = [stack.enter_context(context.socket(zmq.REQ)) for _ in range(connections)]
+        for one in sockets:
+            one.setsockopt(zmq.LINGER, 0)
+            one.setsockopt(zmq.RCVTIMEO, 60_000)
+            one.connect(agent.endpoint)
+        for number in range(each):
+            for one in sockets:
+                hello = hellos[number % 2]
+                one.send(hello if number % 3 else saboteur.altered(hello)[1])
+            for one in sockets:
+                one.recv()
+    return f"{connections * each:,} handshakes of {connections} connections"
+
+
+def half_open(agent: Agent, connections: int = 2000) -> str:
+    """Connections that say nothing, or stop in the middle of their greeting; as many as are taken."""
+    held: list[socket.socket] = []
+    with ExitStack() as stack:
+        with suppress(OSError):
+            while len(held) < connections:
+                held.append(stack.enter_context(connected(agent, timeout=4.0)))
+                held[-1].sendall(_GREETING[: len(held) % 64])
+        time.sleep(1.0)  # so long they stay
+    return f"{len(held):,} half-open connections"
+
+
+def oversize(agent: Agent, connections: int = 50) -> str:
+    """Frames that say they are longer than may be, up to 2^63 bytes; and the longest that may be, which never end."""
+    with ExitStack() as stack:
+        for number in range(connections):
+            one = stack.enter_context(_greeted(agent))
+            size = (MAX_FRAME + 1, 1 << 40, (1 << 63) - 1, MAX_FRAME)[number % 4]
+            with suppress(OSError):
+                one.sendall(bytes([_LONG]) + pack(">Q", size) + bytes(100_000))
+        time.sleep(1.0)
+    return f"oversize or unfinished frames of {connections} connections"
+
+
+def parts(agent: Agent, mib: int = 200) -> str:
+    """A message of parts without an end: libzmq keeps them until the last has come."""
+    part = bytes([_LONG | _MORE]) + pack(">Q", 1 << 20) + bytes(1 << 20)
+    with _greeted(agent) as one, suppress(OSError):  # it is closed when the agent ends
+        for _ in range(mib):
+            one.sendall(part)
+    return f"{mib} MiB of a message without an end"
+
+
+def connected(agent: Agent, timeout: float = 10.0) -> socket.socket:
+    """A connection to the agent's port. :raises OSError: none was taken in time"""
+    host, _, port = agent.endpoint.removeprefix("tcp://").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout)
+
+
+@contextmanager
+def _greeted(agent: Agent) -> Iterator[socket.socket]:
+    """A connection that has come so far as to send messages."""
+    with connected(agent) as one:
+        one.sendall(_GREETING + _READY)
+        said = b""
+        while not said.endswith(b"REP"):  # what comes before the other end is ready is a breach of protocol
+            said += one.recv(1000)
+        one.sendall(bytes([_MORE, 0]))  # an envelope's delimiter; then come the frames
+        yield one
