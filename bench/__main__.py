@@ -30,10 +30,10 @@ from lab.environment import MissingError
 from lab.image import ImageError, say
 from lab.vm import LabError
 from vmishim.errors import LibvmiError
-from vmishim.guest import Way
+from vmishim.guests.guest import Way
 from vmishim.libvmi import Libvmi, pause
-from vmishim.memory.readahead import ReadAhead
-from vmishim.memory.snapshot import Snapshot
+from vmishim.readahead.readahead import ReadAhead
+from vmishim.readahead.snapshot import Snapshot
 from vmishim.wire.messages import Walk, encode
 
 ROOT = Path(__file__).parents[1]

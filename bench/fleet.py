@@ -34,10 +34,10 @@ from rich.console import Console
 from bench import report, variants
 from bench.variants import RunningAgent
 from lab.image import say
-from vmishim import fleet
-from vmishim.domains import Domain
-from vmishim.fleet import Answer
-from vmishim.lists import Task
+from vmishim.guests.domains import Domain
+from vmishim.inspection import fleet
+from vmishim.inspection.fleet import Answer
+from vmishim.inspection.objects import Task
 from vmishim.wire.keys import save_private
 
 ROOT = Path(__file__).parents[1]

@@ -22,10 +22,10 @@ from lab.agent import AGENT, InstalledAgent, install  # noqa: E402
 from lab.environment import genuine, symbol_map  # noqa: E402
 from lab.image import say  # noqa: E402
 from lab.vm import LabVM, find_accelerator  # noqa: E402
-from vmishim.guest import Guest, Way  # noqa: E402
-from vmishim.kernel.config import MEMBERS as CONFIGURED  # noqa: E402
+from vmishim.guests.guest import Guest, Way  # noqa: E402
 from vmishim.kernel.profile import Profile  # noqa: E402
 from vmishim.libvmi import Libvmi  # noqa: E402
+from vmishim.libvmi.config import MEMBERS as CONFIGURED  # noqa: E402
 
 MODULES = (
     "dummy",

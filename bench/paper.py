@@ -34,7 +34,7 @@ from lab.environment import MissingError
 from lab.image import ImageError, say
 from lab.vm import LabError
 from vmishim.errors import LibvmiError
-from vmishim.guest import Guest, Way
+from vmishim.guests.guest import Guest, Way
 from vmishim.libvmi import Libvmi
 
 ROOT = Path(__file__).parents[1]

@@ -31,7 +31,7 @@ from lab.agent import InstalledAgent, install
 from lab.planter import Layout, Planter
 from lab.vm import LabVM, find_accelerator
 from vmishim.errors import LibvmiError
-from vmishim.guest import Guest
+from vmishim.guests.guest import Guest
 from vmishim.wire.plan import Plan, Step, Take
 
 ROOT = Path(__file__).parents[1]

@@ -24,8 +24,8 @@ from bench.machine import Machine, here, inside
 from bench.variants import RunningAgent
 from lab import image
 from lab.vm import LabVM, find_accelerator
-from vmishim import lists
 from vmishim.errors import LibvmiError
+from vmishim.inspection import objects
 from vmishim.libvmi import Libvmi
 
 PAGE = Path(__file__).parents[1] / "docs" / "security.md"
@@ -74,13 +74,13 @@ def _sleepers(count: int) -> Iterator[None]:
             process.wait()
 
 
-def _tasks(agent: RunningAgent) -> list[lists.Task]:
+def _tasks(agent: RunningAgent) -> list[objects.Task]:
     with Libvmi.over(agent.connect()) as vmi:
         return _list(vmi)
 
 
-def _list(vmi: Libvmi) -> list[lists.Task]:
-    return list(lists.tasks(vmi))
+def _list(vmi: Libvmi) -> list[objects.Task]:
+    return list(objects.tasks(vmi))
 
 
 def _measure(where: str, machine: Machine, runs: int) -> str:

@@ -47,7 +47,7 @@ def here(program: str, endpoint: str = "", *, kernel: bool = False) -> Iterator[
     """
     ours, theirs, kernels = generate(), generate(), generate()
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o711)  # as in vmishim.local
+        Path(folder).chmod(0o711)  # as in vmishim.guests.local
         save_private(Path(folder, "key"), theirs)
         save_private(Path(folder, "kernel.key"), kernels)
         Path(folder, "permitted").write_text(f"{ours.public.text}\n")

@@ -50,7 +50,7 @@ struct inject_extent {
 #ifdef BY_HEADERS
 
 /* bcc makes the maps of a program while it compiles; these are made in the guest instead, so the program holds numbers
- * that become descriptors there (vmishim/inject_bcc.py, guest_agent/bytecode.py). */
+ * that become descriptors there (vmishim/inject/bcc.py, guest_agent/bytecode.py). */
 #define inject_find(map, key) ((void *)bpf_map_lookup_elem_(bpf_pseudo_fd(BPF_PSEUDO_MAP_FD, inject_##map##_number), key))
 enum { inject_input_number = 0x7601, inject_output_number = 0x7602 };
 

@@ -1,4 +1,4 @@
-"""What becomes of every call of LibVMI's Python API: writes ``docs/libvmi-api.md`` and ``vmishim/scalars.pyi``.
+"""What becomes of every call of LibVMI's Python API: writes ``docs/libvmi-api.md`` and ``vmishim/libvmi/scalars.pyi``.
 
 ``python compat/coverage.py`` from the top of the repository writes both; ``tests/unit/test_surface.py`` holds them
 true.
@@ -20,10 +20,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     sys.path = [folder for folder in sys.path if folder != str(ROOT / "compat")]
 
-from vmishim import scalars  # noqa: E402
-from vmishim.libvmi import Libvmi  # noqa: E402
+from vmishim.libvmi import Libvmi, scalars  # noqa: E402
 
-STUB = ROOT / "vmishim" / "scalars.pyi"
+STUB = ROOT / "vmishim" / "libvmi" / "scalars.pyi"
 DOCUMENT = ROOT / "docs" / "libvmi-api.md"
 SURFACE = ROOT / "compat" / "surface.json"
 BEHAVIOUR = ROOT / "tests" / "contract" / "behaviour.json"
@@ -48,12 +47,12 @@ BEGIN, END = "<!-- written by compat/coverage.py -->", "<!-- until here -->"
 
 
 def stub() -> str:
-    """Text of ``vmishim/scalars.pyi``."""
+    """Text of ``vmishim/libvmi/scalars.pyi``."""
     lines = [
         "# Written by compat/coverage.py from the table in scalars.py: change that.",
         "from typing import NoReturn",
         "",
-        "from vmishim.values import AccessContext",
+        "from vmishim.libvmi.values import AccessContext",
         "",
         "WIDTHS: dict[str, int]",
         "FORMS: dict[str, str]",

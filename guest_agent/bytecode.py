@@ -2,7 +2,7 @@
 
 libbpf loads ELF objects and no such thing, so this makes the maps, puts their descriptors into the instructions and
 loads them by bpf(2) itself. Layouts: ``union bpf_attr`` in include/uapi/linux/bpf.h. The bundle that carries the
-instructions is made by ``vmishim.inject_bcc``.
+instructions is made by ``vmishim.inject.bcc``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guest_agent.bundle import bundle
 from lab.vm import LabVM
-from vmishim.guest import Guest, Way, connect
+from vmishim.guests.guest import Guest, Way, connect
 from vmishim.wire.keys import PrivateKey, PublicKey, generate, save_private
 
 UNIT = Path(__file__).parents[1] / "guest_agent" / "vmishim-agent.service"

@@ -29,10 +29,10 @@ from vmishim.commands import enrolment
 from vmishim.commands.script import execute
 from vmishim.compare.roads import NATIVE, Missing, find
 from vmishim.compare.verdict import Run
-from vmishim.domains import Domain
 from vmishim.errors import LibvmiError
-from vmishim.guest import Way
-from vmishim.target import Target
+from vmishim.guests.domains import Domain
+from vmishim.guests.guest import Way
+from vmishim.guests.target import Target
 from vmishim.wire.keys import save_private
 
 ROOT = Path(__file__).parents[1]

@@ -93,16 +93,16 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    ps = command("ps", "listing:ps", "list the processes of a guest, or of many", PS, FLEET)
+    ps = command("ps", "inspection:ps", "list the processes of a guest, or of many", PS, FLEET)
     _guests(ps)
     ps.add_argument("--tree", action="store_true", help="children below their parents")
     _listing(ps)
 
-    lsmod = command("lsmod", "listing:lsmod", "list the kernel modules of a guest, or of many", LSMOD, FLEET)
+    lsmod = command("lsmod", "inspection:lsmod", "list the kernel modules of a guest, or of many", LSMOD, FLEET)
     _guests(lsmod)
     _listing(lsmod)
 
-    ss = command("ss", "listing:ss", "list the TCP sockets of a guest, or of many", SS, FLEET)
+    ss = command("ss", "inspection:ss", "list the TCP sockets of a guest, or of many", SS, FLEET)
     _guests(ss)
     _listing(ss)
 
@@ -291,7 +291,7 @@ def parser() -> argparse.ArgumentParser:
 def _guests(command: argparse.ArgumentParser) -> None:
     which = _guest(command)
     which.add_argument("--domains", metavar="PATTERN", help="every guest whose name is like this, such as 'web-*'")
-    # vmishim.fleet.DEADLINE, which a test compares.
+    # vmishim.inspection.fleet.DEADLINE, which a test compares.
     command.add_argument(
         "--deadline", type=float, default=30.0, metavar="S", help="seconds that --domains may take (%(default)g)"
     )
@@ -315,7 +315,7 @@ def _listing(command: argparse.ArgumentParser) -> None:
 
 
 def _way(command: argparse.ArgumentParser) -> None:
-    # vmishim.guest.WAYS, which a test compares: importing it takes longer than all of this.
+    # vmishim.guests.guest.WAYS, which a test compares: importing it takes longer than all of this.
     command.add_argument(
         "--way",
         choices=("batch", "page", "scalar"),

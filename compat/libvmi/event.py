@@ -1,3 +1,3 @@
-"""``libvmi.event``: everything of ``vmishim.event``."""
+"""``libvmi.event``: everything of ``vmishim.libvmi.event``."""
 
-from vmishim.event import *  # noqa: F403
+from vmishim.libvmi.event import *  # noqa: F403

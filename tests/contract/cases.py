@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from vmishim.constants import MemAccess, RegAccess, TranslateMechanism, X86Reg
-from vmishim.event import DebugEvent, IntEvent, MemEvent, RegEvent, SingleStepEvent
 from vmishim.libvmi import AccessContext, Registers
+from vmishim.libvmi.constants import MemAccess, RegAccess, TranslateMechanism, X86Reg
+from vmishim.libvmi.event import DebugEvent, IntEvent, MemEvent, RegEvent, SingleStepEvent
 
 
 @dataclass(frozen=True)

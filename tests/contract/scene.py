@@ -12,10 +12,10 @@ from genuine import Genuine
 
 from lab.environment import genuine, symbol_map
 from lab.vm import LabVM
-from vmishim.constants import TranslateMechanism, VMIConfig
-from vmishim.kernel.config import MEMBERS
+from vmishim.guests.ramfile import RamFile
 from vmishim.libvmi import AccessContext, Libvmi
-from vmishim.memory.ramfile import RamFile
+from vmishim.libvmi.config import MEMBERS
+from vmishim.libvmi.constants import TranslateMechanism, VMIConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import pytest
 from genuine import Genuine
 from scene import Scene
 
-from vmishim.constants import (
+from vmishim.errors import LibvmiError
+from vmishim.libvmi import AccessContext, Libvmi
+from vmishim.libvmi.constants import (
     INIT_DOMAINNAME,
     INIT_EVENTS,
     VMIOS,
@@ -20,8 +22,6 @@ from vmishim.constants import (
     VMIConfig,
     VMIMode,
 )
-from vmishim.errors import LibvmiError
-from vmishim.libvmi import AccessContext, Libvmi
 
 Make = Callable[..., Any]
 

@@ -14,9 +14,9 @@ from genuine import Genuine
 from outcome import VARIES, kind, outcome
 from scene import Scene
 
-from vmishim.constants import VMIOS, PageMode, TranslateMechanism, X86Reg
 from vmishim.errors import LibvmiError
 from vmishim.libvmi import AccessContext, Libvmi, pause
+from vmishim.libvmi.constants import VMIOS, PageMode, TranslateMechanism, X86Reg
 
 BEHAVIOUR: dict[str, Any] = json.loads((Path(__file__).parent / "behaviour.json").read_text())
 

@@ -10,7 +10,7 @@ from lab import image
 from lab.agent import InstalledAgent, install
 from lab.vm import CONTAINERS_SLICE, LabVM
 from tests.guest.ids import Ids
-from vmishim.guest import Guest
+from vmishim.guests.guest import Guest
 from vmishim.libvmi import Libvmi
 
 

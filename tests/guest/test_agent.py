@@ -10,7 +10,7 @@ from lab.agent import InstalledAgent
 from lab.vm import LabVM
 from tests.guest.ids import Ids
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.guest import WAYS, Guest, Way, connect
+from vmishim.guests.guest import WAYS, Guest, Way, connect
 from vmishim.libvmi import Libvmi, pause
 from vmishim.wire.keys import generate
 

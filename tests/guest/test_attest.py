@@ -15,7 +15,7 @@ from tests.authority import REPORT, SIGNED, authority, chip, fill, sign, table
 from tests.guest.ids import Ids
 from vmishim.attestation import Requirements, ask, verify
 from vmishim.attestation.errors import AttestationError, NoReportError, VmplError
-from vmishim.guest import Guest, connect
+from vmishim.guests.guest import Guest, connect
 from vmishim.libvmi import Libvmi
 from vmishim.wire.attestation import report_data
 from vmishim.wire.keys import PublicKey

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lab.vm import LabVM
-from vmishim import lists
+from vmishim.guests.ramfile import RamFile
+from vmishim.inspection import objects
 from vmishim.libvmi import Libvmi
-from vmishim.memory.ramfile import RamFile
 
 FORMATS = ("raw", "elf", "kdump-zlib")
 
@@ -58,10 +58,10 @@ def dump(request: pytest.FixtureRequest, still: Still, tmp_path: Path) -> Iterat
 
 def test_a_dump_is_the_same_guest(still: Still, dump: Path) -> None:
     with Libvmi.over(RamFile("live", still.vm.ram)) as live, Libvmi.over(RamFile("dump", dump)) as dumped:
-        tasks = list(lists.tasks(live))
+        tasks = list(objects.tasks(live))
         assert still.pid in [task.pid for task in tasks]
-        assert list(lists.tasks(dumped)) == tasks
-        assert list(lists.modules(dumped)) == list(lists.modules(live))
+        assert list(objects.tasks(dumped)) == tasks
+        assert list(objects.modules(dumped)) == list(objects.modules(live))
         assert dumped.get_memsize() == live.get_memsize()
         assert still.mapped
         for address in still.mapped:

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from vmishim import cli, fleet, local
-from vmishim.lists import Task
+from vmishim import cli
+from vmishim.guests import local
+from vmishim.inspection import fleet
+from vmishim.inspection.objects import Task
 from vmishim.wire.keys import generate
 
 AGENTS = [f"web-{number}" for number in range(6)]

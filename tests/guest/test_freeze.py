@@ -14,7 +14,7 @@ from lab.agent import AGENT, InstalledAgent
 from lab.vm import CONTAINER_CGROUP, CONTAINERS_SLICE, LabVM
 from tests.guest.ids import Ids
 from vmishim.errors import LinkError
-from vmishim.guest import Guest, Way
+from vmishim.guests.guest import Guest, Way
 from vmishim.libvmi import Libvmi, pause
 from vmishim.wire.keys import save_private
 

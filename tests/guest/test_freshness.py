@@ -23,15 +23,15 @@ from guest_agent.kernel import Kernel
 from lab import planter
 from lab.planter import Planter
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.guest import Guest, Way
-from vmishim.kernel import remote
+from vmishim.guests import agent_profile
+from vmishim.guests.guest import Guest, Way
 from vmishim.libvmi import AccessContext, Libvmi, TranslateMechanism, pause
 from vmishim.link import Link
-from vmishim.memory.listings import Place
-from vmishim.memory.patterns import STALE
-from vmishim.memory.readahead import ReadAhead
 from vmishim.memory.reader import Extent
-from vmishim.memory.snapshot import WORD, Field
+from vmishim.readahead.catalogue import Place
+from vmishim.readahead.patterns import STALE
+from vmishim.readahead.readahead import ReadAhead
+from vmishim.readahead.snapshot import WORD, Field
 from vmishim.wire.messages import More, Read, Walk
 from vmishim.wire.plan import Step
 
@@ -938,7 +938,7 @@ def test_chains_that_come_to_nothing_are_not_remembered_for_ever(ground: Ground)
 
 
 def test_names_that_were_asked_for_are_not_remembered_for_ever(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "NAMES_MAX", 8)
+    monkeypatch.setattr(agent_profile, "NAMES_MAX", 8)
     profile = cast(Planted, ground.read().vmi).profile
     for at in range(20):
         with pytest.raises(KeyError):

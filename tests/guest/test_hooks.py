@@ -13,7 +13,7 @@ import pytest
 from lab.vm import LabVM
 from tests.guest.ids import Ids
 from tests.guest.test_readahead import learned, same
-from vmishim.guest import Guest
+from vmishim.guests.guest import Guest
 from vmishim.libvmi import AccessContext, TranslateMechanism
 from vmishim.wire.plan import Plan, Step, Take
 

@@ -16,8 +16,8 @@ from lab.vm import LabVM
 from tests.guest.ids import Ids
 from trials.hostile import flood, resident
 from trials.hostile.sockets import Agent, running, sockets
+from vmishim.client import Remote
 from vmishim.errors import LinkError
-from vmishim.memory.remote import Remote
 from vmishim.wire.messages import (
     BULK_MAX,
     Answer,

@@ -22,9 +22,9 @@ from lab.agent import install
 from lab.environment import genuine, symbol_map
 from lab.rootkit import Rootkit
 from lab.vm import LabVM
-from vmishim.kernel.config import MEMBERS
+from vmishim.guests.ramfile import RamFile
 from vmishim.libvmi import Libvmi
-from vmishim.memory.ramfile import RamFile
+from vmishim.libvmi.config import MEMBERS
 from vmishim.wire.keys import save_private
 
 ROOT = Path(__file__).parents[2]

@@ -13,15 +13,15 @@ from lab.agent import InstalledAgent, install
 from lab.headers import HeadersError, headers
 from lab.vm import LabVM
 from tests.guest.ids import Ids
-from vmishim import guest as guests
-from vmishim.guest import Guest
+from vmishim.guests import guest as guests
+from vmishim.guests.guest import Guest
 from vmishim.inject import Extents, InjectedProgram, InjectError, compile_core, inject, injected
-from vmishim.inject_bcc import compile_by_headers, member_offsets
+from vmishim.inject.bcc import compile_by_headers, member_offsets
 from vmishim.kernel.offsets import Offsets
 from vmishim.libvmi import Libvmi
 from vmishim.link import Link
-from vmishim.memory.listings import KNOWN
 from vmishim.memory.reader import Extent
+from vmishim.readahead.catalogue import KNOWN
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "injection.md"
 EXAMPLE = re.findall(r"```c\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[0]

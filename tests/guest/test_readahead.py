@@ -16,10 +16,10 @@ import pytest
 from lab.agent import InstalledAgent
 from lab.vm import LabVM
 from tests.guest.ids import Ids
-from vmishim.guest import Guest
+from vmishim.guests.guest import Guest
 from vmishim.libvmi import Libvmi
-from vmishim.memory.patterns import STALE
-from vmishim.memory.readahead import ReadAhead
+from vmishim.readahead.patterns import STALE
+from vmishim.readahead.readahead import ReadAhead
 from vmishim.wire.messages import More
 
 LISTEN = """

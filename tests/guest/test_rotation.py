@@ -9,7 +9,7 @@ import pytest
 from lab.agent import AGENT, KEYS, InstalledAgent
 from lab.vm import LabVM
 from tests.guest.ids import Ids
-from vmishim.guest import Guest, connect
+from vmishim.guests.guest import Guest, connect
 from vmishim.libvmi import Libvmi
 from vmishim.wire.keys import PrivateKey, PublicKey, generate
 from vmishim.wire.session import Reason, RefusedError

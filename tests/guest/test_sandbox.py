@@ -20,9 +20,9 @@ from lab.vm import LabVM
 from tests.guest import attempts
 from tests.guest.ids import Ids
 from tests.guest.test_injection import EXAMPLE
-from vmishim import local
 from vmishim.errors import LinkError
-from vmishim.guest import Guest, connect
+from vmishim.guests import local
+from vmishim.guests.guest import Guest, connect
 from vmishim.inject import InjectError, inject
 from vmishim.libvmi import Libvmi
 from vmishim.wire.keys import generate

@@ -23,11 +23,11 @@ from lab.vm import CommandError, LabVM
 from tests.guest.ids import Ids
 from tests.guest.test_walks import Ground, Walks
 from vmishim import cli
+from vmishim.client import Remote
 from vmishim.errors import FaultError, LinkError
-from vmishim.guest import Guest
+from vmishim.guests.guest import Guest
 from vmishim.libvmi import Libvmi
 from vmishim.memory.reader import PHYSICAL
-from vmishim.memory.remote import Remote
 from vmishim.wire import sealed
 from vmishim.wire.keys import generate, save_private
 from vmishim.wire.messages import Envelope, Lookup, Message, More, Read, Sealed, Sealing, Walk, decode, encode

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vmishim import cli, local
+from vmishim import cli
+from vmishim.guests import local
 from vmishim.wire import keys, noise
 
 SCRIPT = """\

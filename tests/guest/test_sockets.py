@@ -11,10 +11,11 @@ import pytest
 
 from lab.agent import InstalledAgent
 from lab.vm import LabVM
-from vmishim import cli, lists
+from vmishim import cli
+from vmishim.guests.ramfile import RamFile
+from vmishim.inspection import objects
+from vmishim.inspection.objects import Socket
 from vmishim.libvmi import Libvmi, pause
-from vmishim.lists import Socket
-from vmishim.memory.ramfile import RamFile
 from vmishim.wire.keys import save_private
 
 # What ``/proc/net/tcp`` says of a socket: version, both ends, state, uid (or none), inode.
@@ -68,7 +69,7 @@ def proc(lab: LabVM, path: str) -> set[Line]:
         for line in lab.read(f"{path}/net/{name}").decode().splitlines()[1:]:
             words = line.split()
             (local, local_port), (remote, remote_port) = (_end(words[place], version) for place in (1, 2))
-            state = lists.TCP_STATES[int(words[3], 16)]
+            state = objects.TCP_STATES[int(words[3], 16)]
             inode = int(words[9])
             found.add((version, local, local_port, remote, remote_port, state, int(words[7]), inode))
     return found
@@ -142,7 +143,7 @@ def test_sockets_are_those_of_proc(lab: LabVM, agent: InstalledAgent, planted: d
 
         def listed() -> list[Socket]:
             with pause(vmi):
-                return list(lists.sockets(vmi))
+                return list(objects.sockets(vmi))
 
         for _ in range(3 if way == "batch" else 1):  # also by what was learned
             found = exact(lab, planted, listed)
@@ -165,7 +166,7 @@ def test_sockets_are_those_of_proc(lab: LabVM, agent: InstalledAgent, planted: d
 
 def test_a_ram_file_has_the_same_sockets(lab: LabVM, agent: InstalledAgent, planted: dict[int, int]) -> None:
     with Libvmi.over(RamFile("lab", lab.ram)) as vmi:
-        exact(lab, planted, lambda: list(lists.sockets(vmi)))
+        exact(lab, planted, lambda: list(objects.sockets(vmi)))
 
 
 def test_the_command_lists_them(

@@ -21,9 +21,9 @@ from lab.agent import InstalledAgent
 from lab.environment import interpreter
 from lab.vm import LabVM
 from tests.guest import isf
-from vmishim import lists
+from vmishim.guests.ramfile import RamFile
+from vmishim.inspection import objects
 from vmishim.libvmi import Libvmi
-from vmishim.memory.ramfile import RamFile
 
 ROOT = Path(__file__).parents[2]
 VERSION = "2.28.2"
@@ -118,7 +118,7 @@ def place(path: str) -> str:
 def test_volatility_sees_the_same(lab: LabVM, agent: InstalledAgent, volatility: Plugin, tmp_path: Path) -> None:
     """Tasks, modules, sockets and files, in one test: each start of volatility3 reads its symbols anew."""
     with Libvmi.over(RamFile("lab", lab.ram)) as vmi:
-        tasks, modules = list(lists.tasks(vmi)), list(lists.modules(vmi))
+        tasks, modules = list(objects.tasks(vmi)), list(objects.modules(vmi))
 
     # volatility3 leaves out the idle task, where the list begins.
     ours = {(task.pid, task.ppid, task.uid, task.comm, task.address & ADDRESS) for task in tasks if task.pid}

@@ -21,9 +21,9 @@ from lab import planter
 from lab.agent import InstalledAgent
 from lab.planter import Layout, Planter, Stores
 from lab.vm import LabVM
-from vmishim import local
 from vmishim.errors import FaultError
-from vmishim.guest import Guest, connect
+from vmishim.guests import local
+from vmishim.guests.guest import Guest, connect
 from vmishim.wire.keys import PublicKey, load_private
 from vmishim.wire.messages import BULK_MAX, Chunk, Failure, More, Walk, decode, encode, expect
 from vmishim.wire.plan import HEADS_MAX, OPS_MAX, RECORD_MAX, TAKE_MAX, Kind, Load, Op, Plan, Step, Take, Text

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from vmishim import changes, cli
-from vmishim.changes import Event, Sight
+from vmishim import cli
 from vmishim.commands import watch
 from vmishim.commands.watch import Picture, Watch, drawn
 from vmishim.errors import LibvmiError, LinkError, RebootedError
-from vmishim.lists import Module, Socket, Task
+from vmishim.inspection import changes
+from vmishim.inspection.changes import Event, Sight
+from vmishim.inspection.objects import Module, Socket, Task
 
 SHELL = Task(7, 7, 1, 1000, "sh", "sleeping", 0xFFFF_8880_0000_7000)
 LISTENER = Socket(4, "0.0.0.0", 22, "0.0.0.0", 0, "listen", 0, 50, 1, 7, "sshd", 0xFFFF_8880_0000_9000)

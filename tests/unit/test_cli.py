@@ -19,12 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import vmishim.fleet
-import vmishim.guest
-from vmishim import cli, domains
-from vmishim.commands import CommandError, enrolment, listing
+import vmishim.guests.guest
+import vmishim.inspection.fleet
+from vmishim import cli
+from vmishim.commands import CommandError, enrolment, inspection
 from vmishim.commands.tables import printable, watched
-from vmishim.lists import Task
+from vmishim.guests import domains
+from vmishim.inspection.objects import Task
 from vmishim.wire.keys import generate, load_private, save_private, save_public
 
 AGENT = generate().public
@@ -71,12 +72,12 @@ def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
 def test_the_ways_to_read_are_those_there_are() -> None:
     options = cli.parser().parse_args(["ps", "--local"])
     assert options.way == "batch"
-    for way in get_args(vmishim.guest.Way):
+    for way in get_args(vmishim.guests.guest.Way):
         assert cli.parser().parse_args(["run", "--way", way, "script.py"]).way == way
 
 
 def test_the_fleet_has_the_time_it_says() -> None:
-    assert cli.parser().parse_args(["ps", "--local"]).deadline == vmishim.fleet.DEADLINE
+    assert cli.parser().parse_args(["ps", "--local"]).deadline == vmishim.inspection.fleet.DEADLINE
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -307,17 +308,17 @@ def task(pid: int, ppid: int, comm: str = "x") -> Task:
 @given(st.dictionaries(st.integers(0, 30), st.integers(0, 30)))
 def test_the_tree_has_every_task_once_whatever_the_guest_says(parents: dict[int, int]) -> None:
     tasks = [task(pid, ppid) for pid, ppid in parents.items()]
-    assert sorted(found.pid for _, found in listing.tree(tasks)) == sorted(parents)
+    assert sorted(found.pid for _, found in inspection.tree(tasks)) == sorted(parents)
 
 
 def test_a_tree_as_deep_as_it_is_long() -> None:
     tasks = [task(pid, pid - 1) for pid in range(5000)]
-    assert [found.pid for _, found in listing.tree(tasks)] == list(range(5000))
+    assert [found.pid for _, found in inspection.tree(tasks)] == list(range(5000))
 
 
 def test_children_stand_below_their_parents_in_order() -> None:
     tasks = [task(0, 0, "a"), task(1, 0, "b"), task(2, 0, "c"), task(3, 1, "d"), task(9, 7, "e")]
-    drawn = [branch + found.comm for branch, found in listing.tree(tasks)]
+    drawn = [branch + found.comm for branch, found in inspection.tree(tasks)]
     assert [line[-1] for line in drawn] == ["a", "b", "d", "c", "e"]
     assert [len(line) for line in drawn] == [1, 4, 7, 4, 1]
 

@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmishim import cli, domains
+from vmishim import cli
 from vmishim.compare import engine, report, verdict
 from vmishim.compare.engine import Job, Round, assemble, judge
 from vmishim.compare.recorder import Recording, form
 from vmishim.compare.roads import Missing
 from vmishim.compare.verdict import Run, compare, moved
-from vmishim.constants import VMIOS
 from vmishim.errors import LibvmiError
+from vmishim.guests import domains
+from vmishim.libvmi.constants import VMIOS
 from vmishim.wire.keys import generate
 
 HEAD, FIRST, SECOND = 0xFFFF_8880_0000_1000, 0xFFFF_8880_0000_2000, 0xFFFF_8880_0000_3000

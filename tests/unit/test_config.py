@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmishim.constants import VMIConfig
 from vmishim.errors import LibvmiError
-from vmishim.kernel.config import Config, ConfiguredProfile, JsonProfile, export_entry, parse, read, search_path
 from vmishim.kernel.profile import Member
+from vmishim.libvmi.config import Config, ConfiguredProfile, JsonProfile, export_entry, parse, read, search_path
+from vmishim.libvmi.constants import VMIConfig
 
 ENTRY = """
 # the web server

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vmishim import domains
 from vmishim.attestation import Requirements
 from vmishim.errors import LibvmiError
+from vmishim.guests import domains
 from vmishim.wire.keys import generate
 
 AGENT = generate().public

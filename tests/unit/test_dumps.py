@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vmishim.errors import FaultError, LibvmiError
-from vmishim.memory.dumps import Segment
-from vmishim.memory.ramfile import Ram
+from vmishim.guests.dumps import Segment
+from vmishim.guests.ramfile import Ram
 
 PAGE = 4096
 STORED, ZLIB, LZO = 0, 1, 2

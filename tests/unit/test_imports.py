@@ -61,6 +61,7 @@ def part(name: str) -> str:
         "vmishim.attestation",
         "vmishim.memory",
         "vmishim.kernel",
+        "vmishim.readahead",
         "vmishim.commands",
         "guest_agent",
         "libvmi",
@@ -73,13 +74,13 @@ def part(name: str) -> str:
 ABOVE = {
     "ground": set[str](),
     "vmishim.wire": {"ground"},
-    "vmishim.constants": {"ground"},
+    "vmishim.libvmi.constants": {"ground"},
     "vmishim.attestation": {"ground", "vmishim.wire"},
-    "vmishim.kernel": {"ground", "vmishim.wire", "vmishim.constants", "vmishim.memory"},
+    "vmishim.kernel": {"ground", "vmishim.wire", "vmishim.libvmi.constants", "vmishim.memory"},
     "vmishim.memory": {"ground", "vmishim.wire", "vmishim.kernel"},
     "guest_agent": {"ground", "vmishim.wire", "vmishim.kernel"},
     "vmishim.link": {"ground", "vmishim.wire"},
-    "libvmi": {"ground", "vmishim.libvmi", "vmishim.constants", "vmishim.event"},
+    "libvmi": {"ground", "vmishim.libvmi", "vmishim.libvmi.constants", "vmishim.libvmi.event"},
 }
 """What each layer may import, besides itself; the modules that are not here are the top, and free."""
 

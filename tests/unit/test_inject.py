@@ -19,9 +19,9 @@ from guest_agent.agent import Agent
 from guest_agent.injections import Injections, cut, explain, verdict
 from guest_agent.loader import MAPS_MAX, SIZE_MAX, InjectionError, check_contents, check_helpers, load
 from guest_agent.programs import Contents, LoadError
-from vmishim import cli, inject_bcc
+from vmishim import cli
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.inject import CompileError, Extents, InjectError, compile_core, header, inject, parse_output
+from vmishim.inject import CompileError, Extents, InjectError, bcc, compile_core, header, inject, parse_output
 from vmishim.kernel.btf import Btf
 from vmishim.kernel.offsets import Offsets
 from vmishim.memory.reader import Extent
@@ -70,7 +70,7 @@ def test_layouts_are_those_of_the_header() -> None:
 
 def test_numbers_of_maps_are_those_of_the_header() -> None:
     text = header().read_text()
-    for number, name in inject_bcc.MAP_NUMBERS.items():
+    for number, name in bcc.MAP_NUMBERS.items():
         assert f"inject_{name}_number = {number:#x}" in text
 
 
@@ -125,7 +125,7 @@ def test_a_vmlinux_h_is_taken_when_named(tmp_path: Path) -> None:
 
 def test_headers_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="holds no kernel headers"):
-        inject_bcc.compile_by_headers(EXAMPLE, tmp_path)
+        bcc.compile_by_headers(EXAMPLE, tmp_path)
 
 
 def test_half_of_split_headers_names_the_other(tmp_path: Path) -> None:
@@ -134,10 +134,10 @@ def test_half_of_split_headers_names_the_other(tmp_path: Path) -> None:
     (build / "include" / "generated" / "utsrelease.h").write_text('#define UTS_RELEASE "1.2-amd64"\n')
     (build / "Makefile").write_text("include /usr/src/linux-headers-1.2-common/Makefile\n")
     with pytest.raises(CompileError, match=r"unpack linux-headers-1\.2-common beside it"):
-        inject_bcc.Headers.find(build)
+        bcc.Headers.find(build)
     (tmp_path / "linux-headers-1.2-common" / "include" / "linux").mkdir(parents=True)
     (tmp_path / "linux-headers-1.2-common" / "include" / "linux" / "kconfig.h").touch()
-    found = inject_bcc.Headers.find(build)
+    found = bcc.Headers.find(build)
     assert (found.release, found.source) == ("1.2-amd64", tmp_path / "linux-headers-1.2-common")
 
 
@@ -177,7 +177,7 @@ def test_offsets_are_kept_in_a_file(tmp_path: Path) -> None:
 
 def test_a_name_that_is_code_is_no_member() -> None:
     with pytest.raises(CompileError):
-        inject_bcc.member_offsets(Path("/"), ["task_struct comm); } int evil(void *u"])
+        bcc.member_offsets(Path("/"), ["task_struct comm); } int evil(void *u"])
 
 
 def test_the_command_line_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmishim import domains
-from vmishim.constants import (
+from vmishim.errors import FaultError, LibvmiError, LinkError
+from vmishim.guests import domains
+from vmishim.kernel.profile import Member
+from vmishim.libvmi import STRING_LIMIT, AccessContext, Libvmi, Registers, check, pause
+from vmishim.libvmi.constants import (
     INIT_DOMAINID,
     INIT_DOMAINNAME,
     INIT_EVENTS,
@@ -23,10 +26,7 @@ from vmishim.constants import (
     VMIMode,
     X86Reg,
 )
-from vmishim.errors import FaultError, LibvmiError, LinkError
-from vmishim.event import DebugEvent, IntEvent, MemEvent, RegEvent, SingleStepEvent
-from vmishim.kernel.profile import Member
-from vmishim.libvmi import STRING_LIMIT, AccessContext, Libvmi, Registers, check, pause
+from vmishim.libvmi.event import DebugEvent, IntEvent, MemEvent, RegEvent, SingleStepEvent
 from vmishim.memory.reader import KERNEL, PHYSICAL
 
 BASE = 0xFFFF_8880_0000_0000

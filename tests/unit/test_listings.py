@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from vmishim.errors import LinkError
-from vmishim.memory.listings import HEADS_MAX, Place
+from vmishim.readahead.catalogue import HEADS_MAX, Place
 from vmishim.wire.plan import Step
 
 HOLDER = 0xFFFF888000000000

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from pair import Pair
 
-from vmishim import libvmi, lists
-from vmishim.commands.listing import SHAPES
+from vmishim import client, libvmi
+from vmishim.commands.inspection import SHAPES
 from vmishim.commands.tables import show
-from vmishim.constants import TranslateMechanism
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.guest import WAYS, Guest, Way
+from vmishim.guests.guest import WAYS, Guest, Way
+from vmishim.inspection import objects
 from vmishim.libvmi import AccessContext, Libvmi
-from vmishim.memory import remote
+from vmishim.libvmi.constants import TranslateMechanism
 from vmishim.wire.messages import (
     BULK_MAX,
     JSON_MAX,
@@ -220,7 +220,7 @@ def small() -> Iterator[None]:
     """Lists that are long enough to be believed, but not for a test."""
     with pytest.MonkeyPatch.context() as patch:
         for limit in ("MODULES_MAX", "NAMESPACES_MAX", "SOCKETS_MAX", "BUCKETS_MAX", "TASK_LIMIT", "FILES_MAX"):
-            patch.setattr(lists, limit, 300)
+            patch.setattr(objects, limit, 300)
         patch.setattr(libvmi, "TASK_LIMIT", 300)
         patch.setattr(libvmi, "PAGES_LIMIT", 300)
         patch.setattr(libvmi, "STRING_LIMIT", 1 << 16)
@@ -291,7 +291,11 @@ class LyingGuest(RuleBasedStateMachine):
         self.call(lambda vmi: vmi.read_va(0x400000, pid, 64))
         self.call(lambda vmi: vmi.dtb_to_pid(pid << 12))
 
-    @rule(read=st.sampled_from([lists.tasks, lists.modules, lists.sockets, lists.without_file, lists.unlisted_modules]))
+    @rule(
+        read=st.sampled_from(
+            [objects.tasks, objects.modules, objects.sockets, objects.without_file, objects.unlisted_modules]
+        )
+    )
     def list_all(self, read: Callable[[Libvmi], Iterator[Any]]) -> None:
         self.call(lambda vmi: list(islice(read(vmi), 2000)))
 
@@ -359,7 +363,7 @@ def test_chunks_without_an_end_are_an_error() -> None:
 
 
 def test_a_walk_that_is_too_long_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "WALK_MAX", 3 * BULK_MAX)
+    monkeypatch.setattr(client, "WALK_MAX", 3 * BULK_MAX)
     plan = Plan(BASE, Step.RING, ())
     full = plan.record.pack(BASE, 0, 0, 0) * (BULK_MAX // plan.record.size)
     _, lying = guest(lambda request: chunk(full, walk=1))
@@ -461,7 +465,7 @@ HOSTILE = "\x1b[2J\x1b]0;gotcha\x07"
 
 
 def test_a_name_reaches_the_terminal_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    task = lists.Task(1, 1, 0, 0, lists._text(HOSTILE.encode()), "running", BASE)
+    task = objects.Task(1, 1, 0, 0, objects._text(HOSTILE.encode()), "running", BASE)
     show(SHAPES["ps"].columns, [SHAPES["ps"].row(task)])
     shown = capsys.readouterr().out
     assert r"\x1b[2J\x1b]0;gotcha\x07" in shown

@@ -23,11 +23,11 @@ from test_plan import plans
 from guest_agent.agent import Agent
 from guest_agent.programs import object_bytes
 from guest_agent.sealed import KEYS_MAX, WALKS_MAX
+from vmishim.client import Remote
 from vmishim.errors import LinkError
 from vmishim.inject import InjectError, inject
 from vmishim.kernel.btf import Btf
 from vmishim.link import Link
-from vmishim.memory.remote import Remote
 from vmishim.wire import sealed
 from vmishim.wire.keys import KEY_SIZE, PrivateKey, PublicKey, generate
 from vmishim.wire.messages import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmishim.memory.snapshot import WORD, Known
+from vmishim.readahead.snapshot import WORD, Known
 
 BASE = 0xFFFF888000000FC0
 """Pieces lie around the end of a page."""

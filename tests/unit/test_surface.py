@@ -98,7 +98,8 @@ def test_result(call: str, coverage: ModuleType) -> None:
 
 
 def _public() -> list[Any]:
-    from vmishim import event, libvmi
+    from vmishim import libvmi
+    from vmishim.libvmi import event
 
     found: list[Any] = [libvmi, event]
     for module in (libvmi, event):
@@ -131,7 +132,7 @@ def test_generated_files_are_up_to_date(coverage: ModuleType) -> None:
 
 
 def test_the_stub_says_what_the_code_does(coverage: ModuleType) -> None:
-    from vmishim.scalars import Scalars
+    from vmishim.libvmi.scalars import Scalars
 
     stub = coverage.STUB.read_text()
     for name, function in inspect.getmembers(Scalars, inspect.isfunction):

@@ -15,17 +15,19 @@ from typing import Any
 
 from guest_agent.agent import Agent
 from guest_agent.kernel import Gathered
-from vmishim import attestation, lists
+from vmishim import attestation
 from vmishim.attestation.errors import AttestationError
 from vmishim.attestation.report import Report
 from vmishim.errors import FaultError, LibvmiError, LinkError
-from vmishim.guest import Guest
+from vmishim.guests import dumps
+from vmishim.guests.guest import Guest
+from vmishim.inspection import objects
 from vmishim.kernel import btf as types
 from vmishim.kernel.btf import Btf
 from vmishim.kernel.kallsyms import DIGITS
 from vmishim.kernel.kallsyms import decode as decode_symbols
 from vmishim.libvmi import Libvmi
-from vmishim.memory import dumps, elf
+from vmishim.memory import elf
 from vmishim.wire import messages as wire
 from vmishim.wire.attestation import REPORT_SIZE
 from vmishim.wire.keys import generate
@@ -199,7 +201,7 @@ class _Liar:
 def _readahead(data: bytes) -> None:
     liar: Any = _Liar(data)
     vmi = Libvmi.over(Guest("fuzz", liar))
-    for read in (lists.tasks, lists.tasks, lists.modules, lists.sockets, lists.without_file):
+    for read in (objects.tasks, objects.tasks, objects.modules, objects.sockets, objects.without_file):
         with suppress(LibvmiError):
             for _ in islice(read(vmi), MOST):
                 pass

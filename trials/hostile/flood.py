@@ -15,8 +15,8 @@ import zmq
 
 from trials.hostile import Saboteur, resident
 from trials.hostile.sockets import TEXT, Agent
+from vmishim.client import Remote
 from vmishim.errors import LinkError
-from vmishim.memory.remote import Remote
 from vmishim.wire.keys import generate
 from vmishim.wire.session import MAX_FRAME, Initiator
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from trials.hostile import Saboteur, Tally, resident
 from trials.hostile.road import Road
-from vmishim import local
+from vmishim.client import Remote
 from vmishim.errors import LinkError
+from vmishim.guests import local
 from vmishim.link import Link
-from vmishim.memory.remote import Remote
 from vmishim.wire.keys import PrivateKey, PublicKey, load_private
 
 TIMEOUT = 0.4

@@ -35,7 +35,7 @@ from trials.soak.outages import KINDS as OUTAGES
 from trials.soak.outages import SERVICE, Counts, Outages
 from trials.soak.truth import KINDS, Entry, Interval, Kind, Truth
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.guest import Guest, Way, connect
+from vmishim.guests.guest import Guest, Way, connect
 from vmishim.libvmi import Libvmi, pause
 
 MODULES = "ts_kmp", "ts_bm", "ts_fsm", "crc7"

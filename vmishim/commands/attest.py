@@ -6,11 +6,11 @@ import argparse
 import sys
 from dataclasses import replace
 
-from vmishim import domains
 from vmishim.attestation import ask, verify
 from vmishim.commands import CommandError
 from vmishim.commands.tables import dump, show
-from vmishim.guest import Guest
+from vmishim.guests import domains
+from vmishim.guests.guest import Guest
 from vmishim.wire.keys import PublicKey
 
 

@@ -10,10 +10,10 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from vmishim import domains
 from vmishim.commands import CommandError
-from vmishim.domains import Domain
 from vmishim.errors import LibvmiError
+from vmishim.guests import domains
+from vmishim.guests.domains import Domain
 
 EXIT = {"agreed": 0, "differ": 1, "error": 2}
 
@@ -96,7 +96,7 @@ def _guest(options: argparse.Namespace) -> Domain:
 
 
 def _here(stack: ExitStack) -> Domain:
-    from vmishim import local
+    from vmishim.guests import local
 
     endpoint, key, public = stack.enter_context(local.agent())
     return Domain("local", agent=endpoint, agent_key=public, key=str(key))

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import vmishim
-from vmishim import domains
 from vmishim.commands.tables import dump, printable
 from vmishim.errors import FaultError, LibvmiError, LinkError
-from vmishim.target import Target
+from vmishim.guests import domains
+from vmishim.guests.target import Target
 
 if TYPE_CHECKING:
     from vmishim.attestation import Requirements
@@ -215,7 +215,7 @@ def _pointers() -> Finding:
 
 
 def _local_agent() -> Iterator[Finding]:
-    from vmishim import local
+    from vmishim.guests import local
 
     try:
         with local.guest() as guest:
@@ -286,7 +286,7 @@ def _unreached(error: LibvmiError, ours: str) -> Finding:
 
 def inside(target: Target, required: Requirements | None = None) -> Iterator[Finding]:
     """What a reached guest says of itself, and its hardware of it. :raises LinkError: it stopped answering"""
-    from vmishim.guest import Guest
+    from vmishim.guests.guest import Guest
 
     if isinstance(target, Guest):
         yield _attestation(target.link, required)

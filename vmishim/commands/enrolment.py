@@ -11,11 +11,11 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from vmishim import domains as known
 from vmishim.commands import CommandError
 from vmishim.commands.tables import dump, show
-from vmishim.domains import Domain
 from vmishim.errors import LibvmiError, LinkError
+from vmishim.guests import domains as known
+from vmishim.guests.domains import Domain
 from vmishim.wire.keys import PublicKey, generate, load_private, load_public, save_private
 
 

@@ -18,7 +18,7 @@ def config(options: argparse.Namespace) -> int:
 
     :raises CommandError: LibVMI's grammar has no place for the name, or the kernel does not say what it needs
     """
-    from vmishim.kernel.config import export_entry
+    from vmishim.libvmi.config import export_entry
 
     with target(options) as reached:
         try:

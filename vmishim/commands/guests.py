@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vmishim import domains
-from vmishim.guest import Way
+from vmishim.guests import domains
+from vmishim.guests.guest import Way
+from vmishim.guests.target import Target
 from vmishim.libvmi import Libvmi
-from vmishim.target import Target
 
 
 class Meter:
@@ -28,7 +28,7 @@ class Meter:
 
     def report(self) -> None:
         """Say it on standard error, in one line."""
-        from vmishim.guest import Guest
+        from vmishim.guests.guest import Guest
 
         taken = time.perf_counter() - self._begun
         links = [target.link for target in self._targets if isinstance(target, Guest)]
@@ -51,7 +51,7 @@ def target(options: argparse.Namespace) -> Iterator[Target]:
     """
     way: Way = getattr(options, "way", "batch")
     if getattr(options, "local", False):
-        from vmishim import local
+        from vmishim.guests import local
 
         with local.guest(way) as guest:
             yield guest

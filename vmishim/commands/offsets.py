@@ -19,9 +19,9 @@ def offsets(options: argparse.Namespace) -> int:
 
     :raises CompileError: bcc or headers are missing
     """
-    from vmishim.guest import MEMBERS
-    from vmishim.inject_bcc import member_offsets
-    from vmishim.memory.listings import KNOWN
+    from vmishim.guests.guest import MEMBERS
+    from vmishim.inject.bcc import member_offsets
+    from vmishim.readahead.catalogue import KNOWN
 
     known = {*MEMBERS, *LISTED, *(member for shape in KNOWN for member in shape.members)}
     found = member_offsets(options.headers, {*known, *options.members})

@@ -11,12 +11,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from vmishim import domains
 from vmishim.commands import CommandError
 from vmishim.commands.guests import Meter
-from vmishim.constants import VMIInitData
-from vmishim.domains import Domain
-from vmishim.target import Target
+from vmishim.guests import domains
+from vmishim.guests.domains import Domain
+from vmishim.guests.target import Target
+from vmishim.libvmi.constants import VMIInitData
 
 _PACKAGE = Path(__file__).parents[1]
 COMPAT = next(filter(Path.is_dir, (_PACKAGE / "compat", _PACKAGE.parent / "compat")), _PACKAGE / "compat")
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         here = None
         if options.local:
-            from vmishim import local
+            from vmishim.guests import local
 
             # Before the script, so that what is missing is told plainly.
             endpoint, key, public = stack.enter_context(local.agent())

@@ -19,11 +19,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmishim.changes import Sight, changes, findings, look
 from vmishim.commands import CommandError
 from vmishim.commands.guests import target
 from vmishim.commands.tables import printable
 from vmishim.errors import LibvmiError, LinkError, RebootedError
+from vmishim.inspection.changes import Sight, changes, findings, look
 from vmishim.libvmi import Libvmi
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from vmishim import domains
 from vmishim.commands.script import execute
 from vmishim.compare.recorder import Recording
-from vmishim.constants import VMIInitData
-from vmishim.domains import Domain
-from vmishim.guest import Guest
+from vmishim.guests import domains
+from vmishim.guests.domains import Domain
+from vmishim.guests.guest import Guest
+from vmishim.guests.target import Target
 from vmishim.libvmi import Libvmi
-from vmishim.target import Target
+from vmishim.libvmi.constants import VMIInitData
 
 
 def main() -> int:

@@ -12,16 +12,16 @@ from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
-from vmishim import domains
 from vmishim.compare import ours, recorder
 from vmishim.compare.verdict import Run
-from vmishim.domains import Domain
 from vmishim.errors import LibvmiError
-from vmishim.guest import WAYS
+from vmishim.guests import domains
+from vmishim.guests.domains import Domain
+from vmishim.guests.guest import WAYS
+from vmishim.guests.ramfile import Ram
 from vmishim.kernel import kallsyms
-from vmishim.kernel.config import export_entry
 from vmishim.libvmi import Libvmi
-from vmishim.memory.ramfile import Ram
+from vmishim.libvmi.config import export_entry
 
 ROOT = Path(__file__).parents[2]
 NATIVE, RAMFILE = "native", "ramfile"

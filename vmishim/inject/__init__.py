@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
+from vmishim.client import Remote
 from vmishim.errors import LibvmiError, LinkError
+from vmishim.guests.target import Target
 from vmishim.link import Link
 from vmishim.memory.reader import KERNEL_FLOOR, Extent
-from vmishim.memory.remote import Remote
-from vmishim.target import Target
 from vmishim.wire.injection import EXTENT_HEAD, MAGIC, OUTPUT_HEAD
 from vmishim.wire.messages import (
     Answer,
@@ -170,7 +170,7 @@ def inject(
 
     :param program: C source as a string, a file of it, or an object: an ELF file's or bundle's bytes, or that file
     :param name: what `injected` will call it; default: the file's name
-    :param headers: compile by bcc against these kernel headers, for a guest without BTF: see `vmishim.inject_bcc`
+    :param headers: compile by bcc against these kernel headers, for a guest without BTF: see `vmishim.inject.bcc`
     :param vmlinux: for a source that includes ``vmlinux.h``: that file, or BTF to make it from; see `compile_core`
     :raises CompileError: it does not compile
     :raises InjectError: the agent takes no programs, or not this one; ``log`` says more
@@ -187,7 +187,7 @@ def inject(
         if isinstance(program, bytes):
             raise InjectError("these bytes are no object; give C source as a string, or a file's Path")
         if headers is not None:
-            from vmishim.inject_bcc import compile_by_headers
+            from vmishim.inject.bcc import compile_by_headers
 
             data = compile_by_headers(program, headers)
         else:
@@ -254,7 +254,7 @@ def _newest(tool: str) -> str | None:
 
 def header() -> Path:
     """``inject.h``, which programs include. :raises CompileError: this installation lacks it"""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     for path in (here / "include" / "inject.h", here.parent / "bpf" / "inject.h"):
         if path.exists():
             return path

@@ -20,9 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from vmishim.constants import VMIConfig
 from vmishim.errors import LibvmiError
 from vmishim.kernel.profile import Member, Profile
+from vmishim.libvmi.constants import VMIConfig
 
 MEMBERS = {
     "linux_tasks": ("task_struct", "tasks"),

@@ -15,12 +15,13 @@ from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from vmishim import domains, lists
-from vmishim.domains import Domain
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.guest import Way
+from vmishim.guests import domains
+from vmishim.guests.domains import Domain
+from vmishim.guests.guest import Way
+from vmishim.inspection import objects
+from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.libvmi import Libvmi
-from vmishim.lists import Module, Socket, Task
 
 Entry = Task | Module | Socket
 
@@ -31,9 +32,9 @@ DEADLINE = 30.0
 RETRIES = 3
 """Workers of a cluster that may die over one guest before it has failed."""
 LISTS: dict[str, Callable[[Libvmi], Iterator[Entry]]] = {
-    "ps": lists.tasks,
-    "lsmod": lists.modules,
-    "ss": lists.sockets,
+    "ps": objects.tasks,
+    "lsmod": objects.modules,
+    "ss": objects.sockets,
 }
 """By the commands that show them."""
 
@@ -66,7 +67,7 @@ def ask(domain: Domain, what: str, way: Way = "batch") -> list[Entry]:
     :raises LibvmiError: it can't be reached, or read
     """
     with Libvmi.over(domains.reach(domain, way=way)) as vmi:
-        return lists.whole(vmi, LISTS[what])
+        return objects.whole(vmi, LISTS[what])
 
 
 def over(fleet: Sequence[Domain], what: str, way: Way = "batch", deadline: float = DEADLINE) -> Iterator[Answer]:

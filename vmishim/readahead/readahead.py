@@ -24,15 +24,15 @@ from dataclasses import replace
 from struct import Struct
 from typing import Any
 
+from vmishim.client import Remote
 from vmishim.errors import FaultError
-from vmishim.memory.clock import Clock
-from vmishim.memory.listings import NODES_MAX, Place
 from vmishim.memory.pages import Pages
-from vmishim.memory.patterns import STALE, Chains, Run
-from vmishim.memory.pointees import ARRAY, Pointees
 from vmishim.memory.reader import ADDRESSES, KERNEL, KERNEL_FLOOR, Extent
-from vmishim.memory.remote import Remote
-from vmishim.memory.snapshot import (
+from vmishim.readahead.catalogue import NODES_MAX, Place
+from vmishim.readahead.clock import Clock
+from vmishim.readahead.patterns import STALE, Chains, Run
+from vmishim.readahead.pointees import ARRAY, Pointees
+from vmishim.readahead.snapshot import (
     RING,
     TAGS,
     WORD,

@@ -1,7 +1,7 @@
 """Ordinary VMs: the guest's RAM in a file, read without anybody's help.
 
 The file is a ``memory-backend-file`` of QEMU (``share=on``), which shows the running guest; or a dump of its memory: a
-raw image, an ELF core or a compressed dump (``vmishim.memory.dumps``).
+raw image, an ELF core or a compressed dump (``vmishim.guests.dumps``).
 The kernel, its place under KASLR, its page tables, symbols and structure layouts are all found in that memory itself.
 
 This is the road for machines that are not confidential, and the yardstick for the agent: same API, same contract, no
@@ -21,11 +21,12 @@ from pathlib import Path
 from struct import unpack_from
 
 from vmishim.errors import FaultError, LibvmiError, LinkError
+from vmishim.guests import dumps
+from vmishim.guests.dumps import Segment
 from vmishim.kernel import btf, kallsyms
 from vmishim.kernel.btf import Btf
 from vmishim.kernel.profile import Member
-from vmishim.memory import dumps, pagetable
-from vmishim.memory.dumps import Segment
+from vmishim.memory import pagetable
 from vmishim.memory.reader import KERNEL, PAGE_SIZE, PHYSICAL
 
 GIB = 1 << 30
@@ -296,7 +297,7 @@ def _map(path: str | os.PathLike[str]) -> Iterator[kallsyms.Symbols]:
 
 
 class RamFile:
-    """A guest by its RAM file. Implements ``vmishim.target.Target``, and is its own reader.
+    """A guest by its RAM file. Implements ``vmishim.guests.target.Target``, and is its own reader.
 
     :param name: the domain's name
     :param path: the file

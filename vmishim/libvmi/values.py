@@ -9,7 +9,7 @@ import operator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from vmishim.constants import PageMode, TranslateMechanism, X86Reg
+from vmishim.libvmi.constants import PageMode, TranslateMechanism, X86Reg
 
 
 class AccessContext:

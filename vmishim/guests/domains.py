@@ -34,13 +34,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmishim.constants import VMIInitData
 from vmishim.errors import LibvmiError
-from vmishim.target import Target
+from vmishim.guests.target import Target
+from vmishim.libvmi.constants import VMIInitData
 
 if TYPE_CHECKING:
     from vmishim.attestation import Requirements
-    from vmishim.guest import Way
+    from vmishim.guests.guest import Way
 
 TIMEOUT = 5.0
 """Seconds that an answer of the agent may take, unless the domain says otherwise."""
@@ -190,10 +190,10 @@ def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, wa
     if detour is not None and way is None:
         return detour(domain, init_data)
     if domain.ramfile and not domain.agent:
-        from vmishim.memory.ramfile import RamFile
+        from vmishim.guests.ramfile import RamFile
 
         return RamFile(domain.name, Path(domain.ramfile).expanduser(), symbols=domain.symbols or None)
-    from vmishim import guest
+    from vmishim.guests import guest
     from vmishim.wire import keys
 
     socket = (init_data or {}).get(VMIInitData.KVMI_SOCKET, "")

@@ -1,7 +1,7 @@
 # Written by compat/coverage.py from the table in scalars.py: change that.
 from typing import NoReturn
 
-from vmishim.values import AccessContext
+from vmishim.libvmi.values import AccessContext
 
 WIDTHS: dict[str, int]
 FORMS: dict[str, str]

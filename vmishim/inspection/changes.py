@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vmishim import lists
+from vmishim.inspection import objects
+from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.libvmi import Libvmi
-from vmishim.lists import Module, Socket, Task
 
 Kind = Literal["process", "module", "socket"]
 Key = tuple[int | str, ...]
@@ -53,17 +53,17 @@ def look(vmi: Libvmi) -> Sight:
     :raises LibvmiError: they can't be read
     :raises LinkError: the guest could not be asked
     """
-    return lists.whole(vmi, _look)[0]
+    return objects.whole(vmi, _look)[0]
 
 
 def _look(vmi: Libvmi) -> Iterator[Sight]:
     yield Sight(
-        tasks={_task(task): task for task in lists.tasks(vmi)},
-        modules={(module.name, module.address): module for module in lists.modules(vmi)},
+        tasks={_task(task): task for task in objects.tasks(vmi)},
+        modules={(module.name, module.address): module for module in objects.modules(vmi)},
         # What is not open (any more, or yet) comes and goes by itself.
-        sockets={_socket(each): each for each in lists.sockets(vmi) if each.inode},
-        deleted=frozenset(_task(task) for task in lists.without_file(vmi)),
-        unlisted={(name, address): name for name, address in lists.unlisted_modules(vmi)},
+        sockets={_socket(each): each for each in objects.sockets(vmi) if each.inode},
+        deleted=frozenset(_task(task) for task in objects.without_file(vmi)),
+        unlisted={(name, address): name for name, address in objects.unlisted_modules(vmi)},
     )
 
 

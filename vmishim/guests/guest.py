@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from vmishim.client import Remote
 from vmishim.errors import LinkError, RebootedError
+from vmishim.guests.agent_profile import RemoteProfile
 from vmishim.kernel.offsets import Offsets
-from vmishim.kernel.remote import RemoteProfile
 from vmishim.link import Link
-from vmishim.memory.listings import KNOWN, found
 from vmishim.memory.pages import Pages
-from vmishim.memory.readahead import ReadAhead
 from vmishim.memory.reader import Extent, MemoryReader
-from vmishim.memory.remote import Remote
+from vmishim.readahead.catalogue import KNOWN, found
+from vmishim.readahead.readahead import ReadAhead
 from vmishim.wire.keys import PrivateKey, PublicKey
 from vmishim.wire.sealed import Unsealing
 
@@ -41,7 +41,7 @@ MEMBERS = (
 
 
 class Guest:
-    """One guest, by its agent. Implements `vmishim.target.Target`.
+    """One guest, by its agent. Implements `vmishim.guests.target.Target`.
 
     :param name: the domain's name
     :param link: the road to the agent; closed with the guest

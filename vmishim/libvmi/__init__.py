@@ -24,8 +24,13 @@ from struct import Struct
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vmishim import domains
-from vmishim.constants import (
+from vmishim.errors import FaultError, LibvmiError, LinkError
+from vmishim.guests import domains
+from vmishim.guests.target import Target, Walking
+from vmishim.kernel.profile import Profile
+from vmishim.libvmi import config as configuration
+from vmishim.libvmi.config import MEMBERS, Config, ConfiguredProfile
+from vmishim.libvmi.constants import (
     INIT_DOMAINID,
     INIT_DOMAINNAME,
     INIT_EVENTS,
@@ -42,16 +47,8 @@ from vmishim.constants import (
     VMIWinVer,
     X86Reg,
 )
-from vmishim.errors import FaultError, LibvmiError, LinkError
-from vmishim.kernel import config as configuration
-from vmishim.kernel.config import MEMBERS, Config, ConfiguredProfile
-from vmishim.kernel.profile import Profile
-from vmishim.memory import pagetable
-from vmishim.memory.pagetable import Translation
-from vmishim.memory.reader import ADDRESSES, KERNEL, PAGE_SIZE, PHYSICAL
-from vmishim.scalars import Scalars
-from vmishim.target import Target, Walking
-from vmishim.values import (
+from vmishim.libvmi.scalars import Scalars
+from vmishim.libvmi.values import (
     AccessContext,
     PageEntries,
     PageInfo,
@@ -60,6 +57,9 @@ from vmishim.values import (
     signed_32,
     unsigned,
 )
+from vmishim.memory import pagetable
+from vmishim.memory.pagetable import Translation
+from vmishim.memory.reader import ADDRESSES, KERNEL, PAGE_SIZE, PHYSICAL
 
 if TYPE_CHECKING:
     from vmishim.inject import InjectedProgram
@@ -139,7 +139,7 @@ def pause(vmi: Libvmi) -> Iterator[None]:
 class Libvmi(Scalars):
     """One guest, as LibVMI's Python bindings show it. Use it in a ``with`` statement, or call ``destroy``.
 
-    :param domain: name of the guest, from ``domains.toml`` (see ``vmishim.domains``)
+    :param domain: name of the guest, from ``domains.toml`` (see ``vmishim.guests.domains``)
     :param init_flags: ``INIT_DOMAINNAME``, or ``INIT_DOMAINID`` if ``domain`` is an ``id`` of ``domains.toml`` in
         digits;
         with ``INIT_EVENTS``, refused

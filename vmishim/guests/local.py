@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vmishim.errors import LinkError
-from vmishim.guest import Guest, Way, connect
+from vmishim.guests.guest import Guest, Way, connect
 from vmishim.wire.keys import generate, save_private
 
 
@@ -39,7 +39,7 @@ def agent(*options: str) -> Iterator[tuple[str, Path, str]]:
         command = [sys.executable, "-m", "guest_agent", "serve", "--until-eof", "--listen", endpoint]
         command += ["--key", f"{folder}/agent.key", "--permitted", f"{folder}/permitted", *options]
         # The child finds the same package, wherever this one was imported from.
-        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         with Path(folder, "log").open("w+") as errors:
             child = subprocess.Popen(

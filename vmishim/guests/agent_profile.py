@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from vmishim.client import Remote, checked_facts
 from vmishim.errors import LibvmiError
 from vmishim.kernel.offsets import Offsets
 from vmishim.kernel.profile import Member
-from vmishim.memory.remote import Remote, checked_facts
 
 NAMES_MAX = 65536
 """Addresses whose symbols are remembered; the one asked for first makes room."""

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vmishim import fleet, lists
-from vmishim.changes import ends
 from vmishim.commands import CommandError
 from vmishim.commands.guests import libvmi
 from vmishim.commands.tables import dump, show, watched
-from vmishim.fleet import Answer
-from vmishim.lists import Module, Socket, Task
+from vmishim.inspection import fleet, objects
+from vmishim.inspection.changes import ends
+from vmishim.inspection.fleet import Answer
+from vmishim.inspection.objects import Module, Socket, Task
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def ps(options: argparse.Namespace) -> int:
     if options.domains or not options.tree or options.json:
         return _list(options, "ps")
     with libvmi(options) as vmi:
-        tasks = lists.whole(vmi, lambda vmi: watched(lists.tasks(vmi), "processes"))
+        tasks = objects.whole(vmi, lambda vmi: watched(objects.tasks(vmi), "processes"))
     rows = ((task.pid, task.uid, task.state, branch + task.comm) for branch, task in tree(tasks))
     show(("PID", "UID", "STATE", "NAME"), rows)
     return 0
@@ -80,7 +80,7 @@ def _list(options: argparse.Namespace, name: str) -> int:
         return _lists(options, name)
     shape = SHAPES[name]
     with libvmi(options) as vmi:
-        entries = lists.whole(vmi, lambda vmi: watched(fleet.LISTS[name](vmi), shape.what))
+        entries = objects.whole(vmi, lambda vmi: watched(fleet.LISTS[name](vmi), shape.what))
         release = vmi.vmi.profile.release
     if options.json:
         dump([_plain(entry) for entry in entries])

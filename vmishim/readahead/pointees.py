@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vmishim.memory.listings import Place
-from vmishim.memory.remote import Remote
-from vmishim.memory.snapshot import WORD, Column, Path, Snapshot
+from vmishim.client import Remote
+from vmishim.readahead.catalogue import Place
+from vmishim.readahead.snapshot import WORD, Column, Path, Snapshot
 
 ARRAY, UNTYPED = 4096, 256
 """Bytes above a pointer within which a read is taken for one of what it points to: for a pointer to pointers, and for

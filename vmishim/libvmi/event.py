@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
-from vmishim.constants import (
+from vmishim.libvmi.constants import (
     EVENTS_VERSION,
     MSR,
     EventResponse,
