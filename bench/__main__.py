@@ -30,14 +30,14 @@ from lab.environment import MissingError
 from lab.image import ImageError, say
 from lab.vm import LabError
 from vmishim.errors import LibvmiError
-from vmishim.guests.guest import Way
+from vmishim.guests.guest import Strategy
 from vmishim.libvmi import Libvmi, pause
 from vmishim.readahead.readahead import ReadAhead
 from vmishim.readahead.snapshot import Snapshot
 from vmishim.wire.messages import Walk, encode
 
 ROOT = Path(__file__).parents[1]
-WAYS: tuple[Way, ...] = ("scalar", "page", "batch")
+STRATEGIES: tuple[Strategy, ...] = ("scalar", "page", "batch")
 FULL = 1 << 18
 """Buckets of a full-size TCP hash: what a machine with 32 GiB gets by itself."""
 LONG = 4_000
@@ -147,8 +147,8 @@ class _Measured:
 
     def __init__(self, host: Host, extent: Extent) -> None:
         self._host, self._extent = host, extent
-        self._guests = {way: host.connect(way) for way in WAYS}
-        self._vmis = {way: Libvmi.over(guest) for way, guest in self._guests.items()}
+        self._guests = {strategy: host.connect(strategy) for strategy in STRATEGIES}
+        self._vmis = {strategy: Libvmi.over(guest) for strategy, guest in self._guests.items()}
         self.at = hosts.find(self._guests["batch"].profile)
         self.cases: list[Case] = []
         self._planted: dict[str, set[int]] = {"processes": set(), "modules": set(), "sockets": set()}
@@ -215,34 +215,34 @@ class _Measured:
         size = len(workloads.once(cast(Libvmi, counting), self.at, name)[1])
         buckets = self._buckets() if name == "sockets" else 0
         costs: dict[str, Cost] = {}
-        for way in reversed(WAYS):
-            say(f"bench: {size:,} {name}{f' in {buckets:,} buckets' if buckets else ''}, {way}")
-            costs[way] = self._cost(way, name, counting.calls)
+        for strategy in reversed(STRATEGIES):
+            say(f"bench: {size:,} {name}{f' in {buckets:,} buckets' if buckets else ''}, {strategy}")
+            costs[strategy] = self._cost(strategy, name, counting.calls)
         native = self._native(name, cached)
         if native is not None:
             self._check(name, "native", native["found"])
             costs["native"] = Cost(native["runs"])
         self.load = max(self.load, os.getloadavg()[0])
-        ordered = {way: costs[way] for way in report.WAYS if way in costs}
+        ordered = {strategy: costs[strategy] for strategy in report.STRATEGIES if strategy in costs}
         self.cases.append(Case(name, size, counting.calls, ordered, buckets))
         return self.cases[-1], native
 
-    def _cost(self, way: Way, name: str, reads: int) -> Cost:
-        vmi, link = self._vmis[way], self._guests[way].link
-        if way == "scalar" and self._host.emulated and reads > 100 * SAMPLE:
+    def _cost(self, strategy: Strategy, name: str, reads: int) -> Cost:
+        vmi, link = self._vmis[strategy], self._guests[strategy].link
+        if strategy == "scalar" and self._host.emulated and reads > 100 * SAMPLE:
             return self._projected(reads)
-        runs = 1 if way == "scalar" and reads > LONG else self._extent.runs[way]
+        runs = 1 if strategy == "scalar" and reads > LONG else self._extent.runs[strategy]
         # Batch has learned after these what this script reads; the others have nothing to learn.
-        for _ in range(3 if way == "batch" else 0):
+        for _ in range(3 if strategy == "batch" else 0):
             workloads.once(vmi, self.at, name)
         before = link.requests, link.bytes_sent + link.bytes_received
         seconds = []
         for _ in range(runs):
-            if way == "page":
+            if strategy == "page":
                 vmi.pagecache_flush()  # a listing on fresh memory each time, as batch has it
             taken, found = workloads.once(vmi, self.at, name)
             seconds.append(taken)
-            self._check(name, way, found)
+            self._check(name, strategy, found)
         requests, carried = link.requests - before[0], link.bytes_sent + link.bytes_received - before[1]
         return Cost(seconds, round(requests / runs), round(carried / runs))
 
@@ -258,7 +258,7 @@ class _Measured:
     def _native(self, name: str, cached: bool = False) -> workloads.Result | None:
         return self._host.native(self._vmis["batch"], self.at, name, self._extent.runs["native"], cached=cached)
 
-    def _check(self, name: str, way: str, found: list[Any]) -> None:
+    def _check(self, name: str, strategy: str, found: list[Any]) -> None:
         """:raises RuntimeError: a listing lacks what was planted"""
         if name == "processes":
             missing = len(self._planted[name] - {row[0] for row in found})
@@ -267,7 +267,7 @@ class _Measured:
         else:
             missing = not found
         if missing:
-            raise RuntimeError(f"{missing} of the planted {name} are not listed by {way}")
+            raise RuntimeError(f"{missing} of the planted {name} are not listed by {strategy}")
 
     def _buckets(self) -> int:
         return self._vmis["scalar"].read_32_va(self.at["tcp_hashinfo"] + self.at["inet_hashinfo ehash_mask"], 0) + 1
@@ -275,16 +275,18 @@ class _Measured:
     def _start(self, native: workloads.Result | None, size: int) -> None:
         """What a first listing costs, connection and all; and a cached read."""
         self._first_of = size
-        for way in WAYS:
-            taken = [inside.timed(lambda way=way: self._first_listing(way))[0] for _ in range(3)]  # type: ignore[misc]
-            self._first[way] = median(taken) * 1e3
-            if way != "scalar":  # which keeps nothing
-                self._cached[way] = median(workloads.cached_read(self._vmis[way], self.at) for _ in range(5)) * 1e9
+        for strategy in STRATEGIES:
+            taken = [inside.timed(lambda strategy=strategy: self._first_listing(strategy))[0] for _ in range(3)]  # type: ignore[misc]
+            self._first[strategy] = median(taken) * 1e3
+            if strategy != "scalar":  # which keeps nothing
+                self._cached[strategy] = (
+                    median(workloads.cached_read(self._vmis[strategy], self.at) for _ in range(5)) * 1e9
+                )
         if native is not None:
             self._first["native"], self._cached["native"] = native["first"] * 1e3, native["cached"] * 1e9
 
-    def _first_listing(self, way: Way) -> None:
-        with Libvmi.over(self._host.connect(way)) as vmi:
+    def _first_listing(self, strategy: Strategy) -> None:
+        with Libvmi.over(self._host.connect(strategy)) as vmi:
             workloads.listed(vmi, self.at, "processes")
 
     def parts(self) -> list[Part]:

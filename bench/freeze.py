@@ -67,7 +67,7 @@ def measured(vm: LabVM, rounds: int) -> list[float]:
     agent = install(vm, "--freeze", CONTAINERS_SLICE)
     took = json.loads(vm.run("python3", "-IS", "-c", INSIDE, str(rounds), timeout=300).stdout)
     found = [statistic(took[what]) for what in ("freeze", "thaw") for statistic in (median, max)]
-    guest = agent.connect(way="scalar", freeze=30.0)
+    guest = agent.connect(strategy="scalar", freeze=30.0)
     with Libvmi.over(guest) as vmi:
         address = vmi.translate_ksym2v("init_task")
         asked: list[tuple[float, float, float]] = []

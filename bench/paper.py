@@ -2,7 +2,7 @@
 
     python -m bench.paper
 
-One lab VM holds 100, 300 and 1,000 processes, modules and TCP sockets; each way lists them, and so do the genuine
+One lab VM holds 100, 300 and 1,000 processes, modules and TCP sockets; each strategy lists them, and so do the genuine
 bindings. Then this machine's lists are read over roads of 10 us to 10 ms. Writes docs/paper.{md,json,svg}; takes some
 minutes, needs root.
 """
@@ -34,13 +34,13 @@ from lab.environment import MissingError
 from lab.image import ImageError, say
 from lab.vm import LabError
 from vmishim.errors import LibvmiError
-from vmishim.guests.guest import Guest, Way
+from vmishim.guests.guest import Guest, Strategy
 from vmishim.libvmi import Libvmi
 
 ROOT = Path(__file__).parents[1]
 THEIRS = "eBPFmonitor"
-READ: dict[str, Way] = {"scalar": "scalar", THEIRS: "batch", "page": "page", "batch": "batch"}
-"""How each way's memory is asked for. Theirs is kept here as ours is; its agent is another."""
+READ: dict[str, Strategy] = {"scalar": "scalar", THEIRS: "batch", "page": "page", "batch": "batch"}
+"""How each strategy's memory is asked for. Theirs is kept here as ours is; its agent is another."""
 RUNS = {"scalar": 3, THEIRS: 15, "page": 5, "batch": 15}
 STARTS = 3
 """Times that a connection, or the genuine bindings, are started."""
@@ -51,7 +51,7 @@ PATIENCE = 15.0
 HURRY = 2.0
 """The same where there are a hundred thousand reads."""
 ENOUGH = 5.0
-"""Seconds of listing one way after which it is not listed again."""
+"""Seconds of listing by one strategy after which it is not listed again."""
 TRIES = 5
 """Times that a listing is begun whose list changed under it."""
 SIZES = (100, 300, 1000)
@@ -63,14 +63,14 @@ EMPTY = 200
 
 @dataclass(frozen=True)
 class Road:
-    """One length of the way to the agent, milliseconds."""
+    """One distance to the agent, milliseconds."""
 
     added: float
     """What it was made to take."""
     measured: float
     """Round trip of an empty request."""
     costs: dict[str, Cost]
-    """Of a listing, by way."""
+    """Of a listing, by strategy."""
 
 
 @dataclass
@@ -85,9 +85,9 @@ class Distance:
     """Without a road between: what is beside the round trips."""
     roads: list[Road] = field(default_factory=list)
 
-    def model(self, way: str, added: float, floor: float) -> float:
+    def model(self, strategy: str, added: float, floor: float) -> float:
         """Milliseconds that a listing should take: requests x round trip + base."""
-        return self.base[way].requests * (added + floor) + self.base[way].ms
+        return self.base[strategy].requests * (added + floor) + self.base[strategy].ms
 
 
 @dataclass
@@ -163,27 +163,27 @@ def _measure(kernel: str | None) -> Paper:
 
 @dataclass
 class _Connected:
-    """A guest by one way, and what the script needs to know of it."""
+    """A guest by one strategy, and what the script needs to know of it."""
 
-    way: str
+    strategy: str
     guest: Guest
     vmi: Libvmi
     at: workloads.Offsets
 
     @classmethod
-    def to(cls, way: str, agent: InstalledAgent) -> _Connected:
-        guest = agent.connect("paper", READ[way])
-        return cls(way, guest, Libvmi.over(guest), hosts.find(guest.profile))
+    def to(cls, strategy: str, agent: InstalledAgent) -> _Connected:
+        guest = agent.connect("paper", READ[strategy])
+        return cls(strategy, guest, Libvmi.over(guest), hosts.find(guest.profile))
 
     def cost(self, name: str, reads: int, check: Callable[[list[Any]], None]) -> Cost:
         """Of one listing, in the steady state."""
         link = self.guest.link
-        for _ in range(3 if READ[self.way] == "batch" else 0):  # what this script reads is learned
+        for _ in range(3 if READ[self.strategy] == "batch" else 0):  # what this script reads is learned
             self.once(name, reads)
         seconds: list[float] = []
         requests = carried = 0
-        while len(seconds) < RUNS[self.way] and sum(seconds) < ENOUGH:
-            if self.way == "page":
+        while len(seconds) < RUNS[self.strategy] and sum(seconds) < ENOUGH:
+            if self.strategy == "page":
                 self.vmi.pagecache_flush()  # a listing on fresh memory each time, as the others have it
             before = link.requests, link.bytes_sent + link.bytes_received
             taken, found, done = self.once(name, reads)
@@ -200,7 +200,7 @@ class _Connected:
         for left in reversed(range(TRIES)):
             counting = hosts.Counting(self.vmi, 2 * reads + 1000, HURRY if reads > 100_000 else PATIENCE)
             # Counting costs a microsecond a call: nothing beside a request for each, much beside one for all.
-            vmi = cast(Libvmi, counting) if self.way == "scalar" else self.vmi
+            vmi = cast(Libvmi, counting) if self.strategy == "scalar" else self.vmi
             begun = monotonic()
             try:
                 found: list[Any] | None = workloads.LISTINGS[name](vmi, self.at)
@@ -209,7 +209,9 @@ class _Connected:
             except (hosts.LostError, LibvmiError):
                 if left:
                     continue
-                raise RuntimeError(f"the {name} changed each of {TRIES} times that {self.way} listed them") from None
+                raise RuntimeError(
+                    f"the {name} changed each of {TRIES} times that {self.strategy} listed them"
+                ) from None
             return monotonic() - begun, found, counting.calls
         raise AssertionError
 
@@ -222,27 +224,27 @@ class _Lab:
 
     def __init__(self, lab: hosts.Lab, agents: dict[str, InstalledAgent], ends: contextlib.ExitStack) -> None:
         self._lab, self._agents = lab, agents
-        self._ways = {way: _Connected.to(way, agent) for way, agent in agents.items()}
-        for connected in self._ways.values():
+        self._strategies = {strategy: _Connected.to(strategy, agent) for strategy, agent in agents.items()}
+        for connected in self._strategies.values():
             ends.callback(connected.vmi.destroy)
         self._planted: dict[str, set[Any]] = {name: set() for name in workloads.LISTINGS}
         self.cases: list[Case] = []
         self.load = 0.0
 
     def list(self, name: str, size: int) -> None:
-        """Plant until there are so many, and list them each way."""
-        batch = self._ways["batch"]
+        """Plant until there are so many, and list them by each strategy."""
+        batch = self._strategies["batch"]
         counting = hosts.Counting(batch.vmi)
         self._plant(name, size - len(workloads.LISTINGS[name](batch.vmi, batch.at)))
         there = len(workloads.LISTINGS[name](cast(Libvmi, counting), batch.at))
         costs: dict[str, Cost] = {}
-        for way, connected in self._ways.items():
-            say(f"paper: {there:,} {name}, {way}")
-            costs[way] = connected.cost(name, counting.calls, partial(self._check, name, way))
+        for strategy, connected in self._strategies.items():
+            say(f"paper: {there:,} {name}, {strategy}")
+            costs[strategy] = connected.cost(name, counting.calls, partial(self._check, name, strategy))
         costs["batch, flushed"] = Cost([workloads.flushed(batch.vmi, batch.at, name) for _ in range(FLUSHED)])
-        for way in (THEIRS, "batch"):
-            first = [inside.timed(partial(self._first, way, name))[0] for _ in range(STARTS)]
-            costs[f"{way}, first"] = Cost(first)
+        for strategy in (THEIRS, "batch"):
+            first = [inside.timed(partial(self._first, strategy, name))[0] for _ in range(STARTS)]
+            costs[f"{strategy}, first"] = Cost(first)
         costs |= self._native(name)
         self.cases.append(Case(name, there, counting.calls, costs, self._buckets() if name == "sockets" else 0))
         self.load = max(self.load, os.getloadavg()[0])
@@ -263,7 +265,7 @@ class _Lab:
             port = self._lab.plant_sockets(count // 2)
             planted |= {(port, end) for end in range(count // 2 * 2)}
 
-    def _check(self, name: str, way: str, found: Sequence[Sequence[Any]]) -> None:
+    def _check(self, name: str, strategy: str, found: Sequence[Sequence[Any]]) -> None:
         """:raises RuntimeError: a listing lacks what was planted"""
         planted = self._planted[name]
         if name == "sockets":
@@ -272,14 +274,14 @@ class _Lab:
         else:
             missing = len(planted - {row[0] for row in found})
         if missing:
-            raise RuntimeError(f"{missing} of the planted {name} are not listed by {way}")
+            raise RuntimeError(f"{missing} of the planted {name} are not listed by {strategy}")
 
-    def _first(self, way: str, name: str) -> None:
-        with Libvmi.over(self._agents[way].connect("first", READ[way])) as vmi:
-            workloads.listed(vmi, self._ways[way].at, name)
+    def _first(self, strategy: str, name: str) -> None:
+        with Libvmi.over(self._agents[strategy].connect("first", READ[strategy])) as vmi:
+            workloads.listed(vmi, self._strategies[strategy].at, name)
 
     def _native(self, name: str) -> dict[str, Cost]:
-        batch = self._ways["batch"]
+        batch = self._strategies["batch"]
         runs = [self._lab.native(batch.vmi, batch.at, name, 5, flushed=FLUSHED) for _ in range(STARTS)]
         for run in runs:
             self._check(name, "native", run["found"])
@@ -290,7 +292,7 @@ class _Lab:
         }
 
     def _buckets(self) -> int:
-        scalar = self._ways["scalar"]
+        scalar = self._strategies["scalar"]
         return scalar.vmi.read_32_va(scalar.at["tcp_hashinfo"] + scalar.at["inet_hashinfo ehash_mask"], 0) + 1
 
 
@@ -299,8 +301,8 @@ class _Lab:
 
 def _over_roads(agent: InstalledAgent, port: int, host: hosts.Here) -> tuple[float, float, list[Distance]]:
     """Milliseconds of an empty request, what a road of no length adds to that, and the workloads."""
-    ways = ("scalar", "page", "batch")
-    with _connections(agent, ways) as near:
+    strategies = ("scalar", "page", "batch")
+    with _connections(agent, strategies) as near:
         batch = near["batch"]
         missing = SIZES[1] - len(workloads.LISTINGS["processes"](batch.vmi, batch.at))
         host.plant_processes(max(missing, 0))
@@ -310,9 +312,9 @@ def _over_roads(agent: InstalledAgent, port: int, host: hosts.Here) -> tuple[flo
             counting = hosts.Counting(batch.vmi)
             size = len(workloads.LISTINGS[name](cast(Libvmi, counting), batch.at))
             base = {}
-            for way in ways:
-                say(f"paper: {size:,} {name} here, {way}")
-                base[way] = near[way].cost(name, counting.calls, lambda found: None)
+            for strategy in strategies:
+                say(f"paper: {size:,} {name} here, {strategy}")
+                base[strategy] = near[strategy].cost(name, counting.calls, lambda found: None)
             distances.append(Distance(name, size, counting.calls, base))
     with delay.delayed(port, 0.0) as endpoint, _connections(_at(agent, endpoint), ("batch",)) as over:
         floor = _empty(over["batch"].guest) - direct
@@ -323,12 +325,12 @@ def _over_roads(agent: InstalledAgent, port: int, host: hosts.Here) -> tuple[flo
                 measured = _empty(over["batch"].guest)
             for distance in distances:
                 distance.roads.append(Road(added * 1e3, measured, {}))
-            for way in ways:
-                with _connections(_at(agent, endpoint), (way,)) as over:
+            for strategy in strategies:
+                with _connections(_at(agent, endpoint), (strategy,)) as over:
                     for distance in distances:
-                        say(f"paper: {distance.listing} over a road of {plot.duration(added * 1e3)}, {way}")
-                        cost = over[way].cost(distance.listing, distance.reads, lambda found: None)
-                        distance.roads[-1].costs[way] = cost
+                        say(f"paper: {distance.listing} over a road of {plot.duration(added * 1e3)}, {strategy}")
+                        cost = over[strategy].cost(distance.listing, distance.reads, lambda found: None)
+                        distance.roads[-1].costs[strategy] = cost
     return direct, floor, distances
 
 
@@ -337,9 +339,9 @@ def _at(agent: InstalledAgent, endpoint: str) -> InstalledAgent:
 
 
 @contextlib.contextmanager
-def _connections(agent: InstalledAgent, ways: Sequence[str]) -> Iterator[dict[str, _Connected]]:
+def _connections(agent: InstalledAgent, strategies: Sequence[str]) -> Iterator[dict[str, _Connected]]:
     with contextlib.ExitStack() as ends:
-        made = {way: _Connected.to(way, agent) for way in ways}
+        made = {strategy: _Connected.to(strategy, agent) for strategy in strategies}
         for connected in made.values():
             ends.callback(connected.vmi.destroy)
         yield made
@@ -398,9 +400,9 @@ def _ratios(cases: Sequence[Case], pairs: Sequence[tuple[str, str]]) -> Rows:
 
 
 def _requests(cases: Sequence[Case]) -> Rows:
-    rows: Rows = [("listing", "reads", *(f"{way}\n{what}" for way in READ for what in ("requests", "bytes")))]
+    rows: Rows = [("listing", "reads", *(f"{strategy}\n{what}" for strategy in READ for what in ("requests", "bytes")))]
     for case in cases:
-        costs = [case.costs[way] for way in READ]
+        costs = [case.costs[strategy] for strategy in READ]
         figures = [_mark(cost, text) for cost in costs for text in (f"{cost.requests:,}", report.size(cost.carried))]
         rows.append((case.name, f"{case.reads:,}", *figures))
     return rows
@@ -408,14 +410,14 @@ def _requests(cases: Sequence[Case]) -> Rows:
 
 def _roads(paper: Paper, distance: Distance) -> Rows:
     names = [f"+ {plot.duration(road.added)}" for road in distance.roads]
-    rows: Rows = [("way", "requests", "base", *names)]
-    for way, base in distance.base.items():
+    rows: Rows = [("strategy", "requests", "base", *names)]
+    for strategy, base in distance.base.items():
         cells = []
         for road in distance.roads:
-            cost = road.costs[way]
-            by_model = report.number(distance.model(way, road.added, paper.floor))
+            cost = road.costs[strategy]
+            by_model = report.number(distance.model(strategy, road.added, paper.floor))
             cells.append(f"{_mark(cost, report.number(cost.ms))} ({by_model})")
-        rows.append((way, _mark(base, f"{base.requests:,}"), _mark(base, report.number(base.ms)), *cells))
+        rows.append((strategy, _mark(base, f"{base.requests:,}"), _mark(base, report.number(base.ms)), *cells))
     return rows
 
 
@@ -444,7 +446,7 @@ def document(paper: Paper) -> str:
 
 _METHOD = """\
 [`bench/workloads.py`](../bench/workloads.py), unchanged, lists 100, 300 and 1,000 processes, kernel modules and TCP
-sockets of one VM, in one run, by five ways:
+sockets of one VM, in one run, by five strategies:
 
 - **scalar**: each read is a request, as SEVmonitor has it.
 - **eBPFmonitor**: an eBPF program collects the addresses of all objects in one run; the agent's user space then copies
@@ -454,14 +456,14 @@ sockets of one VM, in one run, by five ways:
 - **native**: the genuine libvmi 3.7.1 on the VM's memory file, the VM paused, in an environment of its own.
 
 What is modelled of the others is their way to read, as we understand it, and nothing else: not their code, and not
-their transport. All but native run over our link, with its encryption, our Python and our agent. For eBPFmonitor's way
-the agent is changed in one place, [`bench/sequential.py`](../bench/sequential.py): its walk brings addresses
+their transport. All but native run over our link, with its encryption, our Python and our agent. For eBPFmonitor's
+strategy the agent is changed in one place, [`bench/sequential.py`](../bench/sequential.py): its walk brings addresses
 only, and each object is copied by a run of its own of the program that reads memory, from the first byte that is wanted
 of it to the last. What comes is kept by our read-ahead as it is, which knows the fields that are wanted. Where the
 original does less, it is slower than this; what is left between the two is where the copying is done.
 
-Every way is held to what was planted: a listing that lacks one of the planted objects ends the run. The modules are
-copies of one small module, under names of their own. Each listing is of fresh memory, in the steady state: what an
+Every strategy is held to what was planted: a listing that lacks one of the planted objects ends the run. The modules
+are copies of one small module, under names of their own. Each listing is of fresh memory, in the steady state: what an
 unchanged script reads was learned in three listings before. **flushed**: what was kept is forgotten, names too, so that
 the head's is looked up anew, which native does in its symbol map and ours by a request. **first**: from nothing to the
 end of the first listing; for ours with connection, handshake and the kernel's facts, for native with its constructor.
@@ -487,11 +489,11 @@ def drawn(paper: Paper) -> str:
     for distance in paper.distances:
         curves = [
             plot.Curve(
-                way,
-                [(road.added, road.costs[way].ms, not road.costs[way].projected) for road in distance.roads],
-                [(added, distance.model(way, added, paper.floor)) for added in _steps(distance.roads)],
+                strategy,
+                [(road.added, road.costs[strategy].ms, not road.costs[strategy].projected) for road in distance.roads],
+                [(added, distance.model(strategy, added, paper.floor)) for added in _steps(distance.roads)],
             )
-            for way in distance.base
+            for strategy in distance.base
         ]
         title = (
             f"Listing {distance.size:,} {distance.listing}, {paper.here}: measured, and requests x round trip + base"

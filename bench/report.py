@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bench import plot
 
-WAYS = ("scalar", "page", "batch", "native")
+STRATEGIES = ("scalar", "page", "batch", "native")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Case:
-    """One listing of one size, every way to read."""
+    """One listing of one size, every strategy to read."""
 
     listing: str
     size: int
@@ -83,7 +83,7 @@ class Ground:
     date: str
     cases: list[Case]
     first: dict[str, float]
-    """Milliseconds from nothing to the end of the first listing of processes, by way."""
+    """Milliseconds from nothing to the end of the first listing of processes, by strategy."""
     first_of: int
     """Processes in that listing."""
     cached: dict[str, float]
@@ -152,27 +152,36 @@ Rows = list[tuple[str, ...]]
 def time_rows(cases: Sequence[Case]) -> Rows:
     """Header, then median milliseconds and ratios of each case."""
     ratios = (("scalar", "batch"), ("page", "batch"), ("batch", "native"))
-    rows: Rows = [("listing", *(f"{way}\nms" for way in WAYS), *("/\n".join(pair) for pair in ratios))]
+    rows: Rows = [("listing", *(f"{strategy}\nms" for strategy in STRATEGIES), *("/\n".join(pair) for pair in ratios))]
     for case in cases:
-        costs = [_projected(number(case.costs[way].ms), case, way) if way in case.costs else "-" for way in WAYS]
+        costs = [
+            _projected(number(case.costs[strategy].ms), case, strategy) if strategy in case.costs else "-"
+            for strategy in STRATEGIES
+        ]
         rows.append((case.name, *costs, *(_projected(number(case.times(*pair), "x"), case, *pair) for pair in ratios)))
     return rows
 
 
-def _projected(text: str, case: Case, *ways: str) -> str:
+def _projected(text: str, case: Case, *strategies: str) -> str:
     """``text``, marked when it rests on a projection."""
-    return f"~{text}" if any(way in case.costs and case.costs[way].projected for way in ways) else text
+    return (
+        f"~{text}"
+        if any(strategy in case.costs and case.costs[strategy].projected for strategy in strategies)
+        else text
+    )
 
 
 def request_rows(cases: Sequence[Case]) -> Rows:
     """Header, then reads of each case, and what each way made of them."""
-    ways = WAYS[:-1]
-    rows: Rows = [("listing", "reads", *(f"{way}\n{what}" for way in ways for what in ("requests", "bytes")))]
+    strategies = STRATEGIES[:-1]
+    rows: Rows = [
+        ("listing", "reads", *(f"{strategy}\n{what}" for strategy in strategies for what in ("requests", "bytes")))
+    ]
     for case in cases:
         figures = [
             text
-            for way in ways
-            for cost in [case.costs.get(way)]
+            for strategy in strategies
+            for cost in [case.costs.get(strategy)]
             for text in ((f"{cost.requests:,}", size(cost.carried)) if cost else ("-", "-"))
         ]
         rows.append((case.name, f"{case.reads:,}", *figures))
@@ -180,13 +189,16 @@ def request_rows(cases: Sequence[Case]) -> Rows:
 
 
 def start_rows(ground: Ground) -> Rows:
-    """Header, then what a first listing and a cached read cost, by way."""
-    rows: Rows = [("", *(way for way in WAYS if way in ground.first))]
-    ways = rows[0][1:]
+    """Header, then what a first listing and a cached read cost, by strategy."""
+    rows: Rows = [("", *(strategy for strategy in STRATEGIES if strategy in ground.first))]
+    strategies = rows[0][1:]
     rows.append(
-        (f"connect, and list {ground.first_of:,} processes, ms", *(number(ground.first.get(way)) for way in ways))
+        (
+            f"connect, and list {ground.first_of:,} processes, ms",
+            *(number(ground.first.get(strategy)) for strategy in strategies),
+        )
     )
-    rows.append(("a read that needs no request, ns", *(number(ground.cached.get(way)) for way in ways)))
+    rows.append(("a read that needs no request, ns", *(number(ground.cached.get(strategy)) for strategy in strategies)))
     return rows
 
 
@@ -396,7 +408,7 @@ def plotted(grounds: Sequence[Ground]) -> str:
                 [
                     (
                         f"{case.size:,} {case.listing}" + (f"\n{case.buckets:,} buckets" if case.buckets else ""),
-                        {way: cost.ms for way, cost in case.costs.items()},
+                        {strategy: cost.ms for strategy, cost in case.costs.items()},
                     )
                     for case in ground.cases
                 ],

@@ -1,4 +1,4 @@
-"""eBPFmonitor's way as an agent: ours, but what a walk brings is copied by user space, one object after the other.
+"""eBPFmonitor's strategy as an agent: ours, but what a walk brings is copied by user space, one object after the other.
 
 eBPF collects the addresses of the objects in one run; the agent then copies each object by a run of its own, and sends
 all of them in one reply. `bench.variants` runs this file where the agent runs: ``sequential.py AGENT serve ...``.

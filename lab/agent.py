@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guest_agent.bundle import bundle
 from lab.vm import LabVM
-from vmishim.guests.guest import Guest, Way, connect
+from vmishim.guests.guest import Guest, Strategy, connect
 from vmishim.wire.keys import PrivateKey, PublicKey, generate, save_private
 
 UNIT = Path(__file__).parents[1] / "guest_agent" / "vmishim-agent.service"
@@ -31,14 +31,14 @@ class InstalledAgent:
     def connect(
         self,
         name: str = "lab",
-        way: Way = "batch",
+        strategy: Strategy = "batch",
         timeout: float = 30.0,
         kernel_key: PublicKey | None = None,
         freeze: float = 0.0,
     ) -> Guest:
         """The VM as a guest. Software emulation is slow, hence the long deadline."""
         return connect(
-            name, self.endpoint, self.private, self.public, timeout, way, kernel_key=kernel_key, freeze=freeze
+            name, self.endpoint, self.private, self.public, timeout, strategy, kernel_key=kernel_key, freeze=freeze
         )
 
 

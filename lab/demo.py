@@ -31,7 +31,7 @@ from vmishim.compare.roads import NATIVE, Missing, find
 from vmishim.compare.verdict import Run
 from vmishim.errors import LibvmiError
 from vmishim.guests.domains import Domain
-from vmishim.guests.guest import Way
+from vmishim.guests.guest import Strategy
 from vmishim.guests.target import Target
 from vmishim.wire.keys import save_private
 
@@ -39,14 +39,14 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = "compat/examples/process_list.py"
 PLANTED = {"webserver": 4, "database": 2, "worker": 6, "cryptominer": 1}
 """Names of the processes started in the monitored container, and how many of each."""
-WAYS: dict[Way, tuple[str, ...]] = {
+STRATEGIES: dict[Strategy, tuple[str, ...]] = {
     "scalar": ("each read is a request",),
     "page": ("each page is a request",),
     "batch": ("the list is a request", "the same, once more"),
 }
 """What is measured, in this order; more than one: by the same connection, which has learned from the run before."""
 RUNS = 5
-"""Times each way is measured; the table has medians."""
+"""Times each strategy is measured; the table has medians."""
 
 
 def main() -> int:
@@ -97,16 +97,16 @@ def _show(vm: LabVM, agent: InstalledAgent, planted: dict[int, str]) -> int:
     console = Console(width=min(100, Console().width) if sys.stdout.isatty() else 100, highlight=False)
     console.print(f"\n[bold]The same script, unchanged, each way to read; {len(listed)} processes[/bold]\n")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in ("way", "", "requests", "bytes", "time", "ratio"):
-        table.add_column(column, justify="left" if column in ("way", "") else "right", no_wrap=True)
-    for (way, about), run in rows:
+    for column in ("strategy", "", "requests", "bytes", "time", "ratio"):
+        table.add_column(column, justify="left" if column in ("strategy", "") else "right", no_wrap=True)
+    for (strategy, about), run in rows:
         ratio = (
             f"{first.seconds / run.seconds:.1f}x"
             if run.seconds * 10 > first.seconds
             else f"{first.seconds / run.seconds:.0f}x"
         )
         figures = ("-" if figure is None else f"{figure:,}" for figure in (run.requests, run.carried))
-        table.add_row(way, about, *figures, f"{run.seconds * 1000:,.1f} ms", ratio)
+        table.add_row(strategy, about, *figures, f"{run.seconds * 1000:,.1f} ms", ratio)
     console.print(table)
     accelerator = "software emulation (TCG)" if _emulated(vm) else "KVM"
     console.print(
@@ -128,16 +128,16 @@ def _show(vm: LabVM, agent: InstalledAgent, planted: dict[int, str]) -> int:
 
 
 def _measure(agent: InstalledAgent) -> Iterator[tuple[tuple[str, str], Run]]:
-    for way, names in WAYS.items():
+    for strategy, names in STRATEGIES.items():
         runs: list[list[Run]] = []
         for _ in range(RUNS):
-            guest = agent.connect(way=way)
+            guest = agent.connect(strategy=strategy)
             try:
                 runs.append([_run(guest) for _ in names])
             finally:
                 guest.close()
         for name, of_name in zip(names, zip(*runs, strict=True), strict=True):
-            yield (way, name), sorted(of_name, key=lambda run: run.seconds)[RUNS // 2]
+            yield (strategy, name), sorted(of_name, key=lambda run: run.seconds)[RUNS // 2]
 
 
 def _native(vm: LabVM) -> Run | str:

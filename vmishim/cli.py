@@ -124,13 +124,13 @@ def parser() -> argparse.ArgumentParser:
         "run an unchanged LibVMI script: its `import libvmi` is vmishim",
         "vmishim run process_list.py web-1              the script's own arguments stand behind it\n"
         "vmishim run --stats process_list.py web-1      say what it took, too\n"
-        "vmishim run --way scalar --stats process_list.py web-1\n"
+        "vmishim run --strategy scalar --stats process_list.py web-1\n"
         "sudo vmishim run --local process_list.py any-name",
         "The script's arguments, output, traceback and exit status are its own. Our options stand before it.\n"
         "With --local every domain that the script names is this machine.",
     )
     run.add_argument("--local", action="store_true", help="read this machine, whatever domain the script names")
-    _way(run)
+    _strategy(run)
     run.add_argument("script", metavar="SCRIPT", help="the script's file").complete = _FILES  # type: ignore[attr-defined]
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments")
 
@@ -311,13 +311,13 @@ def _listing(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--json", action="store_true", help="for programs: objects in a list, addresses as hex strings"
     )
-    _way(command)
+    _strategy(command)
 
 
-def _way(command: argparse.ArgumentParser) -> None:
-    # vmishim.guests.guest.WAYS, which a test compares: importing it takes longer than all of this.
+def _strategy(command: argparse.ArgumentParser) -> None:
+    # vmishim.guests.guest.STRATEGIES, which a test compares: importing it takes longer than all of this.
     command.add_argument(
-        "--way",
+        "--strategy",
         choices=("batch", "page", "scalar"),
         default="batch",
         help="how to read: whole lists ahead, page by page, or each read by itself (%(default)s)",

@@ -58,5 +58,5 @@ def vmi(request: pytest.FixtureRequest, scene: scenes.Scene) -> Iterator[Any]:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, vmi: Any) -> str:
-    """Which way ``vmi`` is."""
+    """Which backend ``vmi`` is."""
     return str(request.node.callspec.params["vmi"])

@@ -10,13 +10,13 @@ from lab.agent import InstalledAgent
 from lab.vm import LabVM
 from tests.guest.ids import Ids
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.guests.guest import WAYS, Guest, Way, connect
+from vmishim.guests.guest import STRATEGIES, Guest, Strategy, connect
 from vmishim.libvmi import Libvmi, pause
 from vmishim.wire.keys import generate
 
 
-def over(agent: InstalledAgent, way: Way) -> Ids:
-    return Ids(Libvmi.over(agent.connect(way=way)))
+def over(agent: InstalledAgent, strategy: Strategy) -> Ids:
+    return Ids(Libvmi.over(agent.connect(strategy=strategy)))
 
 
 def stable(lab: LabVM, ids: Ids) -> tuple[dict[int, str], dict[int, str]]:
@@ -29,9 +29,9 @@ def stable(lab: LabVM, ids: Ids) -> tuple[dict[int, str], dict[int, str]]:
     raise AssertionError("processes come and go too fast to compare")
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_list_is_exactly_proc(lab: LabVM, agent: InstalledAgent, way: Way) -> None:
-    listed, proc = stable(lab, over(agent, way))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_list_is_exactly_proc(lab: LabVM, agent: InstalledAgent, strategy: Strategy) -> None:
+    listed, proc = stable(lab, over(agent, strategy))
     assert listed.keys() == proc.keys()
     # Of kernel threads /proc tells more than task_struct.comm's 15 bytes: whole names, and what a worker works on.
     assert {pid: comm for pid, comm in listed.items() if not proc[pid][:15].startswith(comm)} == {}
@@ -57,7 +57,7 @@ def test_scalar_and_batch_return_the_same_bytes(lab: LabVM, agent: InstalledAgen
         guest.hold()
         ids.executables()
         ids.executables()
-        scalar = agent.connect(way="scalar").reader
+        scalar = agent.connect(strategy="scalar").reader
         addresses: dict[int, int] = {}
         for task in ids.tasks():
             if ids.pid(task) in planted:
@@ -105,10 +105,10 @@ def test_an_unknown_symbol_is_libvmis_error(ids: Ids) -> None:
         ids.vmi.translate_ksym2v("no_such_symbol")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("address", [0, 8, 0x7FFF_FFFF_F000, 0xDEAD_0000_0000_0000, 0xFFFF_FFFF_FFFF_FFF8])
-def test_an_unmapped_address_is_libvmis_error(agent: InstalledAgent, way: Way, address: int) -> None:
-    ids = over(agent, way)
+def test_an_unmapped_address_is_libvmis_error(agent: InstalledAgent, strategy: Strategy, address: int) -> None:
+    ids = over(agent, strategy)
     assert ids.unreadable(address)
     assert ids.processes()  # and nothing is the worse for it
 

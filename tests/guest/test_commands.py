@@ -35,17 +35,17 @@ def vmishim(
     return run
 
 
-@pytest.mark.parametrize("way", ["batch", "page", "scalar"])
-def test_ps_lists_what_proc_has(lab: LabVM, vmishim: Command, way: str) -> None:
+@pytest.mark.parametrize("strategy", ["batch", "page", "scalar"])
+def test_ps_lists_what_proc_has(lab: LabVM, vmishim: Command, strategy: str) -> None:
     planted = lab.spawn("sleep", "infinity", count=3, comm="planted")
     try:
-        status, out, err = vmishim("ps", "lab", "--json", "--stats", "--way", way)
+        status, out, err = vmishim("ps", "lab", "--json", "--stats", "--strategy", strategy)
         fields = ("-o", "pid=", "-o", "ppid=", "-o", "uid=", "-o", "comm=")
         told = lab.run("ps", *fields, "-p", ",".join(map(str, planted))).stdout.decode()
     finally:
         lab.kill(planted)
     assert status == 0
-    assert err.startswith(f"vmishim: {way}: ")
+    assert err.startswith(f"vmishim: {strategy}: ")
     listed = {task["pid"]: task for task in json.loads(out)}
     assert {pid for pid, task in listed.items() if task["comm"] == "planted"} == planted
     assert told.count("\n") == len(planted)

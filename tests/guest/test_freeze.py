@@ -14,7 +14,7 @@ from lab.agent import AGENT, InstalledAgent
 from lab.vm import CONTAINER_CGROUP, CONTAINERS_SLICE, LabVM
 from tests.guest.ids import Ids
 from vmishim.errors import LinkError
-from vmishim.guests.guest import Guest, Way
+from vmishim.guests.guest import Guest, Strategy
 from vmishim.libvmi import Libvmi, pause
 from vmishim.wire.keys import save_private
 
@@ -75,8 +75,8 @@ def counter(lab: LabVM) -> Iterator[Counter]:
     lab.kill({planted.pid})
 
 
-def connect(agent: InstalledAgent, freeze: float = LONG, way: Way = "batch") -> Guest:
-    return agent.connect(way=way, freeze=freeze)
+def connect(agent: InstalledAgent, freeze: float = LONG, strategy: Strategy = "batch") -> Guest:
+    return agent.connect(strategy=strategy, freeze=freeze)
 
 
 @pytest.fixture
@@ -108,9 +108,11 @@ def is_back(lab: LabVM) -> None:
     lab.wait_until(lambda: lab.run(*active, check=False).returncode == 0, "the agent to be back", 120)
 
 
-@pytest.mark.parametrize("way", ["batch", "scalar"])
-def test_it_stands_still_while_the_agent_answers(lab: LabVM, agent: InstalledAgent, counter: Counter, way: Way) -> None:
-    ids = Ids(Libvmi.over(connect(agent, way=way)))
+@pytest.mark.parametrize("strategy", ["batch", "scalar"])
+def test_it_stands_still_while_the_agent_answers(
+    lab: LabVM, agent: InstalledAgent, counter: Counter, strategy: Strategy
+) -> None:
+    ids = Ids(Libvmi.over(connect(agent, strategy=strategy)))
     assert not counter.stands_still()
     with pause(ids.vmi):
         assert frozen(lab)

@@ -24,7 +24,7 @@ from lab import planter
 from lab.planter import Planter
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests import agent_profile
-from vmishim.guests.guest import Guest, Way
+from vmishim.guests.guest import Guest, Strategy
 from vmishim.libvmi import AccessContext, Libvmi, TranslateMechanism, pause
 from vmishim.link import Link
 from vmishim.memory.reader import Extent
@@ -68,9 +68,9 @@ class Road:
 class Planted(Guest):
     """This machine as a guest that has the planted lists."""
 
-    def __init__(self, road: Road, places: list[Place], way: Way = "batch") -> None:
-        super().__init__("planted", cast(Link, road), way)
-        if way == "batch":
+    def __init__(self, road: Road, places: list[Place], strategy: Strategy = "batch") -> None:
+        super().__init__("planted", cast(Link, road), strategy)
+        if strategy == "batch":
             self.reader = self._cache = ReadAhead(self.remote, places)
             self.words, self.cells = self._cache.words, self._cache.cells
 
@@ -93,9 +93,9 @@ class Ground:
         for at, link in enumerate(links):
             self.put(link, self.base + links[(at + 1) % len(links)], self.base + links[at - 1])
 
-    def read(self, *places: Place, way: Way = "batch") -> Libvmi:
+    def read(self, *places: Place, strategy: Strategy = "batch") -> Libvmi:
         self.road = Road(self.agent)
-        return Libvmi.over(Planted(self.road, list(places), way))
+        return Libvmi.over(Planted(self.road, list(places), strategy))
 
 
 @pytest.fixture(scope="module")
@@ -242,10 +242,10 @@ LOOKS: dict[Callable[[Libvmi, int], list[int]], int] = {
     both_ends: 3,
 }
 """Ways to list, and how often each looks at the head."""
-WAYS = list(LOOKS)
+LISTINGS = list(LOOKS)
 
 
-@pytest.mark.parametrize("listing", WAYS)
+@pytest.mark.parametrize("listing", LISTINGS)
 def test_what_was_added_between_two_listings_is_in_the_second(
     ground: Ground, listing: Callable[[Libvmi, int], list[int]]
 ) -> None:
@@ -256,7 +256,7 @@ def test_what_was_added_between_two_listings_is_in_the_second(
         add(ground, nodes)
 
 
-@pytest.mark.parametrize("listing", WAYS)
+@pytest.mark.parametrize("listing", LISTINGS)
 def test_an_unchanged_listing_is_one_walk(ground: Ground, listing: Callable[[Libvmi, int], list[int]]) -> None:
     place, _ = tasks(ground, 20, Field((), 0, 4))
     vmi = ground.read(place)
@@ -269,8 +269,8 @@ def test_an_unchanged_listing_is_one_walk(ground: Ground, listing: Callable[[Lib
         ground.road.requests.clear()
 
 
-@pytest.mark.parametrize("then", WAYS)
-@pytest.mark.parametrize("listing", WAYS)
+@pytest.mark.parametrize("then", LISTINGS)
+@pytest.mark.parametrize("listing", LISTINGS)
 def test_a_script_that_changes_its_ways_is_told_what_is(
     ground: Ground, listing: Callable[[Libvmi, int], list[int]], then: Callable[[Libvmi, int], list[int]]
 ) -> None:
@@ -282,7 +282,7 @@ def test_a_script_that_changes_its_ways_is_told_what_is(
         add(ground, nodes)
 
 
-@pytest.mark.parametrize("listing", WAYS)
+@pytest.mark.parametrize("listing", LISTINGS)
 def test_a_first_node_that_was_put_there_between_two_listings(
     ground: Ground, listing: Callable[[Libvmi, int], list[int]]
 ) -> None:
@@ -868,10 +868,10 @@ def test_a_hold_goes_on_in_a_forked_child(ground: Ground) -> None:
     assert in_a_child(lambda: len(forward(vmi, place.start)) == 6 and vmi.read_64_va(ground.base + ARRAY, 0) == 77)
 
 
-@pytest.mark.parametrize("way", ["batch", "page"])
-def test_a_child_forked_while_a_thread_waits_for_the_agent_is_not_stuck(ground: Ground, way: Way) -> None:
+@pytest.mark.parametrize("strategy", ["batch", "page"])
+def test_a_child_forked_while_a_thread_waits_for_the_agent_is_not_stuck(ground: Ground, strategy: Strategy) -> None:
     place, _ = tasks(ground, 6)
-    vmi = ground.read(place, way=way)
+    vmi = ground.read(place, strategy=strategy)
     waiting = threading.Event()
 
     def slow(number: int) -> None:

@@ -107,7 +107,7 @@ class Suite:
         vmishim = [str(Path(sys.executable).with_name("vmishim")), "run"]
         command = {
             "agent": [*vmishim, script, "agent"],
-            "scalar": [*vmishim, "--way", "scalar", script, "agent"],
+            "scalar": [*vmishim, "--strategy", "scalar", script, "agent"],
             "ramfile": [*vmishim, script, "ram"],
             "genuine": [str(self.genuine), script, ram, "--offsets", str(self.folder / "offsets.json")],
         }[backend]

@@ -35,7 +35,7 @@ time.sleep(10**6)
 
 @pytest.fixture
 def scalar(agent: InstalledAgent) -> Iterator[Ids]:
-    target = agent.connect(way="scalar")
+    target = agent.connect(strategy="scalar")
     yield Ids(Libvmi.over(target))
     target.close()
 

@@ -113,7 +113,7 @@ class Tampered:
     """
 
     def __init__(self, agent: RunningAgent) -> None:
-        self._guest = agent.connect(way="scalar")
+        self._guest = agent.connect(strategy="scalar")
         self._request = Sealing("", "", b"")
         self.asks: Callable[[bytes, Message], tuple[bytes, Message]] = lambda *asked: asked
         self.answers: Callable[[Sealed], Sealed] = lambda answer: answer
@@ -163,7 +163,7 @@ def test_the_list_is_that_of_proc_and_of_an_agent_that_reads_in_the_clear(machin
 
 def test_every_kind_of_reading_gives_what_an_agent_in_the_clear_gives(machine: Machine, guest: Guest) -> None:
     _, secret = plant(machine)
-    plain = machine.plain.connect(way="scalar")
+    plain = machine.plain.connect(strategy="scalar")
     address, size = machine.ground.address, len(secret) * NODE
     assert guest.remote.read(address, size) == b"".join(secret)
     for start, count in ((1, 1), (15, 17), (16, 16), (4095, 2), (7, 4096 * 3)):
@@ -214,7 +214,7 @@ class TestWalksHere(Walks):
     @classmethod
     def ground(cls, on_this_machine: Machine) -> Iterator[Ground]:
         def another() -> Guest:
-            return on_this_machine.sealing.connect(way="scalar")
+            return on_this_machine.sealing.connect(strategy="scalar")
 
         with closing(another()) as guest:
             yield Ground(on_this_machine.ground, guest, another, CHUNK_MAX)
@@ -231,7 +231,7 @@ def test_the_agent_never_holds_what_it_carries(machine: Machine, guest: Guest) -
     guest.remote.read(machine.ground.address, NODE)
     assert search(machine, machine.sealing, *looked_for) == [0, 0, 0]
     # Which shows that they can be found: an agent that reads in the clear holds them.
-    plain = machine.plain.connect(way="scalar")
+    plain = machine.plain.connect(strategy="scalar")
     for _ in plain.remote.walk(plan):
         pass
     assert search(machine, machine.plain, secret[-1])[0] > 0

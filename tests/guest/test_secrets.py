@@ -93,7 +93,7 @@ def test_keys_are_in_their_files_only(home: Path, secrets: set[bytes], capfd: py
             for arguments in (
                 ("enroll", "here", endpoint, public, "--key", str(key)),
                 *((command, "here", "--stats") for command in ("ps", "lsmod", "ss")),
-                ("ps", "here", "--json", "--way", "scalar"),
+                ("ps", "here", "--json", "--strategy", "scalar"),
                 ("doctor", "here", "--json"),
                 ("config", "--export", "here"),
                 ("domains", "--json"),

@@ -136,16 +136,16 @@ def exact(lab: LabVM, planted: dict[int, int], listed: Callable[[], list[Socket]
     return found
 
 
-@pytest.mark.parametrize("way", ["batch", "page"])
-def test_sockets_are_those_of_proc(lab: LabVM, agent: InstalledAgent, planted: dict[int, int], way: str) -> None:
+@pytest.mark.parametrize("strategy", ["batch", "page"])
+def test_sockets_are_those_of_proc(lab: LabVM, agent: InstalledAgent, planted: dict[int, int], strategy: str) -> None:
     assert len(set(planted.values())) == 3
-    with Libvmi.over(agent.connect(way=way)) as vmi:  # type: ignore[arg-type]
+    with Libvmi.over(agent.connect(strategy=strategy)) as vmi:  # type: ignore[arg-type]
 
         def listed() -> list[Socket]:
             with pause(vmi):
                 return list(objects.sockets(vmi))
 
-        for _ in range(3 if way == "batch" else 1):  # also by what was learned
+        for _ in range(3 if strategy == "batch" else 1):  # also by what was learned
             found = exact(lab, planted, listed)
     for pid, space in planted.items():
         own = [each for each in found if each.pid == pid]

@@ -789,7 +789,7 @@ class TestLab(Requests):
     @classmethod
     def ground(cls, lab: LabVM, agent: InstalledAgent) -> Iterator[Ground]:
         def another() -> Guest:
-            return agent.connect(way="scalar", timeout=60.0)
+            return agent.connect(strategy="scalar", timeout=60.0)
 
         with closing(another()) as guest, planter.inside(lab) as ground:
             yield Ground(ground, guest, another)

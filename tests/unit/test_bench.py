@@ -20,7 +20,11 @@ ROOT = Path(__file__).parents[2]
 
 def case(listing: str, size: int, buckets: int = 0, **ms: float) -> Case:
     return Case(
-        listing, size, 3 * size, {way: Cost([1e3, one / 1e3, one / 2e3], 7, 7_000) for way, one in ms.items()}, buckets
+        listing,
+        size,
+        3 * size,
+        {strategy: Cost([1e3, one / 1e3, one / 2e3], 7, 7_000) for strategy, one in ms.items()},
+        buckets,
     )
 
 
@@ -216,7 +220,7 @@ def boxes(drawing: str) -> list[float]:
 def test_the_plot_has_a_bar_for_each_way_of_each_listing() -> None:
     drawing = report.plotted([GROUND, GROUND])
     bars = sum(len(found.costs) for found in GROUND.cases)
-    assert len(boxes(drawing)) == 2 * (len(report.WAYS) + bars)
+    assert len(boxes(drawing)) == 2 * (len(report.STRATEGIES) + bars)
     texts = {text.text for text in ElementTree.fromstring(drawing).iter(f"{SVG}text")}
     assert {"scalar", "page", "batch", "native", "100 processes", "8,192 buckets", "41s"} <= texts
 

@@ -71,9 +71,9 @@ def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
 
 def test_the_ways_to_read_are_those_there_are() -> None:
     options = cli.parser().parse_args(["ps", "--local"])
-    assert options.way == "batch"
-    for way in get_args(vmishim.guests.guest.Way):
-        assert cli.parser().parse_args(["run", "--way", way, "script.py"]).way == way
+    assert options.strategy == "batch"
+    for strategy in get_args(vmishim.guests.guest.Strategy):
+        assert cli.parser().parse_args(["run", "--strategy", strategy, "script.py"]).strategy == strategy
 
 
 def test_the_fleet_has_the_time_it_says() -> None:
@@ -131,7 +131,7 @@ def test_no_command_is_left_out_of_these_tests() -> None:
         (["ps", "--domains", "web-*", "--tree"], 1, "leave one of them out"),
         (["ps", "web-1", "--local"], 2, "not allowed with argument"),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
-        (["ps", "web-1", "--way", "quick"], 2, "invalid choice: 'quick'"),
+        (["ps", "web-1", "--strategy", "quick"], 2, "invalid choice: 'quick'"),
         (["ps", "web-9"], 1, "no domain 'web-9'"),
         (["lsmod", "web-9"], 1, "'vmishim enroll' adds one"),
         (["doctor", "web-9"], 1, "no domain 'web-9'"),
@@ -403,7 +403,7 @@ def test_a_script_ends_as_under_python(script: Callable[[str], Path], text: str)
 
 
 def test_statistics_come_last_and_on_standard_error(script: Callable[[str], Path]) -> None:
-    done = run("run", "--stats", "--way", "page", script("import sys; print('out'); sys.exit(4)"))
+    done = run("run", "--stats", "--strategy", "page", script("import sys; print('out'); sys.exit(4)"))
     assert (done.returncode, done.stdout) == (4, "out\n")
     assert done.stderr.startswith("vmishim: page: 0 requests, 0 bytes, 0 handshakes, ")
 

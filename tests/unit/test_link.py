@@ -169,7 +169,7 @@ def booted(boot_id: str) -> Callable[[bytes, bytes], bytes]:
 
 def test_a_guest_that_was_booted_anew_is_not_read_by_its_old_symbols(tmp_path: Path) -> None:
     with Served(f"ipc://{tmp_path}/agent", booted("a")) as first:
-        guest = connect("web-1", first.endpoint, HOST, AGENT.public, way="scalar")
+        guest = connect("web-1", first.endpoint, HOST, AGENT.public, strategy="scalar")
         assert guest.reader.read(KERNEL_FLOOR, 2) == b"aa"
     with Served(first.endpoint, booted("a")):  # the agent alone was restarted
         assert guest.reader.read(KERNEL_FLOOR, 2) == b"aa"
@@ -178,7 +178,7 @@ def test_a_guest_that_was_booted_anew_is_not_read_by_its_old_symbols(tmp_path: P
         for _ in range(2):
             with pytest.raises(RebootedError, match="'web-1' was booted anew"):
                 guest.reader.read(KERNEL_FLOOR, 2)
-        fresh = connect("web-1", first.endpoint, HOST, AGENT.public, way="scalar")
+        fresh = connect("web-1", first.endpoint, HOST, AGENT.public, strategy="scalar")
         assert fresh.reader.read(KERNEL_FLOOR, 2) == b"bb"
         fresh.close()
     guest.close()

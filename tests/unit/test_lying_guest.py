@@ -21,7 +21,7 @@ from vmishim import client, libvmi
 from vmishim.commands.inspection import SHAPES
 from vmishim.commands.tables import show
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.guests.guest import WAYS, Guest, Way
+from vmishim.guests.guest import STRATEGIES, Guest, Strategy
 from vmishim.inspection import objects
 from vmishim.libvmi import AccessContext, Libvmi
 from vmishim.libvmi.constants import TranslateMechanism
@@ -231,15 +231,17 @@ class LyingGuest(RuleBasedStateMachine):
     """An IDS that goes on, whatever comes."""
 
     @initialize(
-        seed=st.integers(0, 2**32), lies=st.sampled_from([0.0, 0.001, 0.01, 0.1, 0.5]), way=st.sampled_from(WAYS)
+        seed=st.integers(0, 2**32),
+        lies=st.sampled_from([0.0, 0.001, 0.01, 0.1, 0.5]),
+        strategy=st.sampled_from(STRATEGIES),
     )
-    def connect(self, seed: int, lies: float, way: Way) -> None:
+    def connect(self, seed: int, lies: float, strategy: Strategy) -> None:
         self.wire = Wire(Liar(seed, lies).answer)
         self.vmi: Libvmi | None = None
         self.held = 0
         with suppress(LibvmiError):
             link: Any = self.wire
-            self.vmi = Libvmi.over(Guest("liar", link, way))
+            self.vmi = Libvmi.over(Guest("liar", link, strategy))
 
     def call(self, what: Callable[[Libvmi], Any]) -> Any:
         """Data or LibVMI's error: any other exception fails the test."""

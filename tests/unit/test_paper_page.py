@@ -50,9 +50,9 @@ PAPER = Paper(
 )
 
 
-@pytest.mark.parametrize(("way", "added", "ms"), [("scalar", 0.1, 635.0), ("batch", 10.0, 12.05)])
-def test_the_model_is_requests_times_round_trip_and_the_base(way: str, added: float, ms: float) -> None:
-    assert DISTANCE.model(way, added, floor=0.05) == pytest.approx(ms)
+@pytest.mark.parametrize(("strategy", "added", "ms"), [("scalar", 0.1, 635.0), ("batch", 10.0, 12.05)])
+def test_the_model_is_requests_times_round_trip_and_the_base(strategy: str, added: float, ms: float) -> None:
+    assert DISTANCE.model(strategy, added, floor=0.05) == pytest.approx(ms)
 
 
 def test_the_page_has_every_way_and_marks_what_is_projected() -> None:
@@ -71,7 +71,7 @@ def test_the_record_is_json() -> None:
     assert record["distances"][0]["roads"][1]["costs"]["scalar"]["projected"]
 
 
-def test_the_figure_has_a_dot_for_each_point_and_a_line_for_each_way() -> None:
+def test_the_figure_has_a_dot_for_each_point_and_a_line_for_each_strategy() -> None:
     drawing = ElementTree.fromstring(paper.drawn(PAPER))
     rings = [dot.get("fill") for dot in drawing.iter(f"{SVG}circle")]
     assert sorted(rings, key=str) == sorted([plot.COLOURS["scalar"], "none", *[plot.COLOURS["batch"]] * 2])

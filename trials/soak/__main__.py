@@ -35,7 +35,7 @@ from trials.soak.outages import KINDS as OUTAGES
 from trials.soak.outages import SERVICE, Counts, Outages
 from trials.soak.truth import KINDS, Entry, Interval, Kind, Truth
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.guests.guest import Guest, Way, connect
+from vmishim.guests.guest import Guest, Strategy, connect
 from vmishim.libvmi import Libvmi, pause
 
 MODULES = "ts_kmp", "ts_bm", "ts_fsm", "crc7"
@@ -73,7 +73,7 @@ class Figures:
     minutes: float
     kernel: str = ""
     listings: dict[str, int] = field(default_factory=dict)
-    """Right ones, by way, kind and whether they were made in a hold."""
+    """Right ones, by strategy, kind and whether they were made in a hold."""
     requests: int = 0
     handshakes: int = 0
     came_and_went: dict[str, int] = field(default_factory=dict)
@@ -105,8 +105,8 @@ class Soak:
         self._seconds = 60.0 * minutes
         self._truth = Truth()
         self._road = Forwarder(vm.port)
-        self._guests: dict[Way, Guest] = {}
-        self._readers: dict[Way, Any] = {}
+        self._guests: dict[Strategy, Guest] = {}
+        self._readers: dict[Strategy, Any] = {}
         self._let_go = Counts(0, 0)
 
     def run(self) -> Figures:
@@ -116,8 +116,8 @@ class Soak:
             stack.callback(self._road.close)
             stack.callback(self._let_all_go)
             self._plant(stack)
-            for way in ("batch", "scalar"):
-                self._open(way)
+            for strategy in ("batch", "scalar"):
+                self._open(strategy)
             outages.start()
             stack.callback(outages.stop)
             self._list_on(outages)
@@ -165,22 +165,22 @@ class Soak:
         stack.callback(self._truth.close)
         self._truth.churn(self._vm, f"{self.figures.seed} churn", MODULES)
 
-    def _open(self, way: Way) -> None:
-        if way in self._guests:
-            self._let_one_go(way)
+    def _open(self, strategy: Strategy) -> None:
+        if strategy in self._guests:
+            self._let_one_go(strategy)
         endpoint = f"tcp://127.0.0.1:{self._road.port}"
-        guest = connect("lab", endpoint, self._agent.private, self._agent.public, TIMEOUT, way)
-        self._guests[way], self._readers[way] = guest, reader(Libvmi.over(guest))
+        guest = connect("lab", endpoint, self._agent.private, self._agent.public, TIMEOUT, strategy)
+        self._guests[strategy], self._readers[strategy] = guest, reader(Libvmi.over(guest))
 
-    def _let_one_go(self, way: Way) -> None:
-        guest = self._guests.pop(way)
+    def _let_one_go(self, strategy: Strategy) -> None:
+        guest = self._guests.pop(strategy)
         link, before = guest.link, self._let_go
-        self._readers.pop(way).vmi.destroy()
+        self._readers.pop(strategy).vmi.destroy()
         self._let_go = Counts(before.answers + link.requests, before.handshakes + link.handshakes)
 
     def _let_all_go(self) -> None:
-        for way in list(self._guests):
-            self._let_one_go(way)
+        for strategy in list(self._guests):
+            self._let_one_go(strategy)
 
     def _counts(self) -> Counts:
         links = [guest.link for guest in list(self._guests.values())]
@@ -193,57 +193,57 @@ class Soak:
 
     def _round(self, outages: Outages) -> None:
         """One listing, and what it is worth."""
-        way: Way = "scalar" if self._random.random() < 0.1 else "batch"
+        strategy: Strategy = "scalar" if self._random.random() < 0.1 else "batch"
         kind = self._random.choice(KINDS)
         held = self._random.random() < 0.5
         anew = self._random.random() < 0.05
         begun = time.monotonic()
         for _ in range(TRIES):
             try:
-                if anew or way not in self._guests:
-                    self._open(way)
-                with self._interval(way) as interval:
-                    listed = self._list(way, kind, held)
+                if anew or strategy not in self._guests:
+                    self._open(strategy)
+                with self._interval(strategy) as interval:
+                    listed = self._list(strategy, kind, held)
             except LinkError as error:
                 if not outages.since(begun):
-                    self._wrong([f"{way}: no answer, and nothing was broken: {error}"])
+                    self._wrong([f"{strategy}: no answer, and nothing was broken: {error}"])
                 self.figures.interrupted += 1
                 return
             except LibvmiError:
                 self.figures.torn += 1
                 continue
             wrong = interval.wrong(kind, listed)
-            self._wrong([f"{way}{', held' if held else ''}: {each}" for each in wrong])
-            name = f"{way} {kind}{' held' if held else ''}"
+            self._wrong([f"{strategy}{', held' if held else ''}: {each}" for each in wrong])
+            name = f"{strategy} {kind}{' held' if held else ''}"
             self.figures.listings[name] = self.figures.listings.get(name, 0) + (not wrong)
             return
-        self._wrong([f"{way}: {kind} could not be listed in {TRIES} tries"])
+        self._wrong([f"{strategy}: {kind} could not be listed in {TRIES} tries"])
 
     @contextlib.contextmanager
-    def _interval(self, way: Way) -> Iterator[Interval]:
+    def _interval(self, strategy: Strategy) -> Iterator[Interval]:
         """The time of a listing. Scalar reads of a list that changes promise nothing: it stands still for them."""
         self._truth.change()  # what was known before is old now
-        if way == "scalar":
+        if strategy == "scalar":
             self._truth.hold_still()
         interval = Interval(self._truth)
         try:
             yield interval
         finally:
             interval.close()
-            if way == "scalar":
+            if strategy == "scalar":
                 self._truth.go_on()
 
-    def _list(self, way: Way, kind: Kind, held: bool) -> list[tuple[str, Entry]]:
-        linux = self._readers[way]
+    def _list(self, strategy: Strategy, kind: Kind, held: bool) -> list[tuple[str, Entry]]:
+        linux = self._readers[strategy]
         if not held:
             return list(LISTINGS[kind](linux))
         with pause(linux.vmi):
             first = list(LISTINGS[kind](linux))
-            if way == "batch":
+            if strategy == "batch":
                 self._truth.change()
             again = list(LISTINGS[kind](linux))
-        # The scalar way keeps nothing, so a hold of it holds nothing.
-        if way == "batch" and first != again:
+        # The scalar strategy keeps nothing, so a hold of it holds nothing.
+        if strategy == "batch" and first != again:
             self._wrong([f"{kind}: one hold shows {first} and then {again}"])
         return again
 
@@ -257,11 +257,11 @@ class Soak:
 
     def _size(self, side: str) -> Size:
         """What a side takes up while both of its connections stand."""
-        for way in ("batch", "scalar"):
-            if way not in self._guests:
-                self._open(way)
-            self._guests[way].flush()
-            next(iter(LISTINGS["process"](self._readers[way])))
+        for strategy in ("batch", "scalar"):
+            if strategy not in self._guests:
+                self._open(strategy)
+            self._guests[strategy].flush()
+            next(iter(LISTINGS["process"](self._readers[strategy])))
         if side == "host":
             gc.collect()
             pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -292,7 +292,9 @@ class Soak:
         failures += [f"no recovery: {outages.error}"] if outages.error else []
         failures += [f"no {kind} came and went" for kind, count in figures.came_and_went.items() if not count]
         failures += [f"{kind} never happened" for kind, of in figures.outages.items() if not of["count"]]
-        failures += [f"no {way} listing" for way in ("batch", "scalar") if not _some(figures.listings, way)]
+        failures += [
+            f"no {strategy} listing" for strategy in ("batch", "scalar") if not _some(figures.listings, strategy)
+        ]
         for side, growth in (("host", HOST_GROWTH), ("agent", AGENT_GROWTH)):
             if len(figures.sizes[side]) != 2:
                 continue  # that there was no recovery is said above
@@ -303,8 +305,8 @@ class Soak:
                 failures.append(f"the {side} has grown from {first} to {last}")
 
 
-def _some(listings: dict[str, int], way: Way) -> bool:
-    return any(count for name, count in listings.items() if name.startswith(way))
+def _some(listings: dict[str, int], strategy: Strategy) -> bool:
+    return any(count for name, count in listings.items() if name.startswith(strategy))
 
 
 def show(figures: Figures) -> None:

@@ -26,7 +26,7 @@ def attest(options: argparse.Namespace) -> int:
         evidence = options.report.read_bytes()
     elif domain and domain.agent:
         # Reached without what it requires: what it says is to be seen even then.
-        target = domains.reach(replace(domain, attestation=None), way="scalar")
+        target = domains.reach(replace(domain, attestation=None), strategy="scalar")
         assert isinstance(target, Guest)
         try:
             evidence, key = ask(target.link.exchange), target.link.remote

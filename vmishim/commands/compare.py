@@ -103,7 +103,7 @@ def _here(stack: ExitStack) -> Domain:
 
 
 def _release(guest: Domain) -> str:
-    target = domains.reach(guest, way="scalar")
+    target = domains.reach(guest, strategy="scalar")
     try:
         return target.profile.release
     finally:

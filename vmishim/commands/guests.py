@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vmishim.guests import domains
-from vmishim.guests.guest import Way
+from vmishim.guests.guest import Strategy
 from vmishim.guests.target import Target
 from vmishim.libvmi import Libvmi
 
@@ -17,8 +17,8 @@ from vmishim.libvmi import Libvmi
 class Meter:
     """Counts what all guests of a command take, from its making on."""
 
-    def __init__(self, way: Way) -> None:
-        self._way = way
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
         self._targets: list[Target] = []
         self._begun = time.perf_counter()
 
@@ -35,7 +35,7 @@ class Meter:
         requests, handshakes = (sum(getattr(link, name) for link in links) for name in ("requests", "handshakes"))
         carried = sum(link.bytes_sent + link.bytes_received for link in links)
         counted = ", ".join((_many(requests, "request"), _many(carried, "byte"), _many(handshakes, "handshake")))
-        print(f"vmishim: {self._way}: {counted}, {taken:.3f} s", file=sys.stderr)
+        print(f"vmishim: {self._strategy}: {counted}, {taken:.3f} s", file=sys.stderr)
 
 
 def _many(count: int, what: str) -> str:
@@ -49,14 +49,14 @@ def target(options: argparse.Namespace) -> Iterator[Target]:
     :raises LibvmiError: no such domain
     :raises LinkError: its agent can't be reached, or none can run here
     """
-    way: Way = getattr(options, "way", "batch")
+    strategy: Strategy = getattr(options, "strategy", "batch")
     if getattr(options, "local", False):
         from vmishim.guests import local
 
-        with local.guest(way) as guest:
+        with local.guest(strategy) as guest:
             yield guest
         return
-    reached = domains.reach(domains.find(options.domain), way=way)
+    reached = domains.reach(domains.find(options.domain), strategy=strategy)
     try:
         yield reached
     finally:
@@ -66,7 +66,7 @@ def target(options: argparse.Namespace) -> Iterator[Target]:
 @contextmanager
 def libvmi(options: argparse.Namespace) -> Iterator[Libvmi]:
     """As `target`, through LibVMI's class; with ``options.stats`` it says in the end what was taken."""
-    meter = Meter(options.way)
+    meter = Meter(options.strategy)
     with target(options) as reached:
         meter.add(reached)
         yield Libvmi.over(reached)

@@ -102,7 +102,7 @@ def _lists(options: argparse.Namespace, name: str) -> int:
         raise CommandError(f"no domain is named like {options.domains!r}; `vmishim domains` lists them")
     shape, begun = SHAPES[name], time.monotonic()
     answers = {}
-    for answer in watched(fleet.engine(options.engine)(chosen, name, options.way, options.deadline), "guests"):
+    for answer in watched(fleet.engine(options.engine)(chosen, name, options.strategy, options.deadline), "guests"):
         answers[answer.domain] = answer
         if options.json:
             rows = [_plain(entry) for entry in answer.entries] if not answer.error else [{"error": answer.error}]

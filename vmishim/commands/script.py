@@ -34,10 +34,10 @@ def run(options: argparse.Namespace) -> int:
     """
     if not Path(options.script).is_file():
         raise CommandError(f"there is no script {options.script}")
-    meter = Meter(options.way)
+    meter = Meter(options.strategy)
 
     def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None) -> Target:
-        target = domains.reach(domain, init_data, options.way)
+        target = domains.reach(domain, init_data, options.strategy)
         meter.add(target)
         return target
 

@@ -22,14 +22,14 @@ def main() -> int:
     """Run it, and return its exit status.
 
     The task: ``script``, ``arguments``, ``record`` and ``output`` as `recorder` has them; ``entry``, the guest's entry
-    of ``domains.toml``, which every name means; ``way``, how an agent is asked.
+    of ``domains.toml``, which every name means; ``strategy``, how an agent is asked.
     """
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     entry, recording = Domain(**task["entry"]), Recording()
     targets: list[Target] = []
 
     def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None) -> Target:
-        target = domains.reach(domain, None, task["way"])
+        target = domains.reach(domain, None, task["strategy"])
         targets.append(target)
         return target
 

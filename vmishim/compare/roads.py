@@ -17,7 +17,7 @@ from vmishim.compare.verdict import Run
 from vmishim.errors import LibvmiError
 from vmishim.guests import domains
 from vmishim.guests.domains import Domain
-from vmishim.guests.guest import WAYS
+from vmishim.guests.guest import STRATEGIES
 from vmishim.guests.ramfile import Ram
 from vmishim.kernel import kallsyms
 from vmishim.libvmi import Libvmi
@@ -25,7 +25,7 @@ from vmishim.libvmi.config import export_entry
 
 ROOT = Path(__file__).parents[2]
 NATIVE, RAMFILE = "native", "ramfile"
-NAMES = (*(f"agent-{way}" for way in reversed(WAYS)), RAMFILE, NATIVE)
+NAMES = (*(f"agent-{strategy}" for strategy in reversed(STRATEGIES)), RAMFILE, NATIVE)
 """Every road there can be."""
 ENTRY = "guest"
 """The guest's name in the configuration that LibVMI is given."""
@@ -103,9 +103,9 @@ def find(domain: Domain, folder: Path, genuine: str = "", local: bool = False) -
     """
     by_agent = replace(domain, ramfile="", symbols="")
     agent = _agent_problem(domain, by_agent)
-    for way in reversed(WAYS):
-        name = f"agent-{way}"
-        yield agent(name) if agent else Road(name, _ours(), {"entry": asdict(by_agent), "way": way})
+    for strategy in reversed(STRATEGIES):
+        name = f"agent-{strategy}"
+        yield agent(name) if agent else Road(name, _ours(), {"entry": asdict(by_agent), "strategy": strategy})
     if not domain.ramfile:
         if local:
             why, remedy = "this machine has no file of its own memory", "compare on a VM that has one"
@@ -117,13 +117,13 @@ def find(domain: Domain, folder: Path, genuine: str = "", local: bool = False) -
         return
     by_file = replace(domain, agent="", agent_key="", key="")
     try:
-        target = domains.reach(by_file, way="batch")
+        target = domains.reach(by_file, strategy="batch")
     except LibvmiError as error:
         for name in (RAMFILE, NATIVE):
             yield Missing(name, _line(error), f"vmishim doctor {domain.name}")
         return
     with Libvmi.over(target) as vmi:
-        yield Road(RAMFILE, _ours(), {"entry": asdict(by_file), "way": "batch"})
+        yield Road(RAMFILE, _ours(), {"entry": asdict(by_file), "strategy": "batch"})
         yield _native(vmi, Path(domain.ramfile).expanduser(), folder, genuine)
 
 
@@ -137,7 +137,7 @@ def _agent_problem(domain: Domain, by_agent: Domain) -> Any:
         remedy = "put an agent into the guest (vmishim bundle), and its endpoint and key into the entry"
         return lambda name: Missing(name, f"the entry {domain.name} names no agent", remedy)
     try:
-        domains.reach(by_agent, way="scalar").close()
+        domains.reach(by_agent, strategy="scalar").close()
     except LibvmiError as error:
         why = _line(error)
         return lambda name: Missing(name, why, f"vmishim doctor {domain.name}")

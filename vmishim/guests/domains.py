@@ -40,7 +40,7 @@ from vmishim.libvmi.constants import VMIInitData
 
 if TYPE_CHECKING:
     from vmishim.attestation import Requirements
-    from vmishim.guests.guest import Way
+    from vmishim.guests.guest import Strategy
 
 TIMEOUT = 5.0
 """Seconds that an answer of the agent may take, unless the domain says otherwise."""
@@ -82,7 +82,7 @@ class Domain:
 stand_in: Domain | None = None
 """When set, `find` gives it for every name."""
 detour: Callable[[Domain, Mapping[VMIInitData, str] | None], Target] | None = None
-"""When set, `reach` asks it for the target, unless a way is named."""
+"""When set, `reach` asks it for the target, unless a strategy is named."""
 
 
 def path() -> Path:
@@ -182,12 +182,14 @@ def connect(name_or_id: str, init_data: Mapping[VMIInitData, str] | None = None,
     return reach(find(name_or_id, by_id), init_data)
 
 
-def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, way: Way | None = None) -> Target:
+def reach(
+    domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, strategy: Strategy | None = None
+) -> Target:
     """Reach a domain whose entry is known, by its agent if it has one; otherwise as ``connect``.
 
-    :param way: how an agent is asked for memory, ``batch`` unless it is said; a RAM file has one way only
+    :param strategy: how an agent is asked for memory, ``batch`` unless it is said; a RAM file has only one
     """
-    if detour is not None and way is None:
+    if detour is not None and strategy is None:
         return detour(domain, init_data)
     if domain.ramfile and not domain.agent:
         from vmishim.guests.ramfile import RamFile
@@ -212,7 +214,7 @@ def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, wa
         private,
         public,
         domain.timeout,
-        way or "batch",
+        strategy or "batch",
         offsets,
         domain.attestation,
         kernel_key,

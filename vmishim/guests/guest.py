@@ -22,10 +22,10 @@ from vmishim.wire.sealed import Unsealing
 if TYPE_CHECKING:
     from vmishim.attestation import Requirements
 
-Way = Literal["batch", "page", "scalar"]
+Strategy = Literal["batch", "page", "scalar"]
 """How memory is asked for: ``batch`` reads ahead; ``page`` fetches and keeps whole pages; ``scalar`` asks for each
 read, as SEVmonitor does. The last two are there to be compared with."""
-WAYS: tuple[Way, ...] = ("batch", "page", "scalar")
+STRATEGIES: tuple[Strategy, ...] = ("batch", "page", "scalar")
 
 # What LibVMI's get_offset and its examples ask for, so that it comes with the first reply.
 SYMBOLS = ("init_task", "modules", "tcp_hashinfo", "linux_banner", "_text", "init_mm")
@@ -45,7 +45,7 @@ class Guest:
 
     :param name: the domain's name
     :param link: the road to the agent; closed with the guest
-    :param way: how memory is asked for
+    :param strategy: how memory is asked for
     :param offsets: where members are that the kernel does not tell for lack of BTF
     :param unsealing: for a guest whose kernel encrypts by itself
     :param freeze: seconds; if they are more than 0, `hold` stops the monitored system, which goes on by itself when
@@ -57,7 +57,7 @@ class Guest:
         self,
         name: str,
         link: Link,
-        way: Way = "batch",
+        strategy: Strategy = "batch",
         offsets: Offsets | None = None,
         unsealing: Unsealing | None = None,
         freeze: float = 0.0,
@@ -73,10 +73,10 @@ class Guest:
         self.reader: MemoryReader = self.remote
         self._cache: ReadAhead | Pages | None = None
         self._freeze, self._frozen = freeze, False
-        if way == "batch":
+        if strategy == "batch":
             self.reader = self._cache = ReadAhead(self.remote, found(self.profile))
             self.words, self.cells = self._cache.words, self._cache.cells
-        elif way == "page":
+        elif strategy == "page":
             self.reader = self._cache = Pages(self.remote)
 
     def learned(self, extents: Iterable[Extent]) -> None:
@@ -144,7 +144,7 @@ def connect(
     private: PrivateKey,
     public: PublicKey | Sequence[PublicKey],
     timeout: float = 5.0,
-    way: Way = "batch",
+    strategy: Strategy = "batch",
     offsets: Offsets | None = None,
     requirements: Requirements | None = None,
     kernel_key: PublicKey | None = None,
@@ -156,7 +156,7 @@ def connect(
     :param private: our key, which the agent must permit
     :param public: the agent's key, or several while it is being changed
     :param timeout: seconds one request may take
-    :param way: how memory is asked for
+    :param strategy: how memory is asked for
     :param offsets: where members are that the kernel does not tell for lack of BTF
     :param requirements: what the agent's machine must show in each session; a report of AMD SEV-SNP is asked for then
     :param kernel_key: the guest's kernel must encrypt, by keys that the holder of this one made
@@ -171,7 +171,7 @@ def connect(
         proofs.append(partial(attest, requirements))
     link = Link(endpoint, private, public, timeout, proofs)
     try:
-        guest = Guest(name, link, way, offsets, Unsealing(private, kernel_key), freeze)
+        guest = Guest(name, link, strategy, offsets, Unsealing(private, kernel_key), freeze)
         link.proofs.append(partial(_same_boot, name, guest.profile.boot_id))
         return guest
     except BaseException:

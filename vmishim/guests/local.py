@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vmishim.errors import LinkError
-from vmishim.guests.guest import Guest, Way, connect
+from vmishim.guests.guest import Guest, Strategy, connect
 from vmishim.wire.keys import generate, save_private
 
 
@@ -64,12 +64,12 @@ def agent(*options: str) -> Iterator[tuple[str, Path, str]]:
 
 
 @contextmanager
-def guest(way: Way = "batch", timeout: float = 5.0) -> Iterator[Guest]:
+def guest(strategy: Strategy = "batch", timeout: float = 5.0) -> Iterator[Guest]:
     """This machine as a guest. :raises LinkError: see `agent`"""
     from vmishim.wire.keys import PublicKey, load_private
 
     with agent() as (endpoint, key, public):
-        target = connect("local", endpoint, load_private(key), PublicKey.from_text(public), timeout, way)
+        target = connect("local", endpoint, load_private(key), PublicKey.from_text(public), timeout, strategy)
         try:
             yield target
         finally:

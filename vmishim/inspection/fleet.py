@@ -18,7 +18,7 @@ from typing import Any
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests import domains
 from vmishim.guests.domains import Domain
-from vmishim.guests.guest import Way
+from vmishim.guests.guest import Strategy
 from vmishim.inspection import objects
 from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.libvmi import Libvmi
@@ -60,17 +60,19 @@ def matching(pattern: str) -> list[Domain]:
     return [domain for name, domain in domains.load().items() if fnmatchcase(name, pattern)]
 
 
-def ask(domain: Domain, what: str, way: Way = "batch") -> list[Entry]:
+def ask(domain: Domain, what: str, strategy: Strategy = "batch") -> list[Entry]:
     """One list of one guest, read within one hold.
 
     :param what: a key of `LISTS`
     :raises LibvmiError: it can't be reached, or read
     """
-    with Libvmi.over(domains.reach(domain, way=way)) as vmi:
+    with Libvmi.over(domains.reach(domain, strategy=strategy)) as vmi:
         return objects.whole(vmi, LISTS[what])
 
 
-def over(fleet: Sequence[Domain], what: str, way: Way = "batch", deadline: float = DEADLINE) -> Iterator[Answer]:
+def over(
+    fleet: Sequence[Domain], what: str, strategy: Strategy = "batch", deadline: float = DEADLINE
+) -> Iterator[Answer]:
     """Ask guests from this process; answers as they come, each guest's exactly once.
 
     :param deadline: seconds for all of them together
@@ -88,7 +90,7 @@ def over(fleet: Sequence[Domain], what: str, way: Way = "batch", deadline: float
             except Empty:
                 return
             try:
-                answer = Answer(domain.name, ask(domain, what, way))
+                answer = Answer(domain.name, ask(domain, what, strategy))
             except Exception as error:  # whatever it is, it must not stop this thread: others are to be asked
                 answer = failed(domain, error)
             answers.put(answer)
@@ -109,7 +111,7 @@ def over(fleet: Sequence[Domain], what: str, way: Way = "batch", deadline: float
 
 
 def by_dask(
-    address: str, fleet: Sequence[Domain], what: str, way: Way = "batch", deadline: float = DEADLINE
+    address: str, fleet: Sequence[Domain], what: str, strategy: Strategy = "batch", deadline: float = DEADLINE
 ) -> Iterator[Answer]:
     """Ask guests from the workers of a Dask cluster; otherwise as `over`.
 
@@ -130,7 +132,7 @@ def by_dask(
     except (OSError, TimeoutError, ValueError) as error:
         raise LinkError(f"no Dask scheduler answers at {address}: {error}") from None
     with client:
-        waiting = {client.submit(ask, each, what, way, pure=False, retries=RETRIES): each for each in fleet}
+        waiting = {client.submit(ask, each, what, strategy, pure=False, retries=RETRIES): each for each in fleet}
         try:
             left = max(until - time.monotonic(), 0.1)
             for future in distributed.as_completed(list(waiting), loop=client.loop, timeout=left):

@@ -92,7 +92,7 @@ class Place:
         if heads > HEADS_MAX or not KERNEL_FLOOR <= start < (1 << 64) - heads * self.stride:
             raise LinkError(
                 f"the guest says that its table {self.name!r} lies at {start:#x} and has {heads:,} chains (at most "
-                f"{HEADS_MAX:,} are walked): if that may be true, read it with `vmishim run --way page`"
+                f"{HEADS_MAX:,} are walked): if that may be true, read it with `vmishim run --strategy page`"
             )
         return replace(self, start=start, heads=heads)
 
