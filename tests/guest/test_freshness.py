@@ -27,9 +27,9 @@ from vmishim.guests import agent_profile
 from vmishim.guests.guest import Guest, Strategy
 from vmishim.libvmi import AccessContext, Libvmi, TranslateMechanism, pause
 from vmishim.link import Link
+from vmishim.memory.lifetimes import STALE
 from vmishim.memory.reader import Extent
 from vmishim.readahead.catalogue import Place
-from vmishim.readahead.patterns import STALE
 from vmishim.readahead.readahead import ReadAhead
 from vmishim.readahead.snapshot import WORD, Field
 from vmishim.wire.messages import More, Read, Walk

@@ -18,7 +18,7 @@ from lab.vm import LabVM
 from tests.guest.ids import Ids
 from vmishim.guests.guest import Guest
 from vmishim.libvmi import Libvmi
-from vmishim.readahead.patterns import STALE
+from vmishim.memory.lifetimes import STALE
 from vmishim.readahead.readahead import ReadAhead
 from vmishim.wire.messages import More
 

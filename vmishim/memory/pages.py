@@ -11,21 +11,26 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 
 from vmishim.errors import FaultError
+from vmishim.memory.lifetimes import STALE
 from vmishim.memory.reader import KERNEL, PAGE_SIZE, MemoryReader
 
-STALE = 1.0
-"""Seconds a page is kept, as LibVMI's KVM driver keeps it."""
 PAGES_MAX = 16384
 """Pages kept at most, 64 MiB; the one longest unread makes room."""
 
 
 class Pages:
-    """A reader that asks for 4 KiB pages and keeps them for a second, or for the length of a hold. Safe for threads."""
+    """A reader that asks for 4 KiB pages and keeps them for a second, or for the length of a hold. Safe for threads.
 
-    def __init__(self, reader: MemoryReader) -> None:
+    :param reader: where pages come from
+    :param now: the clock, in seconds
+    """
+
+    def __init__(self, reader: MemoryReader, *, now: Callable[[], float] = time.monotonic) -> None:
         self._reader = reader
+        self._now = now
         self._pages: OrderedDict[tuple[int, int], tuple[float, bytes]] = OrderedDict()
         self._lock = threading.RLock()
         self._holding = False
@@ -45,7 +50,7 @@ class Pages:
         return b"".join(parts)
 
     def _page(self, start: int, space: int, wanted: int, before: bytes) -> bytes:
-        now = time.monotonic()
+        now = self._now()
         kept = self._pages.get((start, space))
         if kept is None or not (self._holding or now - kept[0] < STALE):
             try:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict, deque
 
+from vmishim.memory.lifetimes import STALE
 from vmishim.memory.reader import KERNEL_FLOOR
 
-STALE = 1.0
-"""Seconds after which memory that was read ahead is forgotten outside a hold; LibVMI's KVM driver keeps pages as long
-(its page cache's age limit in libvmi/cache.c)."""
 RUN = 4
 """Reads one behind the other after which they are taken for an array that is read through."""
 RUN_BYTES, RUN_BYTES_MAX = 4096, 1 << 18
@@ -49,9 +46,9 @@ class Run:
         """When the first of what was brought is due; None when there is nothing."""
         return self._kept[0][0] if self._kept else None
 
-    def keep(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
+    def keep(self, now: float, words: dict[int, int], cells: dict[int, bytes]) -> None:
         """Remember what was brought, to be forgotten in time: each part in its own."""
-        self._kept.append((time.monotonic() + STALE, words, cells))
+        self._kept.append((now + STALE, words, cells))
 
     def due(self, now: float) -> list[tuple[dict[int, int], dict[int, bytes]]]:
         """What is due."""

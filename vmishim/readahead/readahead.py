@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -26,11 +26,12 @@ from typing import Any
 
 from vmishim.client import Remote
 from vmishim.errors import FaultError
+from vmishim.memory.lifetimes import COMPANION_STALE, STALE
 from vmishim.memory.pages import Pages
 from vmishim.memory.reader import ADDRESSES, KERNEL, KERNEL_FLOOR, Extent
 from vmishim.readahead.catalogue import NODES_MAX, Place
 from vmishim.readahead.clock import Clock
-from vmishim.readahead.patterns import STALE, Chains, Run
+from vmishim.readahead.patterns import Chains, Run
 from vmishim.readahead.pointees import ARRAY, Pointees
 from vmishim.readahead.snapshot import (
     RING,
@@ -54,8 +55,6 @@ LEARN_MAX = 12288
 """Bytes of the largest read that is learned as a field, a whole ``task_struct``; larger ones go one by one."""
 COMPANION_MAX = 256
 """Bytes of the largest single read that comes along with a listing."""
-COMPANION_STALE = 0.1
-"""Seconds after which one that came along is not used any more: what is read then is hardly part of the listing."""
 TEXT, LONG_TEXT = 64, 256
 """Bytes that are brought of a string: at first, and once it turned out longer."""
 DEPTH = 8
@@ -137,14 +136,24 @@ class ReadAhead:
 
     :param remote: the agent
     :param places: lists that are known from the start
+    :param now: the clock, in seconds
+    :param background: whether a thread forgets in time; without one, call `expire` whenever the clock has moved
 
     :ivar words: kernel memory known right now, eight bytes by exact address
     :ivar cells: the same for everything else
     """
 
-    def __init__(self, remote: Remote, places: Sequence[Place]) -> None:
+    def __init__(
+        self,
+        remote: Remote,
+        places: Sequence[Place],
+        *,
+        now: Callable[[], float] = time.monotonic,
+        background: bool = True,
+    ) -> None:
         self._remote = remote
-        self._pages = Pages(remote)
+        self._now, self._background = now, background
+        self._pages = Pages(remote, now=now)
         self.lock = threading.RLock()
         self._known = Known()
         self.words, self.cells = self._known.words, self._known.cells
@@ -217,8 +226,8 @@ class ReadAhead:
             for at in [at for at, data in cells.items() if len(data) > WORD and place.is_head_node(at)]:
                 del cells[at]
         self._know(words, cells)
-        self._run.keep(words, cells)
-        if not self._holding:
+        self._run.keep(self._now(), words, cells)
+        if self._background and not self._holding:
             self._clock.start(STALE)
 
     def after_fork(self) -> None:
@@ -263,7 +272,7 @@ class ReadAhead:
             listing.looks[number] += 1
             # Another thread's walk is not the beginning of this one's listing.
             ours = bool(listing.edges) and listing.visitor == threading.get_ident()
-            if not (ours and number > listing.passed and time.monotonic() < listing.expires):
+            if not (ours and number > listing.passed and self._now() < listing.expires):
                 # Scripts look more than once (LibVMI's process-list.c does so at the end, its process-list.py before
                 # it begins); no two of these looks need lie close together, so none is answered by another's walk.
                 if listing.looks[number] < listing.habit[number]:
@@ -315,7 +324,7 @@ class ReadAhead:
             self._known.drop(listing.empty, ())
             raise
         listing.snapshot = snapshot
-        listing.expires = time.monotonic() + STALE
+        listing.expires = self._now() + STALE
         words = snapshot.words
         if listing.filled:
             # At once, or another thread would find a chain empty that is not; and of a large table only those that
@@ -338,7 +347,7 @@ class ReadAhead:
         listing.visitor, listing.passed = threading.get_ident(), -1
         listing.walks += 1
         listing.forgotten = False
-        if not self._holding:
+        if self._background and not self._holding:
             self._clock.start(STALE)
         log.debug("walked %s: %d nodes", place.name, len(snapshot.nodes[()]))
 
@@ -374,7 +383,7 @@ class ReadAhead:
             chunk = replace(chunk, cycles=0)  # no loop, but a ring that a pointer from outside leads into
         whole = not _report(place.name, chunk)
         listing.brought = {(at, len(data)): data for at, data in found.items()}
-        listing.brought_at = time.monotonic()
+        listing.brought_at = self._now()
         # Past the end of a walk that was cut short, and where a chain's first node can't be read, no head is empty.
         listing.filled = whole and bool(listing.empty)
         doors: dict[int, int] = {}
@@ -550,7 +559,7 @@ class ReadAhead:
         explained = self._explain(address, count, text)
         if explained is not None:
             listing, field = explained
-            if not self._holding and time.monotonic() >= listing.expires:
+            if not self._holding and self._now() >= listing.expires:
                 # A listing that takes longer than STALE goes on, on fresh memory.
                 self._walk(listing)
                 if not listing.place.is_head_node(address):
@@ -656,7 +665,7 @@ class ReadAhead:
     def _accompany(self, address: int, count: int) -> None:
         """A single read that comes up in one listing after the other comes along with the walk."""
         listing = self._current
-        if listing is None or count > COMPANION_MAX or time.monotonic() >= listing.expires:
+        if listing is None or count > COMPANION_MAX or self._now() >= listing.expires:
             return
         read = address, count
         listing.companions[read] = read in listing.companions
@@ -672,7 +681,7 @@ class ReadAhead:
             if data is not None:
                 if read in listing.companions:
                     listing.companions.move_to_end(read)
-                if self._holding or time.monotonic() < listing.brought_at + COMPANION_STALE:
+                if self._holding or self._now() < listing.brought_at + COMPANION_STALE:
                     return data
                 return self._single(address, count)
         return None
@@ -741,7 +750,7 @@ class ReadAhead:
         """Forget memory older than `STALE`, while another thread has the lock and waits for the guest."""
         if self._holding:
             return
-        now = time.monotonic()
+        now = self._now()
         due = self._run.due(now)
         for listing in list(self.listings.values()):
             snapshot, expires = listing.snapshot, listing.expires
@@ -762,7 +771,7 @@ class ReadAhead:
         with self.lock:
             if self._holding:
                 return None
-            now = time.monotonic()
+            now = self._now()
             due: list[float] = []
             for listing in self.listings.values():
                 if listing.snapshot is None or listing.forgotten:
