@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmishim.readahead.snapshot import WORD, Known
@@ -13,6 +13,8 @@ pieces = st.lists(st.tuples(st.integers(0, 127), st.sampled_from([1, 4, WORD, WO
 
 
 @given(st.lists(pieces, min_size=1, max_size=5))
+@example([[(57, WORD)], [(64, 1)]])
+@example([[(64, 1)], [(57, WORD)]])
 def test_a_byte_that_was_known_once_stays_what_it_was(batches: list[list[tuple[int, int]]]) -> None:
     """Each batch is read of memory that has changed altogether since the one before."""
     known = Known()

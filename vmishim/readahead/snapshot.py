@@ -328,9 +328,10 @@ class Known:
             del words[at]
         for at in [at for at in cells.keys() & self.cells.keys() if len(cells[at]) <= len(self.cells[at])]:
             del cells[at]
-        pages = {at // PAGE_SIZE for at in self.words}
+        last = WORD - 1
+        pages = {at // PAGE_SIZE for at in self.words} | {(at + last) // PAGE_SIZE for at in self.words}
         pages |= {at // PAGE_SIZE for start, cell in self.cells.items() for at in (start, start + len(cell))}
-        for at in [at for at in words if at // PAGE_SIZE in pages]:
+        for at in [at for at in words if at // PAGE_SIZE in pages or (at + last) // PAGE_SIZE in pages]:
             words[at] = int.from_bytes(self.over(at, words[at].to_bytes(WORD, "little")), "little")
         for at, cell in cells.items():
             if at // PAGE_SIZE in pages or (at + len(cell)) // PAGE_SIZE in pages:
