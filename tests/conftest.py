@@ -10,7 +10,13 @@ from typing import Any, TypeVar
 import pytest
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
-GUEST = Path(__file__).parent / "guest"
+TIERS = {
+    "unit": "no root, nothing built, no VM",
+    "local": "root and this machine's kernel, no VM",
+    "contract": "LibVMI's behaviour, on a lab VM",
+    "guest": "boots lab VMs",
+}
+"""Folders of tests, each a marker too: what its tests need (docs/testing.md)."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,13 +29,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "guest: boots the lab VM (all of tests/guest)")
+    for tier, needs in TIERS.items():
+        config.addinivalue_line("markers", f"{tier}: {needs} (all of tests/{tier})")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(GUEST):
-            item.add_marker(pytest.mark.guest)
+        tier = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(getattr(pytest.mark, tier))
     # Tests of the session's own VM come last: those that boot and end VMs of theirs have the machine to themselves.
     items.sort(key=lambda item: "lab" in getattr(item, "fixturenames", ()))
 

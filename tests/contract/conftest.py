@@ -6,19 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import scene as scenes
-from genuine import Genuine
 
 from lab.agent import InstalledAgent, install
+from tests.contract import scene as scenes
+from tests.contract.genuine import Genuine
 from vmishim.libvmi import Libvmi
 
 BACKENDS = ("ramfile", "agent", "genuine")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(__file__.rsplit("/", 1)[0]):
-            item.add_marker(pytest.mark.guest)
 
 
 @pytest.fixture(scope="session")

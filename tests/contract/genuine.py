@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import driver
-
+from tests.contract import driver
 from vmishim import libvmi
 from vmishim.errors import LibvmiError
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import driver
-from cases import Case, Places
-from genuine import CrashError
-
+from tests.contract import driver
+from tests.contract.cases import Case, Places
+from tests.contract.genuine import CrashError
 from vmishim.errors import LibvmiError
 
 VARIES = "varies"

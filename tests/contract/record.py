@@ -1,25 +1,21 @@
 """Write ``behaviour.json``: what the genuine bindings do in every case. Entries keep what they say of ours.
 
-``python tests/contract/record.py`` from the top of the repository.
+``python -m tests.contract.record`` from the top of the repository.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+from tests.contract.cases import cases
+from tests.contract.genuine import CrashError
+from tests.contract.outcome import VARIES, kind, outcome
+from tests.contract.scene import scene
 
-from cases import cases  # noqa: E402
-from genuine import CrashError  # noqa: E402
-from outcome import VARIES, kind, outcome  # noqa: E402
-from scene import scene  # noqa: E402
-
-FILE = HERE / "behaviour.json"
+FILE = Path(__file__).with_name("behaviour.json")
 
 
 def main() -> None:

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cases import Places
-from genuine import Genuine
-
 from lab.environment import genuine, symbol_map
 from lab.vm import LabVM
+from tests.contract.cases import Places
+from tests.contract.genuine import Genuine
 from vmishim.guests.ramfile import RamFile
 from vmishim.libvmi import AccessContext, Libvmi
 from vmishim.libvmi.config import MEMBERS

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from genuine import Genuine
-from scene import Scene
 
+from tests.contract.genuine import Genuine
+from tests.contract.scene import Scene
 from vmishim.errors import LibvmiError
 from vmishim.libvmi import AccessContext, Libvmi
 from vmishim.libvmi.constants import (

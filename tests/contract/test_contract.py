@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import Case, cases
-from genuine import Genuine
-from outcome import VARIES, kind, outcome
-from scene import Scene
 
+from tests.contract.cases import Case, cases
+from tests.contract.genuine import Genuine
+from tests.contract.outcome import VARIES, kind, outcome
+from tests.contract.scene import Scene
 from vmishim.errors import LibvmiError
 from vmishim.libvmi import AccessContext, Libvmi, pause
 from vmishim.libvmi.constants import VMIOS, PageMode, TranslateMechanism, X86Reg

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from scene import Scene
 
 from lab.agent import InstalledAgent
+from tests.contract.scene import Scene
 from vmishim.wire.keys import save_private
 
 ROOT = Path(__file__).parents[2]

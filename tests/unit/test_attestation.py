@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from test_link import AGENT, Served
 
 from tests.authority import (
     CHIP,
@@ -30,6 +29,7 @@ from tests.authority import (
     sign,
     table,
 )
+from tests.unit.test_link import AGENT, Served
 from trials.hostile import every_bit
 from vmishim.attestation import Requirements, attest, verify
 from vmishim.attestation.chain import ROOTS, fingerprint, read, signer

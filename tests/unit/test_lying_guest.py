@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from pair import Pair
 
+from tests.unit.pair import Pair
 from vmishim import client, libvmi
 from vmishim.commands.inspection import SHAPES
 from vmishim.commands.tables import show

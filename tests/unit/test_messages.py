@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_plan import JSON, plans
 
+from tests.unit.test_plan import JSON, plans
 from vmishim.errors import LinkError
 from vmishim.wire import messages
 from vmishim.wire.messages import Failure, Memory, Message, Read, Walk, decode, encode, expect

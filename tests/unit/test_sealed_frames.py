@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_inject import ROOT, section
-from test_plan import plans
 
 from guest_agent.agent import Agent
 from guest_agent.programs import object_bytes
 from guest_agent.sealed import KEYS_MAX, WALKS_MAX
+from tests.unit.test_inject import ROOT, section
+from tests.unit.test_plan import plans
 from vmishim.client import Remote
 from vmishim.errors import LinkError
 from vmishim.inject import InjectError, inject

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair import Pair
 
+from tests.unit.pair import Pair
 from vmishim.errors import LinkError
 from vmishim.wire import session as wire
 from vmishim.wire.keys import PrivateKey, PublicKey, generate

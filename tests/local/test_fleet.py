@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.until import until
 from vmishim import cli
 from vmishim.guests import local
 from vmishim.inspection import fleet
@@ -23,14 +24,6 @@ from vmishim.inspection.objects import Task
 from vmishim.wire.keys import generate
 
 AGENTS = [f"web-{number}" for number in range(6)]
-
-
-def wait_until(condition: Callable[[], object], what: str, timeout: float = 30.0) -> None:
-    """Wait for a condition."""
-    until = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < until, f"waited {timeout:g} s for {what}"
-        time.sleep(0.01)
 
 
 def processes_with(argument: str) -> list[int]:
@@ -69,7 +62,7 @@ def enrolled(agents: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyP
 def planted() -> Iterator[set[int]]:
     """Processes that are there throughout."""
     children = [subprocess.Popen(["sleep", "infinity"]) for _ in range(3)]
-    wait_until(lambda: all(Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n" for child in children), "exec")
+    until(lambda: all(Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n" for child in children), what="exec")
     yield {child.pid for child in children}
     for child in children:
         child.kill()
@@ -181,10 +174,9 @@ def test_a_cluster_gives_the_same_and_survives_a_worker(
                     working = {worker: tasks for worker, tasks in client.processing().items() if tasks}
                     return list(working) if sum(map(len, working.values())) == 1 else []
 
-                wait_until(busy, "five answers")
-                (worker,) = busy()
+                (worker,) = until(busy, what="five answers")
                 os.kill(int(client.run(os.getpid, workers=[worker])[worker]), signal.SIGKILL)
-                wait_until(lambda: worker not in busy(), "the scheduler to see it")
+                until(lambda: worker not in busy(), what="the scheduler to see it")
                 os.kill(stopped, signal.SIGCONT)
                 answers = asked.result(90)
         finally:
