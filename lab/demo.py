@@ -27,7 +27,7 @@ from lab.image import ImageError, say
 from lab.vm import LabError, LabVM
 from vmishim.commands import enrolment
 from vmishim.commands.script import execute
-from vmishim.compare.roads import NATIVE, Missing, find
+from vmishim.compare.backends import NATIVE, Missing, find
 from vmishim.compare.verdict import Run
 from vmishim.errors import LibvmiError
 from vmishim.guests.domains import Domain
@@ -148,13 +148,13 @@ def _native(vm: LabVM) -> Run | str:
         return str(error)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        roads = find(Domain("lab", ramfile=str(vm.ram)), folder, python)
-        road = next(road for road in roads if road.name == NATIVE)
-        if isinstance(road, Missing):
-            return f"{road.why}; {road.remedy}"
+        backends = find(Domain("lab", ramfile=str(vm.ram)), folder, python)
+        backend = next(backend for backend in backends if backend.name == NATIVE)
+        if isinstance(backend, Missing):
+            return f"{backend.why}; {backend.remedy}"
         vm.pause()
         try:
-            done = [road.run(SCRIPT, ["lab"], folder, record=False, timeout=60.0) for _ in range(RUNS)]
+            done = [backend.run(SCRIPT, ["lab"], folder, record=False, timeout=60.0) for _ in range(RUNS)]
         finally:
             vm.resume()
     for run in done:

@@ -27,7 +27,7 @@ examples:
   vmishim ss web-1                          its TCP sockets, and whose they are
   vmishim ps --domains 'web-*'              the processes of many guests at once
   vmishim run process_list.py web-1         run an unchanged LibVMI script on it
-  vmishim compare process_list.py web-1     the same on every road to it: are the answers the same, what do they cost
+  vmishim compare process_list.py web-1     the same on all its backends: are the answers the same, what do they cost
   vmishim doctor web-1                      what works, what does not, what to do
 
 A DOMAIN is a guest that was enrolled (vmishim domains lists them). Exit status: 0 all well, 1 something was wrong with
@@ -137,11 +137,11 @@ def parser() -> argparse.ArgumentParser:
     compare = command(
         "compare",
         "compare:compare",
-        "run an unchanged LibVMI script on every road to a guest; compare answers and costs",
+        "run an unchanged LibVMI script on every backend of a guest; compare answers and costs",
         "vmishim compare process_list.py web-1\n"
         "vmishim compare --only agent-page,agent-batch --runs 20 -o page-or-batch process_list.py web-1\n"
         "sudo vmishim compare --local process_list.py any-name",
-        "Roads: agent-scalar, agent-page, agent-batch; ramfile, if the guest's entry names one; native, the\n"
+        "Backends: agent-scalar, agent-page, agent-batch; ramfile, if the guest's entry names one; native, the\n"
         "genuine LibVMI bindings on that file. One guest is meant, whatever the script calls it. Our options stand\n"
         "before the script. Exit status: 0 the answers agree, 1 they differ, 2 there was an error.\n"
         "docs/compare.md says more.",
@@ -154,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
         help="an interpreter that can import LibVMI's genuine bindings (default: VMISHIM_GENUINE_PYTHON)",
     )
     compare.add_argument("--qmp", metavar="SOCKET", help="QEMU's monitor: the guest is stopped while its file is read")
-    compare.add_argument("--only", metavar="ROAD,ROAD", help="these roads and no others")
+    compare.add_argument("--only", metavar="BACKEND,BACKEND", help="these backends and no others")
     compare.add_argument("--runs", type=int, default=5, metavar="N", help="how often each is timed (%(default)s)")
     compare.add_argument(
         "--timeout", type=float, default=300.0, metavar="S", help="seconds for one run of the script (%(default)g)"

@@ -78,7 +78,7 @@ def test_read_ksym_cuts_at_the_first_nul_and_read_va_does_not(vmi: Any, scene: S
     assert data.startswith(text + b"\0")
 
 
-def test_the_same_memory_by_every_road(vmi: Any, scene: Scene) -> None:
+def test_the_same_memory_by_every_backend(vmi: Any, scene: Scene) -> None:
     places = scene.places
     expected = vmi.read_va(places.banner, 0, 64)
     contexts = (

@@ -1,4 +1,4 @@
-"""The examples, unchanged: on the genuine bindings, and on ours by both roads."""
+"""The examples, unchanged: on the genuine bindings, and on ours by both backends."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "compat" / "examples"
 
 Run = Callable[[str, str], list[str]]
-"""Runs an example by one of the roads; gives its lines."""
+"""Runs an example by one of the backends; gives its lines."""
 
 
 @pytest.fixture
 def run(scene: Scene, installed: InstalledAgent, tmp_path: Path) -> Run:
-    """Over names and configurations for all roads."""
+    """Over names and configurations for all backends."""
     entries = "".join(
         f"{key} = {value if isinstance(value, int) else chr(34) + value + chr(34)}; "
         for key, value in scene.config.items()
@@ -36,10 +36,10 @@ def run(scene: Scene, installed: InstalledAgent, tmp_path: Path) -> Run:
         f'key = "{tmp_path / "key"}"\ntimeout = 30\n'
     )
 
-    def run(example: str, road: str) -> list[str]:
-        python = scene.python if road == "genuine" else sys.executable
-        ours = {} if road == "genuine" else {"PYTHONPATH": f"{ROOT / 'compat'}:{ROOT}"}
-        domain = "agent" if road == "agent" else str(scene.vm.ram)
+    def run(example: str, backend: str) -> list[str]:
+        python = scene.python if backend == "genuine" else sys.executable
+        ours = {} if backend == "genuine" else {"PYTHONPATH": f"{ROOT / 'compat'}:{ROOT}"}
+        domain = "agent" if backend == "agent" else str(scene.vm.ram)
         done = subprocess.run(
             [python, str(EXAMPLES / example), domain],
             cwd=tmp_path,
@@ -56,7 +56,7 @@ def run(scene: Scene, installed: InstalledAgent, tmp_path: Path) -> Run:
 
 
 @pytest.mark.parametrize("example", ["process_list.py", "module_list.py"])
-def test_an_example_prints_the_same_by_every_road(run: Run, scene: Scene, example: str) -> None:
+def test_an_example_prints_the_same_by_every_backend(run: Run, scene: Scene, example: str) -> None:
     expected = run(example, "genuine")
     assert len(expected) > 1
     assert run(example, "ramfile") == expected

@@ -1,4 +1,4 @@
-"""``vmishim compare`` on a booted guest: our roads and the genuine bindings, held to each other."""
+"""``vmishim compare`` on a booted guest: our backends and the genuine bindings, held to each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vmishim import cli
 from vmishim.wire.keys import save_private
 
 EXAMPLES = Path(__file__).parents[2] / "compat" / "examples"
-ROADS = ["native", "ramfile", "agent-scalar", "agent-page", "agent-batch"]
+BACKENDS = ["native", "ramfile", "agent-scalar", "agent-page", "agent-batch"]
 
 Compare = Callable[..., tuple[int, str, dict[str, Any]]]
 
@@ -47,7 +47,7 @@ def compare(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Compare:
-    """``vmishim compare`` with the guest enrolled as "lab", by both roads, stopped while its file is read:
+    """``vmishim compare`` with the guest enrolled as "lab", by both backends, stopped while its file is read:
     arguments -> (exit status, output, report)."""
     monkeypatch.setenv("VMISHIM_GENUINE_PYTHON", str(genuine()))
     monkeypatch.setenv("VMISHIM_CONFIG", str(tmp_path / "domains.toml"))
@@ -76,24 +76,24 @@ def compare(
 
 
 @pytest.mark.parametrize("name", ["process_list.py", "module_list.py"])
-def test_every_road_agrees_byte_for_byte(compare: Compare, name: str) -> None:
+def test_every_backend_agrees_byte_for_byte(compare: Compare, name: str) -> None:
     status, out, made = compare(EXAMPLES / name)
     assert (status, made["result"], made["missing"]) == (0, "agreed", [])
     assert made["stopped"]
-    rows = {row["name"]: row for row in made["roads"]}
-    assert list(rows) == ROADS
+    rows = {row["name"]: row for row in made["backends"]}
+    assert list(rows) == BACKENDS
     assert rows.pop("native")["answers"] == "reference"
-    assert {name: row["answers"] for name, row in rows.items()} == dict.fromkeys(ROADS[1:], "same")
-    assert len({(row["reads"], row["pages"]) for row in made["roads"]}) == 1
+    assert {name: row["answers"] for name, row in rows.items()} == dict.fromkeys(BACKENDS[1:], "same")
+    assert len({(row["reads"], row["pages"]) for row in made["backends"]}) == 1
     assert rows["agent-batch"]["requests"] < rows["agent-page"]["requests"] < rows["agent-scalar"]["requests"]
-    assert all(len(row["times"]) == 1 and row["status"] == 0 for row in made["roads"])
-    assert out.rstrip().endswith("All roads gave the same answers.")
+    assert all(len(row["times"]) == 1 and row["status"] == 0 for row in made["backends"])
+    assert out.rstrip().endswith("All backends gave the same answers.")
 
 
 def test_a_difference_is_caught_and_the_read_is_named(lab: LabVM, compare: Compare) -> None:
     status, out, made = compare(LAST_BYTE, options=("--only", "native,ramfile,agent-batch"))
     assert (status, made["result"], made["rounds"]) == (1, "differ", 3)
-    native, ramfile, batch = made["roads"]
+    native, ramfile, batch = made["backends"]
     assert (native["answers"], ramfile["answers"], batch["answers"]) == ("reference", "same", "differ")
     size = lab.ram.stat().st_size
     by_agent, by_file, other, *_ = batch["first"]
@@ -108,8 +108,8 @@ def test_memory_that_moves_is_told_from_a_difference(compare: Compare, monkeypat
     monkeypatch.delenv("VMISHIM_GENUINE_PYTHON")
     status, out, made = compare(CLOCK, options=("--only", "native,ramfile,agent-batch"))
     assert (status, made["result"], made["moved"], made["rounds"]) == (0, "agreed", True, 3)
-    assert [row["answers"] for row in made["roads"]] == ["reference", "moved"]
-    assert made["roads"][1]["first"][0]["call"] == 'read_64_ksym("jiffies_64")'
+    assert [row["answers"] for row in made["backends"]] == ["reference", "moved"]
+    assert made["backends"][1]["first"][0]["call"] == 'read_64_ksym("jiffies_64")'
     # And what there is not is named, with what would make it.
     (native,) = made["missing"]
     assert native["name"] == "native"

@@ -1,4 +1,4 @@
-"""Comparing roads, from recordings made up here: what differs, what explains it, and what people are shown."""
+"""Comparing backends, from recordings made up here: what differs, what explains it, and what people are shown."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from vmishim import cli
 from vmishim.compare import engine, report, verdict
+from vmishim.compare.backends import Missing
 from vmishim.compare.engine import Job, Round, assemble, judge
 from vmishim.compare.recorder import Recording, form
-from vmishim.compare.roads import Missing
 from vmishim.compare.verdict import Run, compare, moved
 from vmishim.errors import LibvmiError
 from vmishim.guests import domains
@@ -121,7 +121,7 @@ def test_memory_that_others_saw_moving_explains_it_and_what_follows() -> None:
     assert (found.word, found.unexplained, found.total) == ("moved", 0, 3)
 
 
-def test_a_road_is_no_witness_for_itself() -> None:
+def test_a_backend_is_no_witness_for_itself() -> None:
     rounds = [
         Round("ramfile", {"ramfile": listing(FIRST), "agent-page": page}, listing(FIRST))
         for page in (listing(SECOND), listing(FIRST, SECOND))
@@ -187,7 +187,7 @@ def test_reads_and_pages_are_counted() -> None:
 
 
 def made(**agent: Any) -> dict[str, Any]:
-    """A report of three roads; the last one is as asked."""
+    """A report of three backends; the last one is as asked."""
     runs = {
         "native": listing(FIRST, SECOND, seconds=0.5, connecting=0.48),
         "ramfile": listing(FIRST, SECOND, seconds=0.4, connecting=0.39),
@@ -225,7 +225,7 @@ class Parsed(HTMLParser):
 
 
 def test_times_are_medians_and_ratios_to_native() -> None:
-    rows = {row["name"]: row for row in made()["roads"]}
+    rows = {row["name"]: row for row in made()["backends"]}
     assert list(rows) == ["native", "ramfile", "agent-batch"]
     batch = rows["agent-batch"]
     assert (batch["connecting"], batch["whole"], batch["requests"], batch["bytes"]) == (70.0, 80.0, 2, 5000)
@@ -242,7 +242,7 @@ def test_the_page_needs_nothing_else_and_is_well_formed() -> None:
     assert "://" not in text
     assert "prefers-color-scheme: dark" in text
     said = "".join(page.words)
-    assert "All roads gave the same answers." in said
+    assert "All backends gave the same answers." in said
     assert "no <agent>" in said
 
 
@@ -260,7 +260,7 @@ def test_what_differs_is_on_the_page_and_on_the_terminal(capsys: pytest.CaptureF
     assert "no agent-page: no <agent>" in said
 
 
-def test_a_road_that_failed_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_that_failed_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     failed = made(calls=[], failed="it ended with signal SIGSEGV")
     assert failed["result"] == "error"
     assert "SIGSEGV" in report.page(failed)
@@ -292,7 +292,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_an_entry_may_have_both_roads(config: Path) -> None:
+def test_an_entry_may_have_both_backends(config: Path) -> None:
     entry = f'[lab]\nagent = "tcp://h:1"\nagent_key = "{generate().public.text}"\nkey = "k"\nramfile = "/run/ram"\n'
     (config / "domains.toml").write_text(entry)
     lab = domains.find("lab")
@@ -306,7 +306,7 @@ def test_an_entry_may_have_both_roads(config: Path) -> None:
         (["script.py"], "no domain is known yet"),
         (["--domain", "web-9", "script.py"], "no domain 'web-9'"),
         (["--domain", "gone", "script.py"], "there is none; no agent-scalar: the entry gone names no agent"),
-        (["--domain", "gone", "--only", "ramfile,nativ", "script.py"], "there is no road nativ"),
+        (["--domain", "gone", "--only", "ramfile,nativ", "script.py"], "there is no backend nativ"),
         (["--domain", "gone", "--qmp", "nowhere", "script.py"], "no QEMU monitor answers there"),
         (["--runs", "0", "script.py"], "--runs takes a number"),
         (["script.py", "one", "two"], "name several guests"),
@@ -329,5 +329,5 @@ def test_what_cannot_be_compared_is_one_line_and_status_2(
     assert not list(config.glob("compare.*"))
 
 
-def test_the_reference_is_a_road_there_is() -> None:
+def test_the_reference_is_a_backend_there_is() -> None:
     assert set(engine.REFERENCE) == set(report.MEANING)

@@ -1,4 +1,4 @@
-"""``vmishim compare``: one unchanged script on every road to a guest, its answers and its costs side by side."""
+"""``vmishim compare``: one unchanged script on every backend of a guest, its answers and its costs side by side."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class CompareError(CommandError):
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Compare; 0 the answers agree, 1 they differ, 2 a road failed.
+    """Compare; 0 the answers agree, 1 they differ, 2 a backend failed.
 
-    :raises CompareError: no such script or guest, fewer than two roads, or no monitor where one was named
+    :raises CompareError: no such script or guest, fewer than two backends, or no monitor where one was named
     """
-    from vmishim.compare import engine, report, roads
+    from vmishim.compare import backends, engine, report
 
     if not Path(options.script).is_file():
         raise CompareError(f"there is no script {options.script}")
@@ -44,18 +44,20 @@ def compare(options: argparse.Namespace) -> int:
                 stack.callback(monitor.close)
                 if not monitor.running:
                     raise CompareError("the guest is stopped: no agent in it can answer; let it go on")
-            _say("looking for roads")
+            _say("looking for backends")
             genuine = options.genuine or os.environ.get("VMISHIM_GENUINE_PYTHON", "")
-            found = list(roads.find(guest, folder, genuine, options.local))
-            wanted = set(options.only.split(",")) if options.only else set(roads.NAMES)
-            if unknown := wanted - set(roads.NAMES):
-                raise CompareError(f"there is no road {', '.join(sorted(unknown))}; there are {', '.join(roads.NAMES)}")
-            there = [each for each in found if isinstance(each, roads.Road) and each.name in wanted]
-            missing = [each for each in found if isinstance(each, roads.Missing) and each.name in wanted]
+            found = list(backends.find(guest, folder, genuine, options.local))
+            wanted = set(options.only.split(",")) if options.only else set(backends.NAMES)
+            if unknown := wanted - set(backends.NAMES):
+                raise CompareError(
+                    f"there is no backend {', '.join(sorted(unknown))}; there are {', '.join(backends.NAMES)}"
+                )
+            there = [each for each in found if isinstance(each, backends.Backend) and each.name in wanted]
+            missing = [each for each in found if isinstance(each, backends.Missing) and each.name in wanted]
             if len(there) < 2:
                 why = "; ".join(f"no {each.name}: {each.why}" for each in missing)
                 raise CompareError(
-                    f"comparing takes two roads to {guest.name}, and there is {len(there) or 'none'}; {why}"
+                    f"comparing takes two backends for {guest.name}, and there is {len(there) or 'none'}; {why}"
                 )
             job = engine.Job(
                 options.script,

@@ -1,4 +1,4 @@
-"""Runs a script on every road, in an order that tells moved memory from wrong answers, and times it.
+"""Runs a script on every backend, in an order that tells moved memory from wrong answers, and times it.
 
 One round: what reads a file of memory goes first, on a guest that is stopped if that is possible; then the agents, on
 a guest that runs, since an agent in a stopped one answers nothing; then the reference once more. Its two runs stand
@@ -24,11 +24,11 @@ from statistics import median
 from typing import Any
 
 import vmishim
-from vmishim.compare.roads import NATIVE, RAMFILE, Missing, Road
+from vmishim.compare.backends import NATIVE, RAMFILE, Backend, Missing
 from vmishim.compare.verdict import Run, Verdict, compare, moved
 
 REFERENCE = (NATIVE, RAMFILE, "agent-scalar", "agent-page", "agent-batch")
-"""Which road the others are held to: the first of these that there is."""
+"""Which backend the others are held to: the first of these that there is."""
 
 
 class QmpError(Exception):
@@ -105,7 +105,7 @@ class Round:
     again: Run | None = None
 
     def witnesses(self) -> Iterator[tuple[str, Run]]:
-        """Every run, with its road's name."""
+        """Every run, with its backend's name."""
         yield from self.runs.items()
         if self.again is not None:
             yield self.reference, self.again
@@ -118,7 +118,7 @@ Progress = Callable[[str], None]
 class Job:
     """What is to be compared.
 
-    :ivar runs: how often each road is timed
+    :ivar runs: how often each backend is timed
     :ivar rounds: how often a round may be repeated because memory moved
     :ivar timeout: seconds for one run of the script
     """
@@ -134,7 +134,7 @@ class Job:
 
 def run(
     job: Job,
-    roads: Sequence[Road],
+    backends: Sequence[Backend],
     missing: Sequence[Missing] = (),
     monitor: Monitor | None = None,
     progress: Progress = lambda text: None,
@@ -148,20 +148,20 @@ def run(
         rounds: list[Round] = []
         verdicts: list[dict[str, Verdict]] = []
         for number in range(1, job.rounds + 1):
-            rounds.append(_round(job, roads, there, monitor, lambda text, n=number: progress(f"round {n}: {text}")))  # type: ignore[misc]
+            rounds.append(_round(job, backends, there, monitor, lambda text, n=number: progress(f"round {n}: {text}")))  # type: ignore[misc]
             verdicts.append(judge(rounds, monitor is not None))
             if all(verdict.word == "same" for verdict in verdicts[-1].values()):
                 break
             if any(each.failed for each in rounds[-1].runs.values()):
                 break
         best = min(range(len(rounds)), key=lambda number: _badness(verdicts[number]))
-        timed: dict[str, list[Run]] = {road.name: [] for road in roads}
+        timed: dict[str, list[Run]] = {backend.name: [] for backend in backends}
         for number in range(1, job.runs + 1):
-            for road in roads:
-                if not rounds[best].runs[road.name].failed:
-                    progress(f"timing: {road.name}, {number} of {job.runs}")
-                    timed[road.name].append(
-                        road.run(job.script, job.arguments, there, record=False, timeout=job.timeout)
+            for backend in backends:
+                if not rounds[best].runs[backend.name].failed:
+                    progress(f"timing: {backend.name}, {number} of {job.runs}")
+                    timed[backend.name].append(
+                        backend.run(job.script, job.arguments, there, record=False, timeout=job.timeout)
                     )
     # What differed on a guest that stood still is wrong, however often it was right.
     strict = {
@@ -181,25 +181,25 @@ def run(
     )
 
 
-def _round(job: Job, roads: Sequence[Road], folder: Path, monitor: Monitor | None, progress: Progress) -> Round:
-    names = {road.name: road for road in roads}
+def _round(job: Job, backends: Sequence[Backend], folder: Path, monitor: Monitor | None, progress: Progress) -> Round:
+    names = {backend.name: backend for backend in backends}
     done = Round(next(name for name in REFERENCE if name in names))
     reference = names[done.reference]
-    order = sorted(roads, key=lambda road: REFERENCE.index(road.name))
+    order = sorted(backends, key=lambda backend: REFERENCE.index(backend.name))
 
-    def go(some: Sequence[Road]) -> Iterator[tuple[Road, Run]]:
-        for road in some:
-            progress(road.name)
-            yield road, road.run(job.script, job.arguments, folder, record=True, timeout=job.timeout)
+    def go(some: Sequence[Backend]) -> Iterator[tuple[Backend, Run]]:
+        for backend in some:
+            progress(backend.name)
+            yield backend, backend.run(job.script, job.arguments, folder, record=True, timeout=job.timeout)
 
-    def still(road: Road) -> AbstractContextManager[None]:
-        return monitor.stopped() if monitor is not None and road.stands_still else nullcontext()
+    def still(backend: Backend) -> AbstractContextManager[None]:
+        return monitor.stopped() if monitor is not None and backend.stands_still else nullcontext()
 
     with still(order[0]):
-        for road, result in go([road for road in order if road.stands_still]):
-            done.runs[road.name] = result
-    for road, result in go([road for road in order if not road.stands_still]):
-        done.runs[road.name] = result
+        for backend, result in go([backend for backend in order if backend.stands_still]):
+            done.runs[backend.name] = result
+    for backend, result in go([backend for backend in order if not backend.stands_still]):
+        done.runs[backend.name] = result
     with still(reference):
         for _, result in go([reference]):
             done.again = result
@@ -219,12 +219,12 @@ def judge(rounds: Sequence[Round], stopped: bool) -> dict[str, Verdict]:
             continue
         moving: set[Any] = set()
         if not (stopped and not name.startswith("agent") and not last.reference.startswith("agent")):
-            by_road: dict[str, list[Run]] = {}
+            by_backend: dict[str, list[Run]] = {}
             for each in rounds:
                 for witness, result in each.witnesses():
                     if witness != name:
-                        by_road.setdefault(witness, []).append(result)
-            for results in by_road.values():
+                        by_backend.setdefault(witness, []).append(result)
+            for results in by_backend.values():
                 moving |= moved(results)
         verdicts[name] = compare(reference, other, moving)
     return verdicts
@@ -291,7 +291,7 @@ def assemble(
         "reference": chosen.reference,
         "result": "error" if "failed" in words else "differ" if "differ" in words else "agreed",
         "moved": "moved" in words,
-        "roads": rows,
+        "backends": rows,
         "missing": [vars(each) for each in missing],
     }
 

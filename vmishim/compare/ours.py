@@ -1,4 +1,4 @@
-"""Runs a script on one of our own roads: ``python -m vmishim.compare.ours TASK.json``. See `recorder`."""
+"""Runs a script on one of our own backends: ``python -m vmishim.compare.ours TASK.json``. See `recorder`."""
 
 from __future__ import annotations
 

@@ -23,10 +23,10 @@ ANSWERS = {
     "failed": "FAILED",
 }
 RESULTS = {
-    "agreed": "All roads gave the same answers.",
-    "moved": "All roads gave the same answers, but for memory that changed between the runs.",
+    "agreed": "All backends gave the same answers.",
+    "moved": "All backends gave the same answers, but for memory that changed between the runs.",
     "differ": "The answers differ.",
-    "error": "A road failed.",
+    "error": "A backend failed.",
 }
 MEANING = {
     "agent-scalar": "each read is a request",
@@ -52,10 +52,12 @@ def table(report: Report) -> None:
     # Not on a terminal nothing is cut: whoever reads it looks for whole words.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False, emoji=False)
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for title in ("road", "reads", "pages", "requests", "bytes", "connect", "time", "ratio", "answers"):
-        made.add_column(title, justify="left" if title in ("road", "answers") else "right", no_wrap=title != "answers")
+    for title in ("backend", "reads", "pages", "requests", "bytes", "connect", "time", "ratio", "answers"):
+        made.add_column(
+            title, justify="left" if title in ("backend", "answers") else "right", no_wrap=title != "answers"
+        )
     styles = {"differ": "bold red", "failed": "bold red", "moved": "yellow"}
-    for row in report["roads"]:
+    for row in report["backends"]:
         cells = [
             row["name"],
             number(row["reads"]),
@@ -84,7 +86,7 @@ def words(report: Report) -> Iterator[str]:
         yield f"no {each['name']}: {each['why']}"
         if each["remedy"]:
             yield f"   -> {each['remedy']}"
-    for row in report["roads"]:
+    for row in report["backends"]:
         if row["failed"]:
             yield f"{row['name']} failed: {row['failed']}"
         elif row["unexplained"]:
@@ -100,7 +102,7 @@ def words(report: Report) -> Iterator[str]:
                 f"{row['name']}: {row['differences']:,} differences follow from memory that others saw change, first "
                 f"{each['call']}: {value(each['reference'])}, here {value(each['other'])}"
             )
-    status = {row["status"] for row in report["roads"] if not row["failed"]}
+    status = {row["status"] for row in report["backends"] if not row["failed"]}
     if status - {0}:
         yield f"the script ended with exit status {', '.join(map(str, sorted(status)))}"
     yield summary(report)
@@ -166,7 +168,7 @@ def page(report: Report) -> str:
     colour = "moved" if result == "agreed" and report["moved"] else result
     command = " ".join([report["script"], *report["arguments"]])
     body = [
-        f"<h1>One script, {len(report['roads'])} roads to the same memory</h1>",
+        f"<h1>One script, {len(report['backends'])} backends for the same memory</h1>",
         f"<p><code>{_text(command)}</code> on <b>{_text(report['domain'])}</b>, {_text(report['guest'])}</p>",
         f"<p class='faint'>Read from {_text(report['machine'])}; {_text(report['when'])}; "
         f"vmishim {_text(report['vmishim'])}</p>",
@@ -192,9 +194,9 @@ def _text(told: object) -> str:
 
 def _rows(report: Report) -> Iterator[str]:
     titles = ("reads", "pages", "requests", "bytes", "connect", "time", "ratio", "both", "ratio")
-    yield "<div class='wide'><table><thead><tr><th class='text'>road</th>"
+    yield "<div class='wide'><table><thead><tr><th class='text'>backend</th>"
     yield "".join(f"<th>{title}</th>" for title in titles) + "<th class='text'>answers</th></tr></thead><tbody>"
-    for row in report["roads"]:
+    for row in report["backends"]:
         cells = [number(row[name]) for name in ("reads", "pages", "requests", "bytes")]
         cells += [milliseconds(row["connecting"]), milliseconds(row["reading"]), ratio(row["reading_ratio"])]
         cells += [milliseconds(row["whole"]), ratio(row["whole_ratio"])]
@@ -210,13 +212,13 @@ def _rows(report: Report) -> Iterator[str]:
 
 
 def _plots(report: Report) -> Iterator[str]:
-    rows = [row for row in report["roads"] if row["whole"] is not None]
+    rows = [row for row in report["backends"] if row["whole"] is not None]
     if rows:
         yield "<h2>Time of one run</h2><figure>" + _bars(rows)
         yield "<figcaption>Medians. <span style='color:var(--two)'>&#9632;</span> connecting, with all that is found "
         yield "out about the kernel; <span style='color:var(--one)'>&#9632;</span> the script's own work.</figcaption>"
         yield "</figure>"
-    asked = [row for row in report["roads"] if row["requests"]]
+    asked = [row for row in report["backends"] if row["requests"]]
     if asked:
         reads = max(row["reads"] for row in asked)
         requests = [(row["name"], row["requests"], number(row["requests"])) for row in asked]
@@ -254,7 +256,7 @@ def _bars(rows: Sequence[dict[str, Any]]) -> str:
             "height='20' rx='2'/>",
             f"<text class='faint' x='{_LEFT + whole + 9:.1f}' y='{top + 15}'>{told}</text>",
         ]
-    return _svg(len(rows) * _ROW + 8, drawn, "time of one run by road")
+    return _svg(len(rows) * _ROW + 8, drawn, "time of one run by backend")
 
 
 def _dots(rows: Sequence[tuple[str, int, str]]) -> str:
@@ -274,11 +276,11 @@ def _dots(rows: Sequence[tuple[str, int, str]]) -> str:
             f"<circle class='one' cx='{at:.1f}' cy='{middle}' r='6'/>",
             f"<text class='faint' x='{at + 13:.1f}' y='{middle + 4}'>{_text(told)}</text>",
         ]
-    return _svg(len(rows) * _ROW + 26, drawn, "counts by road, logarithmic")
+    return _svg(len(rows) * _ROW + 26, drawn, "counts by backend, logarithmic")
 
 
 def _differences(report: Report) -> Iterator[str]:
-    for row in report["roads"]:
+    for row in report["backends"]:
         if row["failed"]:
             yield f"<h2>{_text(row['name'])} failed</h2><p><code>{_text(row['failed'])}</code></p>"
         if not row["first"]:
@@ -302,7 +304,7 @@ def _differences(report: Report) -> Iterator[str]:
 
 def _missing(report: Report) -> Iterator[str]:
     if report["missing"]:
-        yield "<h2>Roads that there were not</h2>"
+        yield "<h2>Missing backends</h2>"
     for each in report["missing"]:
         remedy = f"<br><span class='faint'>What would help: {_text(each['remedy'])}</span>" if each["remedy"] else ""
         yield f"<p><b>{_text(each['name'])}</b>: {_text(each['why'])}{remedy}</p>"
@@ -310,7 +312,7 @@ def _missing(report: Report) -> Iterator[str]:
 
 def _notes(report: Report) -> Iterator[str]:
     yield (
-        f"The script ran unchanged on each road, in a process of its own, recorded in {report['rounds']} "
+        f"The script ran unchanged on each backend, in a process of its own, recorded in {report['rounds']} "
         f"round{'' if report['rounds'] == 1 else 's'} and then timed {report['runs']} times without recording. Every "
         f"call of LibVMI's API was compared with that of <b>{_text(report['reference'])}</b>, argument by argument, "
         "byte by byte."
@@ -321,7 +323,7 @@ def _notes(report: Report) -> Iterator[str]:
             "agent needs a guest that runs: the agents ran between two such looks."
         )
     yield (
-        "A difference is explained only if another road was itself given two answers to that very question: memory "
+        "A difference is explained only if another backend was itself given two answers to that very question: memory "
         "changed between its runs."
     )
     yield (

@@ -3,7 +3,7 @@
 A script that is given the same answers asks the same questions. So runs are compared question by question: the n-th
 time that a call with these arguments was made, what came of it? Where the answers differ, either one of them is wrong,
 or the guest's memory moved between the two. The second is believed only of memory that a third party saw moving: one
-and the same road, not the one in doubt, gave two answers to that very question. Questions that only one run asked
+and the same backend, not the one in doubt, gave two answers to that very question. Questions that only one run asked
 follow from an answer that differed; where none did, the script itself does not do the same thing twice.
 """
 
@@ -114,7 +114,7 @@ def compare(reference: Run, other: Run, moving: frozenset[Question] | set[Questi
 
 
 def moved(runs: Iterable[Run]) -> set[Question]:
-    """Questions to which runs on one and the same road were given different answers."""
+    """Questions to which runs on one and the same backend were given different answers."""
     known: dict[Question, Any] = {}
     found = set()
     for run in runs:

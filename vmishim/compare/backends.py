@@ -1,4 +1,4 @@
-"""The roads to one guest that there are on this machine, and for those that there are not, what would make them."""
+"""The backends for one guest on this machine; for each that is missing, why and what to do about it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from vmishim.libvmi.config import export_entry
 ROOT = Path(__file__).parents[2]
 NATIVE, RAMFILE = "native", "ramfile"
 NAMES = (*(f"agent-{strategy}" for strategy in reversed(STRATEGIES)), RAMFILE, NATIVE)
-"""Every road there can be."""
+"""Every backend."""
 ENTRY = "guest"
 """The guest's name in the configuration that LibVMI is given."""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A road that there is not."""
+    """A backend that cannot be used."""
 
     name: str
     why: str
@@ -41,7 +41,7 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Road:
+class Backend:
     """One way to run a script on the guest.
 
     :ivar command: what runs a task, without the task's file
@@ -94,8 +94,8 @@ def _ended(status: int, errors: str) -> str:
     return f"it ended with {how}: {last}"
 
 
-def find(domain: Domain, folder: Path, genuine: str = "", local: bool = False) -> Iterator[Road | Missing]:
-    """Try every road to a guest, and say of each how it is gone or why not.
+def find(domain: Domain, folder: Path, genuine: str = "", local: bool = False) -> Iterator[Backend | Missing]:
+    """Try every backend of a guest; give each as it can be used, or why it cannot.
 
     :param folder: for what LibVMI needs
     :param genuine: an interpreter that can import LibVMI's genuine bindings
@@ -105,7 +105,7 @@ def find(domain: Domain, folder: Path, genuine: str = "", local: bool = False) -
     agent = _agent_problem(domain, by_agent)
     for strategy in reversed(STRATEGIES):
         name = f"agent-{strategy}"
-        yield agent(name) if agent else Road(name, _ours(), {"entry": asdict(by_agent), "strategy": strategy})
+        yield agent(name) if agent else Backend(name, _ours(), {"entry": asdict(by_agent), "strategy": strategy})
     if not domain.ramfile:
         if local:
             why, remedy = "this machine has no file of its own memory", "compare on a VM that has one"
@@ -123,7 +123,7 @@ def find(domain: Domain, folder: Path, genuine: str = "", local: bool = False) -
             yield Missing(name, _line(error), f"vmishim doctor {domain.name}")
         return
     with Libvmi.over(target) as vmi:
-        yield Road(RAMFILE, _ours(), {"entry": asdict(by_file), "strategy": "batch"})
+        yield Backend(RAMFILE, _ours(), {"entry": asdict(by_file), "strategy": "batch"})
         yield _native(vmi, Path(domain.ramfile).expanduser(), folder, genuine)
 
 
@@ -144,7 +144,7 @@ def _agent_problem(domain: Domain, by_agent: Domain) -> Any:
     return None
 
 
-def _native(vmi: Libvmi, ram: Path, folder: Path, genuine: str) -> Road | Missing:
+def _native(vmi: Libvmi, ram: Path, folder: Path, genuine: str) -> Backend | Missing:
     """The genuine bindings on the guest's memory, by LibVMI's file driver."""
     if not genuine:
         remedy = (
@@ -169,7 +169,7 @@ def _native(vmi: Libvmi, ram: Path, folder: Path, genuine: str) -> Road | Missin
     except (ValueError, KeyError, LibvmiError) as error:
         return Missing(NATIVE, f"LibVMI cannot be configured for this kernel: {error.args[0]}", "")
     task = {"memory": str(folder / ENTRY), "home": str(home), "domain": vmi.get_name()}
-    return Road(NATIVE, [genuine, recorder.__file__], task)
+    return Backend(NATIVE, [genuine, recorder.__file__], task)
 
 
 def _configure(vmi: Libvmi, ram: Path, folder: Path) -> Path:
