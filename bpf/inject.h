@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
 /* What a program that is injected into an agent is written against; docs/injection.md says how.
  *
- * The same source serves two roads. By clang it becomes a CO-RE object, which finds members by name in the running
- * kernel's BTF. By bcc (BY_HEADERS is defined then) it is compiled against the headers of one kernel, for kernels
- * without BTF; there a loop is unrolled by the verifier, since bcc knows no callbacks.
+ * The same source compiles to two formats. By clang it becomes a CO-RE object, which finds members by name in the
+ * running kernel's BTF. By bcc (BY_HEADERS is defined then) it is compiled against the headers of one kernel, for
+ * kernels without BTF; there a loop is unrolled by the verifier, since bcc knows no callbacks.
  *
  * A source that wants a vmlinux.h includes it before this file. */
 #ifndef VMISHIM_INJECT_H
@@ -45,7 +45,7 @@ struct inject_extent {
 	__u32 wanted;
 };
 
-/* ---- the two roads --------------------------------------------------------------------------------------------- */
+/* ---- the two formats --------------------------------------------------------------------------------------------- */
 
 #ifdef BY_HEADERS
 

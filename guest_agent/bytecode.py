@@ -1,4 +1,4 @@
-"""A program as bare instructions, made by bcc against one kernel's headers: the road for kernels without BTF.
+"""A program as bare instructions, made by bcc against one kernel's headers: for kernels without BTF.
 
 libbpf loads ELF objects and no such thing, so this makes the maps, puts their descriptors into the instructions and
 loads them by bpf(2) itself. Layouts: ``union bpf_attr`` in include/uapi/linux/bpf.h. The bundle that carries the

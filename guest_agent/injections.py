@@ -82,7 +82,7 @@ class Injections:
         number = next(self._numbers)
         self._programs[number] = _Program(session, name, len(data), loaded, *shared)
         log.info(
-            "program %d %r loaded (%s, %d bytes, maps %d bytes)", number, name, loaded.road, len(data), loaded.maps
+            "program %d %r loaded (%s, %d bytes, maps %d bytes)", number, name, loaded.format, len(data), loaded.maps
         )
         return number
 
@@ -114,9 +114,9 @@ class Injections:
         return bytes(output[: OUTPUT_HEAD.size + used])
 
     def listing(self, session: bytes) -> list[list[Any]]:
-        """All programs: number, name, road, bytes, bytes of maps, runs so far, whether the asking session owns it."""
+        """All programs: number, name, format, bytes, bytes of maps, runs so far, whether the asking session owns it."""
         return [
-            [number, held.name, held.loaded.road, held.size, held.loaded.maps, held.runs, held.session == session]
+            [number, held.name, held.loaded.format, held.size, held.loaded.maps, held.runs, held.session == session]
             for number, held in self._programs.items()
         ]
 

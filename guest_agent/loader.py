@@ -81,7 +81,7 @@ class InjectionError(LibvmiError):
 class Loaded:
     """A program in the kernel, by its descriptors. It is unloaded when they are closed."""
 
-    road: str
+    format: str
     """``CO-RE`` or ``bytecode``."""
     maps: int
     """Bytes that its maps take."""
@@ -113,7 +113,7 @@ def load(data: bytes, cpus: int) -> Loaded:
 
     held: Programs | Bytecode
     if data.startswith(b"\x7fELF"):
-        held, road = Programs(data, accept), "CO-RE"
+        held, format = Programs(data, accept), "CO-RE"
         instructions = held.instructions(PROGRAM)
     elif data.startswith(MAGIC):
         try:
@@ -123,7 +123,7 @@ def load(data: bytes, cpus: int) -> Loaded:
         instructions = bundle.instructions
         accept(Contents([(PROGRAM, SECTION)], bundle.maps))
         check_helpers(instructions)
-        held, road = Bytecode(bundle), "bytecode"
+        held, format = Bytecode(bundle), "bytecode"
     else:
         raise InjectionError("injection", "this is neither an eBPF object (ELF) nor a bundle of bytecode")
     try:
@@ -131,7 +131,7 @@ def load(data: bytes, cpus: int) -> Loaded:
         check_helpers(instructions)
         sizes = {definition.name: definition.value_size for definition in contents.maps}
         program, given, output = held.program(PROGRAM), held.map_descriptor("input"), held.map_descriptor("output")
-        return Loaded(road, taken, sizes["input"], sizes["output"], (os.dup(program), os.dup(given), os.dup(output)))
+        return Loaded(format, taken, sizes["input"], sizes["output"], (os.dup(program), os.dup(given), os.dup(output)))
     finally:
         held.close()
 
@@ -256,9 +256,9 @@ class Loader:
         reply = json.loads(text)
         match reply["kind"]:
             case "loaded":
-                road, maps, input_size, output_size = reply["values"]
+                format, maps, input_size, output_size = reply["values"]
                 program, given, output = descriptors
-                return Loaded(road, maps, input_size, output_size, (program, given, output))
+                return Loaded(format, maps, input_size, output_size, (program, given, output))
             case "refused":
                 raise InjectionError(*reply["values"])
             case _:
@@ -282,7 +282,7 @@ def _serve(agent: socket.socket, cpus: int) -> None:
         except LoadError as error:
             _reply(agent, "rejected", [str(error), error.log])
         else:
-            values = [loaded.road, loaded.maps, loaded.input_size, loaded.output_size]
+            values = [loaded.format, loaded.maps, loaded.input_size, loaded.output_size]
             _reply(agent, "loaded", values, loaded.descriptors)
             loaded.close()
 

@@ -285,7 +285,7 @@ def test_bcc_finds_the_same_without_btf(vm: LabVM, agent_without_btf: InstalledA
     bundle = compile_by_headers(EXAMPLE, kernel_headers)
     guest = agent_without_btf.connect()
     with inject(guest, bundle, name="devices") as program:
-        assert [(listed.name, listed.road) for listed in injected(guest)] == [("devices", "bytecode")]
+        assert [(listed.name, listed.format) for listed in injected(guest)] == [("devices", "bytecode")]
         assert devices(program, guest) == links(vm)
     assert injected(guest) == []
     bad = EXAMPLE.replace("walk.at = READ_FIELD(walk.head, next);", "walk.at = *(void *volatile *)8;")

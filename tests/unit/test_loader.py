@@ -54,7 +54,7 @@ def test_descriptors_arrive(start: Callable[[], Loader], monkeypatch: pytest.Mon
     held = [os.memfd_create(name) for name in ("program", "input", "output")]
     monkeypatch.setattr(loader, "load", lambda data, cpus: Loaded("CO-RE", 5, 6, 7, (held[0], held[1], held[2])))
     loaded = start()(b"")
-    assert (loaded.road, loaded.maps, loaded.input_size, loaded.output_size) == ("CO-RE", 5, 6, 7)
+    assert (loaded.format, loaded.maps, loaded.input_size, loaded.output_size) == ("CO-RE", 5, 6, 7)
     assert [os.readlink(f"/proc/self/fd/{here}") for here in loaded.descriptors] == [
         f"/memfd:{name} (deleted)" for name in ("program", "input", "output")
     ]

@@ -78,7 +78,7 @@ class Extents(list[Extent]):
 class Listed(NamedTuple):
     """A program in the agent.
 
-    :ivar road: ``CO-RE`` or ``bytecode``
+    :ivar format: ``CO-RE`` or ``bytecode``
     :ivar size: bytes of the object
     :ivar maps: bytes its maps take in the guest
     :ivar own: whether this session injected it
@@ -86,7 +86,7 @@ class Listed(NamedTuple):
 
     number: int
     name: str
-    road: str
+    format: str
     size: int
     maps: int
     runs: int

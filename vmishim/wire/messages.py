@@ -147,8 +147,8 @@ class Run(Message):
 
 @dataclass(frozen=True, slots=True)
 class Injected(Message):
-    """The programs there are. Answered by `Answer`: for each ``[number, name, road, bytes, bytes of maps, runs, whether
-    this session's own]``."""
+    """The programs there are. Answered by `Answer`: for each ``[number, name, format, bytes, bytes of maps, runs,
+    whether this session's own]``."""
 
     KIND = 12
 
