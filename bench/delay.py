@@ -1,4 +1,4 @@
-"""A road that takes its time: forwards TCP, and keeps everything back for half a round trip in each direction.
+"""A slow network: forwards TCP, and holds everything back for half a round trip in each direction.
 
 ``delay.py PORT SECONDS`` forwards one connection after the other to PORT on the loopback, until standard input ends; it
 prints the port it listens at. SECONDS are a round trip's. What the forwarding itself costs comes on top: the caller
@@ -20,7 +20,7 @@ from time import monotonic
 
 @contextlib.contextmanager
 def delayed(port: int, seconds: float) -> Iterator[str]:
-    """The ZeroMQ endpoint of a road to ``port``, until the block ends."""
+    """The ZeroMQ endpoint of a delayed path to ``port``, until the block ends."""
     command = [sys.executable, __file__, str(port), repr(seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None

@@ -3,7 +3,8 @@
     python -m bench.paper
 
 One lab VM holds 100, 300 and 1,000 processes, modules and TCP sockets; each strategy lists them, and so do the genuine
-bindings. Then this machine's lists are read over roads of 10 us to 10 ms. Writes docs/paper.{md,json,svg}; takes some
+bindings. Then this machine's lists are read with 10 us to 10 ms added to each round trip. Writes
+docs/paper.{md,json,svg}; takes some
 minutes, needs root.
 """
 
@@ -56,14 +57,14 @@ TRIES = 5
 """Times that a listing is begun whose list changed under it."""
 SIZES = (100, 300, 1000)
 ROUND_TRIPS = (10e-6, 30e-6, 100e-6, 300e-6, 1e-3, 3e-3, 10e-3)
-"""Seconds that the roads add."""
+"""Seconds added to a round trip."""
 EMPTY = 200
-"""Empty requests that a road is measured by."""
+"""Empty requests by which a round trip is measured."""
 
 
 @dataclass(frozen=True)
-class Road:
-    """One distance to the agent, milliseconds."""
+class Delay:
+    """A network with an added delay, milliseconds."""
 
     added: float
     """What it was made to take."""
@@ -75,15 +76,15 @@ class Road:
 
 @dataclass
 class Distance:
-    """One listing over all roads."""
+    """One listing over all delays."""
 
     listing: str
     size: int
     reads: int
     """Calls of the API."""
     base: dict[str, Cost]
-    """Without a road between: what is beside the round trips."""
-    roads: list[Road] = field(default_factory=list)
+    """Without the forwarder: what it takes beside the round trips."""
+    delays: list[Delay] = field(default_factory=list)
 
     def model(self, strategy: str, added: float, floor: float) -> float:
         """Milliseconds that a listing should take: requests x round trip + base."""
@@ -102,9 +103,9 @@ class Paper:
     load: float
     cpus: int
     direct: float
-    """Milliseconds of an empty request on this machine without a road between ..."""
+    """Milliseconds of an empty request on this machine without the forwarder ..."""
     floor: float
-    """... and what a road of no length adds."""
+    """... and what a forwarder without a delay adds."""
     cases: list[Case]
     distances: list[Distance]
 
@@ -142,7 +143,7 @@ def _measure(kernel: str | None) -> Paper:
         release, where = lab.kernel, lab.where
     port = _free_port()
     with variants.here(variants.PLAIN, f"tcp://127.0.0.1:{port}") as agent, contextlib.ExitStack() as ends:
-        direct, floor, distances = _over_roads(agent, port, hosts.Here(agent, ends))
+        direct, floor, distances = _over_delays(agent, port, hosts.Here(agent, ends))
     return Paper(
         kernel=release,
         where=where,
@@ -299,8 +300,8 @@ class _Lab:
 # ---- the figure ------------------------------------------------------------------------------------------------------
 
 
-def _over_roads(agent: InstalledAgent, port: int, host: hosts.Here) -> tuple[float, float, list[Distance]]:
-    """Milliseconds of an empty request, what a road of no length adds to that, and the workloads."""
+def _over_delays(agent: InstalledAgent, port: int, host: hosts.Here) -> tuple[float, float, list[Distance]]:
+    """Milliseconds of an empty request, what a forwarder without a delay adds to that, and the workloads."""
     strategies = ("scalar", "page", "batch")
     with _connections(agent, strategies) as near:
         batch = near["batch"]
@@ -320,17 +321,17 @@ def _over_roads(agent: InstalledAgent, port: int, host: hosts.Here) -> tuple[flo
         floor = _empty(over["batch"].guest) - direct
     for added in ROUND_TRIPS:
         with delay.delayed(port, added) as endpoint:
-            # One connection after the other, as the road carries them.
+            # One connection after the other, as the forwarder carries them.
             with _connections(_at(agent, endpoint), ("batch",)) as over:
                 measured = _empty(over["batch"].guest)
             for distance in distances:
-                distance.roads.append(Road(added * 1e3, measured, {}))
+                distance.delays.append(Delay(added * 1e3, measured, {}))
             for strategy in strategies:
                 with _connections(_at(agent, endpoint), (strategy,)) as over:
                     for distance in distances:
-                        say(f"paper: {distance.listing} over a road of {plot.duration(added * 1e3)}, {strategy}")
+                        say(f"paper: {distance.listing} with {plot.duration(added * 1e3)} added, {strategy}")
                         cost = over[strategy].cost(distance.listing, distance.reads, lambda found: None)
-                        distance.roads[-1].costs[strategy] = cost
+                        distance.delays[-1].costs[strategy] = cost
     return direct, floor, distances
 
 
@@ -378,8 +379,8 @@ def _tables(paper: Paper) -> Iterator[tuple[str, Rows]]:
     yield "Requests and bytes of a listing", _requests(paper.cases)
     for distance in paper.distances:
         yield (
-            f"{distance.size:,} {distance.listing} over a longer road: milliseconds, measured (and by the model)",
-            _roads(paper, distance),
+            f"{distance.size:,} {distance.listing} over a slower network: milliseconds, measured (and by the model)",
+            _delays(paper, distance),
         )
 
 
@@ -408,14 +409,14 @@ def _requests(cases: Sequence[Case]) -> Rows:
     return rows
 
 
-def _roads(paper: Paper, distance: Distance) -> Rows:
-    names = [f"+ {plot.duration(road.added)}" for road in distance.roads]
+def _delays(paper: Paper, distance: Distance) -> Rows:
+    names = [f"+ {plot.duration(each.added)}" for each in distance.delays]
     rows: Rows = [("strategy", "requests", "base", *names)]
     for strategy, base in distance.base.items():
         cells = []
-        for road in distance.roads:
-            cost = road.costs[strategy]
-            by_model = report.number(distance.model(strategy, road.added, paper.floor))
+        for each in distance.delays:
+            cost = each.costs[strategy]
+            by_model = report.number(distance.model(strategy, each.added, paper.floor))
             cells.append(f"{_mark(cost, report.number(cost.ms))} ({by_model})")
         rows.append((strategy, _mark(base, f"{base.requests:,}"), _mark(base, report.number(base.ms)), *cells))
     return rows
@@ -436,8 +437,8 @@ def document(paper: Paper) -> str:
         f"## Linux {paper.kernel}, {paper.where}",
         " ".join(filter(None, [f"{paper.date}; {paper.machine}.", report.crowded(paper.load, paper.cpus)])),
         *tables[:measured],
-        f"## The road: {paper.here}",
-        _ROAD.format(direct=paper.direct * 1e3, floor=paper.floor * 1e3),
+        f"## The network: {paper.here}",
+        _NETWORK.format(direct=paper.direct * 1e3, floor=paper.floor * 1e3),
         "![Time of a listing over the round-trip time, measured and by the model](paper.svg)",
         *tables[measured:],
     ]
@@ -470,12 +471,12 @@ end of the first listing; for ours with connection, handshake and the kernel's f
 Times are medians; a time marked ~ was not run to its end: it is that of the reads that were done, by their share of
 all."""
 
-_ROAD = """\
+_NETWORK = """\
 The lists of this machine, its agent at a TCP port, through a forwarder of our own
 ([`bench/delay.py`](../bench/delay.py)) that keeps everything back for half a round trip in each direction. A
 request that asks for nothing takes {direct:.0f} us without it. The forwarder by itself, which wakes and copies once in
-each direction, adds {floor:.0f} us: that is the floor, below which no road can be shorter. The model has nothing fitted
-to it:
+each direction, adds {floor:.0f} us: that is the floor, no round trip through it can be shorter. The model has nothing
+fitted to it:
 
     time = requests x (round trip + floor) + base
 
@@ -490,21 +491,21 @@ def drawn(paper: Paper) -> str:
         curves = [
             plot.Curve(
                 strategy,
-                [(road.added, road.costs[strategy].ms, not road.costs[strategy].projected) for road in distance.roads],
-                [(added, distance.model(strategy, added, paper.floor)) for added in _steps(distance.roads)],
+                [(each.added, each.costs[strategy].ms, not each.costs[strategy].projected) for each in distance.delays],
+                [(added, distance.model(strategy, added, paper.floor)) for added in _steps(distance.delays)],
             )
             for strategy in distance.base
         ]
         title = (
             f"Listing {distance.size:,} {distance.listing}, {paper.here}: measured, and requests x round trip + base"
         )
-        charts.append((title, "round trip that the road adds", curves))
+        charts.append((title, "round trip that the network adds", curves))
     return plot.curves(charts)
 
 
-def _steps(roads: Sequence[Road], count: int = 40) -> list[float]:
-    """From the shortest road to the longest, evenly by logarithm."""
-    low, high = roads[0].added, roads[-1].added
+def _steps(delays: Sequence[Delay], count: int = 40) -> list[float]:
+    """From the shortest delay to the longest, evenly by logarithm."""
+    low, high = delays[0].added, delays[-1].added
     return [low * (high / low) ** (step / count) for step in range(count + 1)]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from lab.agent import InstalledAgent, install
 from lab.image import default_kernel, kernels, say
 from lab.vm import HOST_ADDRESS, LabError, LabVM
-from trials.hostile.road import Meddle, Road, honest
+from trials.hostile.relay import Meddle, Relay, honest
 from trials.hostile.sockets import Meddler
 from vmishim.wire.keys import save_private
 
@@ -30,7 +30,7 @@ CONFIG = "/root/.config/vmishim"
 WHEELS = ("rich>=13", "shtab>=1.6")
 """Dependencies that the image has not: Debian 12's rich is older, and it has no shtab."""
 ATTEMPTS = 15
-"""Listings that are tried on a hostile road, until one came through and one did not."""
+"""Listings that are tried through a hostile relay, until one came through and one did not."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Two:
     agent: InstalledAgent
 
     def listing(self, meddle: Meddle = honest) -> subprocess.CompletedProcess[bytes]:
-        """The demo's listing in the IDS's VM, by a road of the host's; ended in time, well or not."""
-        with Road(self.agent.endpoint, meddle) as road:
-            port = road.endpoint.rpartition(":")[2]
+        """The demo's listing in the IDS's VM, through a relay on the host; ended in time, well or not."""
+        with Relay(self.agent.endpoint, meddle) as relay:
+            port = relay.endpoint.rpartition(":")[2]
             domain = f'[monitored]\nagent = "tcp://{HOST_ADDRESS}:{port}"\nagent_key = "{self.agent.public.text}"\n'
             self.ids.write(f"{CONFIG}/domains.toml", f'{domain}key = "{CONFIG}/key"\ntimeout = 10.0\n'.encode())
             command = ("env", "HOME=/root", "python3", "-m", "vmishim.cli", "run", SCRIPT, "monitored")
             done = self.ids.run(*command, check=False)
-            if road.failed is not None:
-                raise LabError(f"the agent does not answer any more: {road.failed!r}")
+            if relay.failed is not None:
+                raise LabError(f"the agent does not answer any more: {relay.failed!r}")
             return done
 
     def is_true(self, output: bytes) -> bool:

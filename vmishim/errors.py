@@ -1,7 +1,7 @@
 """The errors of vmishim: a small tree, one edge each.
 
 ``LibvmiError``      what LibVMI's own bindings raise; every failure a script can meet is one of these
-``└ LinkError``      the road to the agent failed: a dead peer, a wrong key, a forged or truncated frame
+``└ LinkError``      the connection to the agent failed: a dead peer, a wrong key, a forged or truncated frame
 ``  └ RebootedError``  the guest was booted anew: what is known of its kernel is of the boot before
 ``FaultError``       guest memory that cannot be read; becomes ``LibvmiError('VMI_FAILURE')`` in the API class only
 """

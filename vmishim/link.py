@@ -1,4 +1,4 @@
-"""The road to the agent: one ZeroMQ REQ socket, a session over it, and what to do when either breaks.
+"""The connection to the agent: one ZeroMQ REQ socket, a session over it, and what to do when either breaks.
 
 The only module of the host's side that imports ``zmq``.
 """
@@ -98,7 +98,7 @@ class Link:
         """The agent's reply to ``message``.
 
         :param timeout: seconds, instead of the link's own
-        :raises RefusedError: the agent (or somebody on the road) refuses to answer
+        :raises RefusedError: the agent (or an attacker on the network) refuses to answer
         :raises LinkError: no reply in time, or one that is not authentic; or the session that is ``pinned`` is lost
         """
         if len(message) > MAX_MESSAGE:

@@ -1,5 +1,5 @@
-"""A Linux guest by plain LibVMI reads: its tasks, files, sockets and modules, each by more than one road where there
-is one. What one road shows and another does not is what intrusion detection looks for."""
+"""A Linux guest by plain LibVMI reads: its tasks, files, sockets and modules, each by more than one path where there
+is one. What one path shows and another does not is what intrusion detection looks for."""
 
 import struct
 from collections import namedtuple

@@ -1,4 +1,4 @@
-"""The whole road on a booted kernel: what the shim lists is what ``/proc`` says and what was planted."""
+"""The whole path on a booted kernel: what the shim lists is what ``/proc`` says and what was planted."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ LINK, SIZE = 16, 64
 """Where a planted node has its link, and its bytes."""
 
 
-class Road:
+class InProcessLink:
     """In place of a link: carries requests to an agent in this process, one at a time."""
 
     def __init__(self, agent: Agent) -> None:
@@ -68,8 +68,8 @@ class Road:
 class Planted(Guest):
     """This machine as a guest that has the planted lists."""
 
-    def __init__(self, road: Road, places: list[Place], strategy: Strategy = "batch") -> None:
-        super().__init__("planted", cast(Link, road), strategy)
+    def __init__(self, link: InProcessLink, places: list[Place], strategy: Strategy = "batch") -> None:
+        super().__init__("planted", cast(Link, link), strategy)
         if strategy == "batch":
             self.reader = self._cache = ReadAhead(self.remote, places)
             self.words, self.cells = self._cache.words, self._cache.cells
@@ -82,7 +82,7 @@ class Ground:
         self.planter = planted
         self.base = planted.address
         self.agent = agent
-        self.road = Road(agent)
+        self.link = InProcessLink(agent)
 
     def put(self, at: int, *values: int) -> None:
         self.planter.words(at, *values)
@@ -94,8 +94,8 @@ class Ground:
             self.put(link, self.base + links[(at + 1) % len(links)], self.base + links[at - 1])
 
     def read(self, *places: Place, strategy: Strategy = "batch") -> Libvmi:
-        self.road = Road(self.agent)
-        return Libvmi.over(Planted(self.road, list(places), strategy))
+        self.link = InProcessLink(self.agent)
+        return Libvmi.over(Planted(self.link, list(places), strategy))
 
 
 @pytest.fixture(scope="module")
@@ -262,11 +262,11 @@ def test_an_unchanged_listing_is_one_walk(ground: Ground, listing: Callable[[Lib
     vmi = ground.read(place)
     for _ in range(3):
         listing(vmi, place.start)
-        ground.road.requests.clear()
+        ground.link.requests.clear()
     for _ in range(3):
         listing(vmi, place.start)
-        assert sorted(ground.road.requests) == [Read.KIND] * (LOOKS[listing] - 1) + [Walk.KIND]
-        ground.road.requests.clear()
+        assert sorted(ground.link.requests) == [Read.KIND] * (LOOKS[listing] - 1) + [Walk.KIND]
+        ground.link.requests.clear()
 
 
 @pytest.mark.parametrize("then", LISTINGS)
@@ -335,9 +335,9 @@ def test_a_list_that_was_learned_is_as_fresh_as_one_that_was_known(ground: Groun
     for _ in range(6):
         assert len(forward(vmi, ground.base + nodes[0] + LINK)) == len(nodes) - 1
         add(ground, nodes)
-    before = len(ground.road.requests)
+    before = len(ground.link.requests)
     forward(vmi, ground.base + nodes[0] + LINK)
-    assert len(ground.road.requests) - before == 1
+    assert len(ground.link.requests) - before == 1
 
 
 def test_a_ring_that_a_pointer_leads_into_is_no_loop(ground: Ground, caplog: pytest.LogCaptureFixture) -> None:
@@ -418,9 +418,9 @@ def test_a_ring_walked_from_another_node_than_its_head(ground: Ground) -> None:
     forward(vmi, links[2])  # passes the head
     add(ground, nodes)
     ground.put(nodes[4], 77)
-    ground.road.requests.clear()
+    ground.link.requests.clear()
     assert vmi.read_64_va(vmi.read_addr_va(links[2], 0) - LINK, 0) == 1004
-    assert not ground.road.requests
+    assert not ground.link.requests
     assert vmi.read_addr_va(place.start, 0) == links[0]
     assert forward(vmi, links[2]) == [*links[3:], ground.base + nodes[-1] + LINK, place.start, *links[:2]]
     add(ground, nodes)
@@ -485,13 +485,13 @@ def test_a_table_whose_pointer_is_looked_at_twice(ground: Ground, order: Callabl
     for looks in (2, 2, 1, 2, 1, 1):
         for number in (1, 100):
             fill(ground, number, 1)
-            ground.road.requests.clear()
+            ground.link.requests.clear()
             for _ in range(looks - 1):
                 vmi.read_addr_va(ground.base + TABLE - 16, 0)
             assert len(sockets(vmi, ground, order)) == 3
             fill(ground, number, 0)
     if order is iter:  # else the first chain comes last, and is a look at the head
-        assert ground.road.requests.count(Walk.KIND) == 1
+        assert ground.link.requests.count(Walk.KIND) == 1
 
 
 @pytest.mark.parametrize("order", [iter, reversed])
@@ -565,10 +565,10 @@ def test_an_empty_chain_is_forgotten_when_the_agent_is_gone(ground: Ground) -> N
     def gone(number: int) -> None:
         raise LinkError("the agent is gone")
 
-    ground.road.before = gone
+    ground.link.before = gone
     with pytest.raises(LinkError):
         sockets(vmi, ground)
-    ground.road.before = lambda number: None
+    ground.link.before = lambda number: None
     fill(ground, 100, 1)
     assert vmi.read_addr_va(ground.base + TABLE + 800, 0) & 1 == 0
 
@@ -651,10 +651,10 @@ def test_a_counter_that_goes_with_a_listing_counts_on(ground: Ground) -> None:
     costs = []
     for value in range(6):
         ground.put(ARRAY, value)
-        before = len(ground.road.requests)
+        before = len(ground.link.requests)
         forward(vmi, place.start)
         assert vmi.read_64_va(counter, 0) == value
-        costs.append(len(ground.road.requests) - before)
+        costs.append(len(ground.link.requests) - before)
         for more in range(100, 104):
             ground.put(ARRAY, more + value)
             assert vmi.read_64_va(counter, 0) == more + value
@@ -671,7 +671,7 @@ def test_nothing_is_too_old_while_another_thread_waits_for_the_agent(ground: Gro
     forward(vmi, place.start)
     at = ground.base + nodes[3]
     assert vmi.read_64_va(at, 0) == 1003
-    ground.road.before = lambda number: time.sleep(STALE + 1)
+    ground.link.before = lambda number: time.sleep(STALE + 1)
     other = threading.Thread(target=lambda: vmi.read_64_va(ground.base + ARRAY, 0))
     other.start()
     ground.put(nodes[3], 77)
@@ -679,7 +679,7 @@ def test_nothing_is_too_old_while_another_thread_waits_for_the_agent(ground: Gro
     try:
         assert vmi.read_64_va(at, 0) == 77
     finally:
-        ground.road.before = lambda number: None
+        ground.link.before = lambda number: None
         other.join()
 
 
@@ -695,7 +695,7 @@ def test_what_comes_due_while_another_thread_goes_on_waiting(ground: Ground, lea
     forward(vmi, place.start)
     vmi.read_32_va(ground.base + nodes[1] + 32, 0)
     asked = ground.base + (nodes[2] + 32 if learning else ARRAY)
-    ground.road.before = lambda number: time.sleep(2 * STALE)
+    ground.link.before = lambda number: time.sleep(2 * STALE)
     other = threading.Thread(target=lambda: vmi.read_32_va(asked, 0))
     other.start()
     ground.put(nodes[3], 77)
@@ -703,7 +703,7 @@ def test_what_comes_due_while_another_thread_goes_on_waiting(ground: Ground, lea
     try:
         assert vmi.read_64_va(ground.base + nodes[3], 0) == 77
     finally:
-        ground.road.before = lambda number: None
+        ground.link.before = lambda number: None
         other.join()
 
 
@@ -711,13 +711,13 @@ def test_a_table_that_comes_due_while_it_is_walked_is_all_known(ground: Ground) 
     place = table(ground, {7: 2})
     vmi = ground.read(place)
     sockets(vmi, ground)
-    ground.road.before = lambda number: time.sleep(2 * STALE)
+    ground.link.before = lambda number: time.sleep(2 * STALE)
     vmi.read_addr_va(ground.base + TABLE - 16, 0)
-    ground.road.before = lambda number: None
-    ground.road.requests.clear()
+    ground.link.before = lambda number: None
+    ground.link.requests.clear()
     for number in range(HEADS):
         vmi.read_addr_va(ground.base + TABLE + 8 * number, 0)
-    assert not ground.road.requests
+    assert not ground.link.requests
 
 
 def test_a_field_learned_of_one_list_makes_none_of_another_older(ground: Ground) -> None:
@@ -878,7 +878,7 @@ def test_a_child_forked_while_a_thread_waits_for_the_agent_is_not_stuck(ground: 
         waiting.set()
         time.sleep(1)
 
-    ground.road.before = slow
+    ground.link.before = slow
     threads = [threading.Thread(target=lambda: vmi.read_64_va(ground.base + ARRAY, 0))]
     threads[0].start()
     assert waiting.wait(5)
@@ -887,7 +887,7 @@ def test_a_child_forked_while_a_thread_waits_for_the_agent_is_not_stuck(ground: 
     time.sleep(0.1)
 
     def lists() -> bool:
-        ground.road.renew()
+        ground.link.renew()
         vmi.pause_vm()
         found = len(forward(vmi, place.start))
         vmi.resume_vm()
@@ -911,10 +911,10 @@ def test_an_agent_that_is_restarted_in_the_middle_of_a_walk(ground: Ground, time
     restarts = iter(range(times))
 
     def restart(number: int) -> None:
-        if ground.road.requests[-1] == More.KIND and next(restarts, None) is not None:
-            ground.road.agent = Agent(ground.agent._kernel)
+        if ground.link.requests[-1] == More.KIND and next(restarts, None) is not None:
+            ground.link.agent = Agent(ground.agent._kernel)
 
-    ground.road.before = restart
+    ground.link.before = restart
     with pytest.raises(LinkError, match="begin it again") if times > 1 else nullcontext():
         assert len(forward(vmi, place.start)) == len(nodes) - 1
     add(ground, nodes)

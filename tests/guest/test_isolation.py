@@ -69,8 +69,8 @@ signal.pause()
 
 @pytest.fixture(scope="module")
 def network(lab: LabVM, agent: InstalledAgent) -> Iterator[None]:
-    """A road from the container to the guest and beyond, as container runtimes build it; and the agent's unit as
-    docs/deploy.md has it: whom it listens to."""
+    """A network path from the container to the guest and beyond, as container runtimes build it; and the agent's unit
+    with the addresses it listens to, as in docs/deploy.md."""
     init = lab.run("cat", f"{CONTAINER_CGROUP}/cgroup.procs").stdout.split()[0].decode()
     lab.run("ip", "link", "add", "veth-monitored", "type", "veth", "peer", "name", "eth0", "netns", init)
     lab.run("ip", "addr", "add", f"{ADDRESSES['veth']}/24", "dev", "veth-monitored")
@@ -156,14 +156,14 @@ def test_no_try_is_left_out(inside: dict[str, Any]) -> None:
 def test_the_containers_root_can_not_connect(
     inside: dict[str, Any], outside: dict[str, Any], at: str, outcome: str
 ) -> None:
-    """The container has a road to these addresses, and a loopback of its own."""
+    """The container can reach these addresses, and has its own loopback."""
     assert (inside["connect"][ADDRESSES[at]], outside["connect"][ADDRESSES[at]]) == (outcome, "done")
 
 
 def test_it_is_the_units_filter_that_keeps_the_container_off(
     lab: LabVM, targets: dict[str, Any], inside: dict[str, Any]
 ) -> None:
-    """Without it the agent's port is open to whoever has a road to it."""
+    """Without it the agent's port is open to everything that can reach it."""
     filtered(lab, "IPAddressDeny=", "IPAddressAllow=")
     try:
         found = tried(lab, targets, inside=True)["connect"]

@@ -344,7 +344,7 @@ def listed_by_a_child(ids: Ids) -> tuple[int, int]:
 
 
 def test_forked_children_and_their_parent_share_one_agent(lab: LabVM, guest: Guest, ids: Ids) -> None:
-    """Each child has the parent's connected object, and a road of its own to the agent."""
+    """Each child has the parent's connected object, and its own connection to the agent."""
     planted = lab.spawn("sleep", "infinity", count=3)
     ids.processes()
     children = [listed_by_a_child(ids) for _ in range(4)]

@@ -106,7 +106,7 @@ def guest(machine: Machine) -> Iterator[Guest]:
 
 
 class Tampered:
-    """The road to an agent, with somebody on it: the agent itself, once it is compromised.
+    """The connection to a compromised agent, which can change requests and answers.
 
     :ivar asks: what becomes of each `Sealing`, its challenge and request
     :ivar answers: what becomes of each `Sealed`
@@ -141,8 +141,8 @@ class Tampered:
 
 @pytest.fixture
 def tampered(machine: Machine) -> Iterator[Tampered]:
-    with closing(Tampered(machine.sealing)) as road:
-        yield road
+    with closing(Tampered(machine.sealing)) as connection:
+        yield connection
 
 
 # ---- what is read is what is there -----------------------------------------------------------------------------------
@@ -396,10 +396,10 @@ def test_no_counter_and_no_iv_comes_twice(machine: Machine) -> None:
         return answer
 
     for _ in range(3):
-        with closing(Tampered(machine.sealing)) as road:
-            road.answers = note
-            road.remote.read(machine.ground.address, 100)
-            list(road.remote.walk(plan, (), [(machine.ground.address, 8)]))
+        with closing(Tampered(machine.sealing)) as connection:
+            connection.answers = note
+            connection.remote.read(machine.ground.address, 100)
+            list(connection.remote.walk(plan, (), [(machine.ground.address, 8)]))
     assert len(counters) >= 3 * 4
     assert counters == sorted(set(counters))
     assert len(ivs) == len(counters)

@@ -164,7 +164,7 @@ def test_a_guest_that_boots_time_and_again_has_not_lost_all_it_had(
     assert list(made.step()) == []
     made._handshakes = 0  # each of these looks makes a session of its own
     assert [text for *_, text, _ in made.step()] == [
-        "made a new session: it was restarted, or the road to it broke",
+        "made a new session: it was restarted, or the connection to it broke",
         "has lists that can't be read: 'web-1' was booted anew",
     ]
     assert not coming
@@ -200,7 +200,9 @@ def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(
     assert list(made.step()) == []
     assert made.picture.state.startswith("1 processes, ")
     link.handshakes += 1
-    assert [text for *_, text, _ in made.step()] == ["made a new session: it was restarted, or the road to it broke"]
+    assert [text for *_, text, _ in made.step()] == [
+        "made a new session: it was restarted, or the connection to it broke"
+    ]
     assert list(made.step()) == []
 
 

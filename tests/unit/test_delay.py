@@ -1,4 +1,4 @@
-"""The road of the benchmark that takes its time."""
+"""The benchmark's forwarder with a delay."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def test_a_lane_gives_what_is_due_and_nothing_else(seconds: float) -> None:
         assert not lane.take()
 
 
-def test_a_road_changes_nothing() -> None:
+def test_a_delayed_connection_changes_no_bytes() -> None:
     sent = bytes(range(256)) * 256
     with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as ends:
-        road = ends.enter_context(delayed(listener.getsockname()[1], 1e-3))
-        near = ends.enter_context(socket.create_connection(("127.0.0.1", int(road.rpartition(":")[2]))))
+        endpoint = ends.enter_context(delayed(listener.getsockname()[1], 1e-3))
+        near = ends.enter_context(socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2]))))
         far = ends.enter_context(listener.accept()[0])
         for one, other in ((near, far), (far, near)):
             one.sendall(sent)

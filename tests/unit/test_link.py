@@ -17,7 +17,7 @@ from typing import Self
 import pytest
 import zmq
 
-import trials.hostile.road
+import trials.hostile.relay
 from guest_agent.serve import serve
 from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.guests.guest import connect
@@ -78,8 +78,8 @@ class Served:
         return Link(self.endpoint, HOST, AGENT.public, timeout)
 
 
-class Road(trials.hostile.road.Road):
-    """A hostile road to an agent: ``meddle`` is given each request frame and the function that asks the agent, and says
+class Relay(trials.hostile.relay.Relay):
+    """A hostile relay to an agent: ``meddle`` gets each request frame and the function that asks the agent, and says
     what the host gets: a frame, or None for silence."""
 
     def __init__(self, agent: Served, meddle: Callable[[bytes, Callable[[bytes], bytes]], bytes | None]) -> None:
@@ -205,7 +205,7 @@ def test_a_lost_frame_is_asked_for_once_more(agent: Served, silent: int) -> None
             return None
         return reply
 
-    with Road(agent, lose_one) as road, road.link(4) as link:
+    with Relay(agent, lose_one) as relay, relay.link(4) as link:
         assert link.exchange(b"1") == b"echo 1"
         assert (link.requests, link.handshakes) == (1, 2)
 
@@ -246,7 +246,7 @@ def test_a_silent_peer_costs_the_deadline_and_no_more(agent: Served, lost: int) 
     def swallow(frame: bytes, ask: Callable[[bytes], bytes]) -> bytes | None:
         return None if lost in (0, kind(frame)) else ask(frame)
 
-    with Road(agent, swallow) as road, road.link() as link:
+    with Relay(agent, swallow) as relay, relay.link() as link:
         begun = monotonic()
         with pytest.raises(LinkError, match=r"nothing answered at tcp://.* within 0.3 s .*vmishim doctor"):
             link.exchange(b"1", timeout=0.3)
@@ -306,7 +306,7 @@ def test_a_forged_frame_is_an_error_and_the_next_exchange_works(tmp_path: Path, 
             forge(answer) if forging and (kind(answer) == REPLY) == (turn == "reply") and turn != "request" else answer
         )
 
-    with Served(f"ipc://{tmp_path}/agent") as agent, Road(agent, meddle) as road, road.link() as link:
+    with Served(f"ipc://{tmp_path}/agent") as agent, Relay(agent, meddle) as relay, relay.link() as link:
         with pytest.raises(LinkError, match="tcp://"):
             link.exchange(b"1")
         assert link.requests == 0
@@ -325,7 +325,7 @@ def test_a_replayed_reply_is_an_error(agent: Served) -> None:
             old.append(reply)
         return reply
 
-    with Road(agent, replay) as road, road.link() as link:
+    with Relay(agent, replay) as relay, relay.link() as link:
         link.exchange(b"1")
         with pytest.raises(LinkError, match="frame 0 came where 1 was due"):
             link.exchange(b"2")
@@ -336,8 +336,8 @@ def test_a_refusal_is_an_error_that_names_endpoint_and_reason(agent: Served, why
     def refuse(frame: bytes, ask: Callable[[bytes], bytes]) -> bytes:
         return bytes([VERSION, REFUSAL]) + bytes(16) + bytes([why]) if kind(frame) == REQUEST else ask(frame)
 
-    with Road(agent, refuse) as road, road.link() as link:
-        with pytest.raises(RefusedError, match=f"{road.endpoint}: the peer says") as caught:
+    with Relay(agent, refuse) as relay, relay.link() as link:
+        with pytest.raises(RefusedError, match=f"{relay.endpoint}: the peer says") as caught:
             link.exchange(b"1")
         assert caught.value.reason is why
         assert link.handshakes == (2 if why is Reason.UNKNOWN_SESSION else 1)
@@ -348,8 +348,8 @@ def test_another_version_is_named(agent: Served) -> None:
         return bytes([VERSION + 1, REFUSAL]) + bytes(16) + bytes([Reason.OTHER_VERSION])
 
     with (
-        Road(agent, newer) as road,
-        road.link() as link,
+        Relay(agent, newer) as relay,
+        relay.link() as link,
         pytest.raises(RefusedError, match=r"version 2, this end .* 1"),
     ):
         link.exchange(b"1")
@@ -369,7 +369,7 @@ def test_wrong_keys_are_named(agent: Served) -> None:
 
 
 def test_an_agent_may_change_its_key_to_the_next(tmp_path: Path) -> None:
-    """Whichever of the two it has, before and after: the road is never closed."""
+    """Whichever of the two it has, before and after: the relay stays open."""
     endpoint, new = f"ipc://{tmp_path}/agent", generate()
     with Link(endpoint, HOST, [AGENT.public, new.public]) as link:
         for key in (AGENT, new, new, AGENT):

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import paper, plot, report
-from bench.paper import Distance, Paper, Road
+from bench.paper import Delay, Distance, Paper
 from bench.report import Case, Cost
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -31,8 +31,8 @@ DISTANCE = Distance(
     900,
     {"scalar": Cost([0.5], 900, 176_400), "batch": Cost([0.002], 1, 21_700)},
     [
-        Road(0.1, 0.25, {"scalar": Cost([0.6]), "batch": Cost([0.0022])}),
-        Road(10.0, 10.2, {"scalar": Cost([9.6], projected=True), "batch": Cost([0.0121])}),
+        Delay(0.1, 0.25, {"scalar": Cost([0.6]), "batch": Cost([0.0022])}),
+        Delay(10.0, 10.2, {"scalar": Cost([9.6], projected=True), "batch": Cost([0.0121])}),
     ],
 )
 PAPER = Paper(
@@ -68,7 +68,7 @@ def test_the_page_has_every_way_and_marks_what_is_projected() -> None:
 
 def test_the_record_is_json() -> None:
     record = json.loads(json.dumps(report.rounded(asdict(PAPER))))
-    assert record["distances"][0]["roads"][1]["costs"]["scalar"]["projected"]
+    assert record["distances"][0]["delays"][1]["costs"]["scalar"]["projected"]
 
 
 def test_the_figure_has_a_dot_for_each_point_and_a_line_for_each_strategy() -> None:

@@ -260,7 +260,7 @@ def test_a_frame_of_another_version_is_no_data() -> None:
         pair.agent.open(bytes([9]) + frame[1:])
 
 
-def test_two_versions_do_not_meet_even_if_the_road_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_versions_never_connect_even_if_the_network_alters_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     host, agent = generate(), generate()
     monkeypatch.setattr(wire, "PROLOGUE", b"vmishim wire 2")
     hello = Initiator(host, agent.public).hello()

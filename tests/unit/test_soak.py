@@ -1,4 +1,4 @@
-"""What the soak holds listings to, and the road that it cuts."""
+"""What the soak holds listings to, and the connection that it cuts."""
 
 from __future__ import annotations
 
@@ -119,48 +119,48 @@ def echo() -> Iterator[int]:
 
 
 @pytest.fixture
-def road(echo: int) -> Iterator[Forwarder]:
+def forwarder(echo: int) -> Iterator[Forwarder]:
     made = Forwarder(echo)
     yield made
     made.close()
 
 
-def connect(road: Forwarder) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", road.port), timeout=10)
+def connect(forwarder: Forwarder) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", forwarder.port), timeout=10)
 
 
-def test_a_road_leads_there_and_back(road: Forwarder) -> None:
-    with connect(road) as one, connect(road) as other:
+def test_a_forwarder_carries_both_directions(forwarder: Forwarder) -> None:
+    with connect(forwarder) as one, connect(forwarder) as other:
         for each, data in ((one, b"1"), (other, b"2"), (one, b"3")):
             each.sendall(data)
             assert each.recv(10) == data
 
 
-def test_a_road_that_is_cut_ends_connections_and_takes_none(road: Forwarder) -> None:
-    with connect(road) as one:
+def test_a_forwarder_that_is_cut_ends_connections_and_accepts_none(forwarder: Forwarder) -> None:
+    with connect(forwarder) as one:
         one.sendall(b"1")
         assert one.recv(10) == b"1"
-        road.cut()
+        forwarder.cut()
         assert one.recv(10) == b""
     with pytest.raises(ConnectionRefusedError):
-        connect(road)
-    road.resume()
-    with connect(road) as one:
+        connect(forwarder)
+    forwarder.resume()
+    with connect(forwarder) as one:
         one.sendall(b"2")
         assert one.recv(10) == b"2"
 
 
-def test_on_a_road_that_is_stalled_things_wait(road: Forwarder) -> None:
-    with connect(road) as one:
+def test_a_stalled_forwarder_holds_data_back(forwarder: Forwarder) -> None:
+    with connect(forwarder) as one:
         one.sendall(b"1")
         assert one.recv(10) == b"1"
-        road.stall()
+        forwarder.stall()
         one.sendall(b"2")
-        with connect(road) as other:
+        with connect(forwarder) as other:
             other.sendall(b"3")
             one.settimeout(0.1)
             with pytest.raises(TimeoutError):
                 one.recv(10)
-            road.resume()
+            forwarder.resume()
             one.settimeout(10)
             assert (one.recv(10), other.recv(10)) == (b"2", b"3")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trials.hostile import Saboteur, Tally, resident
-from trials.hostile.road import Road
+from trials.hostile.relay import Relay
 from vmishim.client import Remote
 from vmishim.errors import LinkError
 from vmishim.guests import local
@@ -55,7 +55,7 @@ def _children() -> set[int]:
 
 
 class Meddler:
-    """For a `Road`: does to frames what can be done to them.
+    """For a `Relay`: does to frames what can be done to them.
 
     :param alone: how likely a frame and its answer are left alone
     """
@@ -132,9 +132,9 @@ def sockets(frames: int, seed: int, agent: Agent) -> Outcome:
         (code,) = remote.symbols(["vsnprintf"])
         assert code is not None
         truth = remote.read(code, TEXT)
-    with Road(agent.endpoint, meddler) as road, agent.link(road.endpoint, TIMEOUT) as link:
+    with Relay(agent.endpoint, meddler) as relay, agent.link(relay.endpoint, TIMEOUT) as link:
         remote = Remote(link.exchange)
-        while meddler.tally.frames < frames and road.failed is None:
+        while meddler.tally.frames < frames and relay.failed is None:
             if not outcome.ids[0] and meddler.tally.frames > frames / 10:
                 outcome.ids, outcome.agent = (resident(), 0), (resident(agent.pid), 0)
             at = outcome.right % (TEXT // 2)
@@ -149,8 +149,8 @@ def sockets(frames: int, seed: int, agent: Agent) -> Outcome:
             except Exception:
                 meddler.tally.crashed += 1
             outcome.longest = max(outcome.longest, time.monotonic() - begun)
-        if road.failed is not None:
-            raise LinkError(f"the agent does not answer any more: {road.failed!r}")
+        if relay.failed is not None:
+            raise LinkError(f"the agent does not answer any more: {relay.failed!r}")
     outcome.ids, outcome.agent = (outcome.ids[0], resident()), (outcome.agent[0], resident(agent.pid))
     with agent.link() as link:
         if Remote(link.exchange).read(code, TEXT) != truth:

@@ -104,16 +104,16 @@ class Soak:
         self._random = random.Random(f"{seed} listings")
         self._seconds = 60.0 * minutes
         self._truth = Truth()
-        self._road = Forwarder(vm.port)
+        self._forwarder = Forwarder(vm.port)
         self._guests: dict[Strategy, Guest] = {}
         self._readers: dict[Strategy, Any] = {}
         self._let_go = Counts(0, 0)
 
     def run(self) -> Figures:
         """Do it all. :raises LabError: the VM is not fit for it"""
-        outages = Outages(self._vm, self._road, f"{self.figures.seed} outages", self._counts)
+        outages = Outages(self._vm, self._forwarder, f"{self.figures.seed} outages", self._counts)
         with contextlib.ExitStack() as stack:
-            stack.callback(self._road.close)
+            stack.callback(self._forwarder.close)
             stack.callback(self._let_all_go)
             self._plant(stack)
             for strategy in ("batch", "scalar"):
@@ -168,7 +168,7 @@ class Soak:
     def _open(self, strategy: Strategy) -> None:
         if strategy in self._guests:
             self._let_one_go(strategy)
-        endpoint = f"tcp://127.0.0.1:{self._road.port}"
+        endpoint = f"tcp://127.0.0.1:{self._forwarder.port}"
         guest = connect("lab", endpoint, self._agent.private, self._agent.public, TIMEOUT, strategy)
         self._guests[strategy], self._readers[strategy] = guest, reader(Libvmi.over(guest))
 

@@ -1,4 +1,4 @@
-"""A road that can be cut."""
+"""A TCP forwarder that can be cut."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ LASTING = 0.2, 12.0
 
 
 class Counts(NamedTuple):
-    """What was done over the road so far."""
+    """What was done over the network so far."""
 
     answers: int
     handshakes: int
@@ -33,7 +33,7 @@ class Counts(NamedTuple):
 
 @dataclass
 class Outage:
-    """One failure of the road."""
+    """One failure of the network."""
 
     kind: str
     begun: float
@@ -53,16 +53,16 @@ class Outages:
     """Makes them in a thread of its own, from ``start`` on until it is told to ``stop``.
 
     :param seed: decides on kinds, order and times
-    :param counts: tells what was done so far over the road
+    :param counts: tells what was done so far over the network
     """
 
-    def __init__(self, vm: LabVM, road: Forwarder, seed: str, counts: Callable[[], Counts]) -> None:
+    def __init__(self, vm: LabVM, forwarder: Forwarder, seed: str, counts: Callable[[], Counts]) -> None:
         self.all: list[Outage] = []
         self.spare_agent = False
         """Set to leave the agent alone from then on."""
         self.error: BaseException | None = None
         """What ended the thread before its time."""
-        self._vm, self._road, self._counts = vm, road, counts
+        self._vm, self._forwarder, self._counts = vm, forwarder, counts
         self._random = random.Random(seed)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -111,14 +111,14 @@ class Outages:
             verb = ["kill", "--signal=KILL"] if kind == "agent killed" else ["restart"]
             self._vm.run("systemctl", *verb, SERVICE)
         else:
-            (self._road.cut if kind == "network cut" else self._road.stall)()
+            (self._forwarder.cut if kind == "network cut" else self._forwarder.stall)()
             before = self._counts()
             self._stop.wait(lasting)
             # One answer may have been under way.
             if self._counts().answers > before.answers + 1:
                 raise AssertionError(f"{kind}, and still there were answers")
             before = self._counts()
-            self._road.resume()
+            self._forwarder.resume()
         outage.ended = time.monotonic()
         while not self._mended(before, kind):
             if time.monotonic() > outage.ended + RECOVERY_MAX:
@@ -127,7 +127,7 @@ class Outages:
         outage.answered = time.monotonic()
 
     def _mended(self, before: Counts, kind: str) -> bool:
-        """Whether there was an answer. Another agent takes another handshake; over a road that is back, the same
+        """Whether there was an answer. Another agent takes another handshake; over a network that is back, the same
         session may go on."""
         now = self._counts()
         return now.answers > before.answers and (kind in OF_THE_NETWORK or now.handshakes > before.handshakes)

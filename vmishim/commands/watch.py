@@ -122,7 +122,7 @@ class Watch:
                 break
             # Perhaps with another boot of the guest, whose kernel is elsewhere: what was seen may be nonsense.
             self.close()
-            back = "made a new session: it was restarted, or the road to it broke"
+            back = "made a new session: it was restarted, or the connection to it broke"
         self._silent = False
         if news:
             yield add("!", "agent", news)

@@ -44,7 +44,7 @@ class Guest:
     """One guest, by its agent. Implements `vmishim.guests.target.Target`.
 
     :param name: the domain's name
-    :param link: the road to the agent; closed with the guest
+    :param link: the connection to the agent; closed with the guest
     :param strategy: how memory is asked for
     :param offsets: where members are that the kernel does not tell for lack of BTF
     :param unsealing: for a guest whose kernel encrypts by itself
@@ -80,7 +80,7 @@ class Guest:
             self.reader = self._cache = Pages(self.remote)
 
     def learned(self, extents: Iterable[Extent]) -> None:
-        """Know memory that came by another road, an injected program's; see `ReadAhead.learned`."""
+        """Know memory that came another way, from an injected program; see `ReadAhead.learned`."""
         if isinstance(self._cache, ReadAhead):
             self._cache.learned(extents)
 

@@ -4,7 +4,7 @@ The file is a ``memory-backend-file`` of QEMU (``share=on``), which shows the ru
 raw image, an ELF core or a compressed dump (``vmishim.guests.dumps``).
 The kernel, its place under KASLR, its page tables, symbols and structure layouts are all found in that memory itself.
 
-This is the road for machines that are not confidential, and the yardstick for the agent: same API, same contract, no
+This is the backend for machines that are not confidential, and the yardstick for the agent: same API, same contract, no
 agent.
 Like LibVMI's file driver it cannot stop the guest: a hold only keeps translations.
 """

@@ -9,7 +9,7 @@ from vmishim.memory.reader import MemoryReader
 
 
 class Target(Protocol):
-    """One guest, by whatever road it is reached: its agent, or the RAM file of an ordinary VM."""
+    """One guest, by whatever backend it is read: its agent, or the RAM file of an ordinary VM."""
 
     name: str
     """The domain's name, as ``Libvmi.get_name`` gives it."""

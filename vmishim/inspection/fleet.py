@@ -115,8 +115,8 @@ def by_dask(
 ) -> Iterator[Answer]:
     """Ask guests from the workers of a Dask cluster; otherwise as `over`.
 
-    A worker that dies is replaced by another. Workers need this version of vmishim, a road to the agents, and the
-    private keys where the entries say they are.
+    A worker that dies is replaced by another. Workers need this version of vmishim, a network path to the agents, and
+    the private keys where the entries say they are.
 
     :param address: of its scheduler, ``HOST:PORT``
     :raises LinkError: there is no cluster, or ``vmishim[dask]`` is not installed

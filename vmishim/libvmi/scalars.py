@@ -3,7 +3,7 @@
 They are made here from one table, ``WIDTHS`` by ``FORMS``. ``scalars.pyi``, which the editor reads, is written from the
 same table by ``compat/coverage.py`` (a test compares).
 
-The road of a cached read is as short as Python allows, because an unchanged listing is thousands of them: for eight
+The path of a cached read is as short as Python allows, because an unchanged listing is thousands of them: for eight
 bytes one look-up in ``words`` by exact address, for fewer one in ``cells`` and an ``unpack_from``. Everything else
 goes to ``Libvmi``.
 """

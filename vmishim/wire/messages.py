@@ -326,7 +326,7 @@ _KINDS: dict[int, type[Message]] = {
         *(Welcome, Answer, Memory, Chunk, Rejected, Evidence, Sealed, Failure),
     )
 }
-# What each kind's fields must be, once: annotations are strings here, and decoding is on the road of every read.
+# What each kind's fields must be, once: annotations are strings here, and decoding is on the path of every read.
 _CHECKS: dict[str, Any] = {
     "int": lambda v: type(v) is int and 0 <= v < 1 << 64,
     "bool": lambda v: type(v) is bool,

@@ -11,7 +11,7 @@ A frame is a header in the clear and a body::
     REFUSAL  agent to host   one byte, a ``Reason``; not authenticated, since there may be no key to seal it with
 
 The first two bytes and the refusal keep their places in every version, so that two versions can tell each other apart.
-The version string is the handshake's prologue: nobody on the road can talk two ends down to another version.
+The version string is the handshake's prologue: nobody on the network can talk two ends down to another version.
 
 Request ``n`` is answered by reply ``n`` and only that. Nothing is ever sealed twice under one number: a session that
 has missed a frame is given up for a fresh handshake, which costs one round trip.
@@ -73,7 +73,7 @@ _SAYS = {
 
 
 class RefusedError(LinkError):
-    """The peer, or somebody on the road to it, refused a frame: a refusal is not authenticated.
+    """The peer, or an attacker on the network, refused a frame: a refusal is not authenticated.
 
     :ivar reason: a ``Reason``, for a retry to be decided on; never for anything that matters to security
     """

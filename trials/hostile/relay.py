@@ -1,4 +1,4 @@
-"""A road between IDSs and an agent, in somebody else's hands: whole frames go through a function of his."""
+"""A relay between IDSs and an agent in an attacker's hands: whole frames go through the attacker's function."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def honest(frame: bytes, ask: Callable[[bytes], bytes]) -> Sequence[bytes]:
     return [ask(frame)]
 
 
-class Road:
+class Relay:
     """A forwarder of frames, in a thread of its own.
 
     :param agent: the agent's endpoint
     :param meddle: what becomes of a frame
     :param address: where to listen
     :ivar endpoint: where it listens
-    :ivar failed: what `meddle` raised, if it did: the road ends there
+    :ivar failed: what `meddle` raised, if it did: the relay ends there
     """
 
     def __init__(self, agent: str, meddle: Meddle = honest, address: str = "tcp://127.0.0.1") -> None:
@@ -71,5 +71,5 @@ class Road:
             end.connect(self.endpoint)
             end.send(b"end")
             self._thread.join(PATIENCE_MS / 1000 + 1)
-        assert not self._thread.is_alive(), "the road does not end"
+        assert not self._thread.is_alive(), "the relay does not end"
         self._context.term()

@@ -1,4 +1,4 @@
-"""A real agent of this machine, and who would like it to break: on the road, at its port, and with a permitted key."""
+"""A real agent of this machine under attack: on the network, at its port, and by an IDS with a permitted key."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def ours() -> Iterator[Agent]:
         yield agent
 
 
-def test_an_ids_on_a_hostile_road_gets_what_is_right_or_an_error(ours: Agent) -> None:
+def test_an_ids_on_a_hostile_network_gets_what_is_right_or_an_error(ours: Agent) -> None:
     outcome = sockets(FRAMES, seed=1, agent=ours)
     print(outcome)
     assert (outcome.tally.accepted, outcome.tally.crashed) == (0, 0)
