@@ -30,8 +30,8 @@ from vmishim.link import Link
 from vmishim.memory.lifetimes import STALE
 from vmishim.memory.reader import Extent
 from vmishim.readahead.catalogue import Place
+from vmishim.readahead.fields import WORD, Field
 from vmishim.readahead.readahead import ReadAhead
-from vmishim.readahead.snapshot import WORD, Field
 from vmishim.wire.messages import More, Read, Walk
 from vmishim.wire.plan import Step
 

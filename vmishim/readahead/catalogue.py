@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from vmishim.errors import LinkError
 from vmishim.kernel.profile import Profile
 from vmishim.memory.reader import KERNEL, KERNEL_FLOOR, MemoryReader
-from vmishim.readahead.snapshot import RING, WORD, Field, Hop
+from vmishim.readahead.fields import RING, WORD, Field, Hop
 from vmishim.wire.plan import Op, Plan, Step
 
 NODES_MAX = 1 << 20

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vmishim.client import Remote
 from vmishim.readahead.catalogue import Place
-from vmishim.readahead.snapshot import WORD, Column, Path, Snapshot
+from vmishim.readahead.fields import WORD, Column, Path
+from vmishim.readahead.snapshot import Snapshot
 
 ARRAY, UNTYPED = 4096, 256
 """Bytes above a pointer within which a read is taken for one of what it points to: for a pointer to pointers, and for

@@ -31,21 +31,11 @@ from vmishim.memory.pages import Pages
 from vmishim.memory.reader import ADDRESSES, KERNEL, KERNEL_FLOOR, Extent
 from vmishim.readahead.catalogue import NODES_MAX, Place
 from vmishim.readahead.clock import Clock
+from vmishim.readahead.fields import RING, WORD, Field, Fields, Hop, Path, Stage
 from vmishim.readahead.patterns import Chains, Run
+from vmishim.readahead.pieces import Pieces
 from vmishim.readahead.pointees import ARRAY, Pointees
-from vmishim.readahead.snapshot import (
-    RING,
-    TAGS,
-    WORD,
-    Field,
-    Fields,
-    Hop,
-    Known,
-    Path,
-    Snapshot,
-    Stage,
-    is_kernel,
-)
+from vmishim.readahead.snapshot import TAGS, Snapshot, is_kernel
 from vmishim.wire.messages import AgentError, Chunk
 from vmishim.wire.plan import HEADS_MAX, TAKE_MAX, Kind, Plan, Step, Take, Text
 
@@ -76,10 +66,10 @@ class Listing:
         self.place = place
         self.fields = Fields(place.fields)
         self.snapshot: Snapshot | None = None
-        self.entrance = Known()
+        self.entrance = Pieces()
         """The doors' pointers, and all of the head's own node. What has a door in it is kept out of what is known:
         reading it means something."""
-        self.beyond = Known()
+        self.beyond = Pieces()
         """The nodes one step from the head, likewise: reading one says that the listing has moved on."""
         self.edges: tuple[tuple[int, int], ...] = ()
         """Where these are, as (start, end); empty once the listing has moved on."""
@@ -127,7 +117,7 @@ class Listing:
 
     def clear(self) -> None:
         """Forget the last walk, not what was learned."""
-        self.snapshot, self.entrance, self.beyond = None, Known(), Known()
+        self.snapshot, self.entrance, self.beyond = None, Pieces(), Pieces()
         self.edges, self.peeked, self.brought = (), False, {}
 
 
@@ -155,7 +145,7 @@ class ReadAhead:
         self._now, self._background = now, background
         self._pages = Pages(remote, now=now)
         self.lock = threading.RLock()
-        self._known = Known()
+        self._known = Pieces()
         self.words, self.cells = self._known.words, self._known.cells
         self.listings: OrderedDict[int, Listing] = OrderedDict()
         self._doors: dict[int, Listing] = {}
@@ -466,7 +456,7 @@ class ReadAhead:
         """What is read at an address; within a hold, of each byte what was answered before, and from now on this."""
         if not self._holding:
             return data
-        data = self._known.over(address, data)
+        data = self._known.overlay(address, data)
         # It agrees with all that is known, which may be much: there is no need to compare.
         if address in self._kept() or len(self.cells.get(address, b"")) >= len(data):
             return data
@@ -485,7 +475,7 @@ class ReadAhead:
 
     def _lay(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
         if self._holding:  # what was answered once is the answer
-            self._known.prevail(words, cells)
+            self._known.keep_first_answers(words, cells)
         self._known.update(words, cells)
 
     def _kept(self) -> list[int]:
@@ -511,7 +501,7 @@ class ReadAhead:
         self._drop(listing)
         if listing.snapshot is not None:
             listing.snapshot.words, listing.snapshot.cells = {}, {}
-        listing.entrance, listing.beyond, listing.edges, listing.forgotten = Known(), Known(), (), True
+        listing.entrance, listing.beyond, listing.edges, listing.forgotten = Pieces(), Pieces(), (), True
 
     def _find(self, address: int, count: int, text: bool) -> bytes | None:
         """Memory a snapshot or the hold has."""
@@ -527,7 +517,7 @@ class ReadAhead:
             if listing.place.is_head_node(address):
                 data = listing.entrance.read(address, count)
                 if data is not None and self._holding:
-                    data = self._known.over(address, data)
+                    data = self._known.overlay(address, data)
         return data
 
     def _move_on(self, listing: Listing) -> None:
@@ -536,7 +526,7 @@ class ReadAhead:
             self._walk(listing)
         if listing.looks:
             listing.habit, listing.looks = listing.looks, Counter()
-        beyond, listing.beyond, listing.edges = listing.beyond, Known(), ()
+        beyond, listing.beyond, listing.edges = listing.beyond, Pieces(), ()
         # What is known of it by now is younger.
         words = {at: word for at, word in beyond.words.items() if at not in self.words}
         cells = {at: cell for at, cell in beyond.cells.items() if at not in self.cells}
@@ -788,7 +778,7 @@ class ReadAhead:
             return max(0.001, min(due)) if due else None
 
 
-def _copy(snapshot: Snapshot, addresses: Iterable[int], into: Known) -> None:
+def _copy(snapshot: Snapshot, addresses: Iterable[int], into: Pieces) -> None:
     """Have what a snapshot has at addresses somewhere else too."""
     words, cells = snapshot.words, snapshot.cells
     some = list(addresses)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vmishim.readahead.snapshot import WORD, Known
+from vmishim.readahead.fields import WORD
+from vmishim.readahead.pieces import Pieces
 
 BASE = 0xFFFF888000000FC0
 """Pieces lie around the end of a page."""
@@ -17,7 +18,7 @@ pieces = st.lists(st.tuples(st.integers(0, 127), st.sampled_from([1, 4, WORD, WO
 @example([[(64, 1)], [(57, WORD)]])
 def test_a_byte_that_was_known_once_stays_what_it_was(batches: list[list[tuple[int, int]]]) -> None:
     """Each batch is read of memory that has changed altogether since the one before."""
-    known = Known()
+    known = Pieces()
     was: dict[int, int] = {}
     for instant, batch in enumerate(batches, 1):
         words = {BASE + at: int.from_bytes(bytes([instant]) * WORD, "little") for at, size in batch if size == WORD}
@@ -25,11 +26,11 @@ def test_a_byte_that_was_known_once_stays_what_it_was(batches: list[list[tuple[i
         for at, size in [*((at, WORD) for at in words), *((at, len(cell)) for at, cell in cells.items())]:
             for byte in range(at, at + size):
                 was.setdefault(byte, instant)
-        known.prevail(words, cells)
+        known.keep_first_answers(words, cells)
         known.update(words, cells)
         for address, word in known.words.items():
             assert word.to_bytes(WORD, "little") == bytes(was[byte] for byte in range(address, address + WORD))
         for address, cell in known.cells.items():
             assert cell == bytes(was[byte] for byte in range(address, address + len(cell)))
     everything = range(BASE - 8, BASE + 200)
-    assert known.over(everything[0], bytes(len(everything))) == bytes(was.get(byte, 0) for byte in everything)
+    assert known.overlay(everything[0], bytes(len(everything))) == bytes(was.get(byte, 0) for byte in everything)
