@@ -21,7 +21,9 @@ from guest_agent.loader import MAPS_MAX, SIZE_MAX, InjectionError, check_content
 from guest_agent.programs import Contents, LoadError
 from vmishim import cli
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.inject import CompileError, Extents, InjectError, bcc, compile_core, header, inject, parse_output
+from vmishim.inject import CompileError, Extents, InjectError, bcc, compile_core, inject
+from vmishim.inject.program import parse_output
+from vmishim.inject.source import header
 from vmishim.kernel.btf import Btf
 from vmishim.kernel.offsets import Offsets
 from vmishim.memory.reader import Extent

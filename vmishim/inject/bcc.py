@@ -19,7 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from vmishim.inject import CompileError, complaint, header, source_file
+from vmishim.inject.errors import CompileError
+from vmishim.inject.source import complaint, header, source_file
 from vmishim.kernel.offsets import Offsets
 from vmishim.wire.injection import INSTRUCTION, LD_IMM64, Bundle, MapDefinition
 

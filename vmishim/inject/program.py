@@ -1,0 +1,228 @@
+"""Load a program into a guest's agent, run it, and take what it read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+from vmishim.client import Remote
+from vmishim.errors import LinkError
+from vmishim.guests.target import Target
+from vmishim.inject.clang import compile_core
+from vmishim.inject.errors import InjectError
+from vmishim.link import Link
+from vmishim.memory.reader import KERNEL_FLOOR, Extent
+from vmishim.wire.injection import EXTENT_HEAD, MAGIC, OUTPUT_HEAD
+from vmishim.wire.messages import (
+    Answer,
+    Eject,
+    Failure,
+    Inject,
+    Injected,
+    Memory,
+    Message,
+    Rejected,
+    Run,
+    decode,
+    encode,
+)
+
+LOAD_TIMEOUT = 120.0
+"""Seconds the agent may take to load a program: the verifier looks at up to a million instructions, which took 50 s in
+an emulated guest."""
+_ELF = b"\x7fELF"
+
+
+class Extents(list[Extent]):
+    """What one run put out, in the program's order. An extent without data could not be read.
+
+    :ivar faults: reads of the program that failed, extents or not; ``fault_at`` is the first such address
+    :ivar truncated: why there is more than is here (the output was full, or a loop came to its bound), or None
+    """
+
+    def __init__(self, extents: Iterable[Extent], faults: int, fault_at: int, truncated: str | None) -> None:
+        super().__init__(extents)
+        self.faults = faults
+        self.fault_at = fault_at
+        self.truncated = truncated
+
+    def __repr__(self) -> str:
+        more = f", truncated: {self.truncated}" if self.truncated else ""
+        return f"<{len(self)} extents, {self.faults} faults{more}>"
+
+
+class Listed(NamedTuple):
+    """A program in the agent.
+
+    :ivar format: ``CO-RE`` or ``bytecode``
+    :ivar size: bytes of the object
+    :ivar maps: bytes its maps take in the guest
+    :ivar own: whether this session injected it
+    """
+
+    number: int
+    name: str
+    format: str
+    size: int
+    maps: int
+    runs: int
+    own: bool
+
+
+class InjectedProgram:
+    """A program in the agent, to be run as often as wanted. A context manager that unloads it.
+
+    The agent unloads it by itself when the session is over, or when others need its room; it is loaded again then by
+    the next `run`.
+    """
+
+    def __init__(self, target: Target, name: str, data: bytes) -> None:
+        self.name = name
+        self._target = target
+        self._data = data
+        self._number: int | None = None
+        self._load()
+
+    def run(self, input: bytes = b"") -> Extents:
+        """Run it once. What it read becomes known to the read-ahead too.
+
+        :param input: what ``INPUT`` gives the program, at most 64 KiB
+        :raises InjectError: it returned something else than 0, or is closed
+        :raises LinkError: the agent could not be asked
+        """
+        if self._number is None:
+            raise InjectError(f"the program {self.name} is closed")
+        try:
+            reply = _ask(self._target, Run(self._number, input), Memory)
+        except _GoneError:
+            self._load()
+            reply = _ask(self._target, Run(self._number, input), Memory)
+        extents = parse_output(reply.bulk)
+        learned = getattr(self._target, "learned", None)
+        if learned is not None:
+            learned([extent for extent in extents if extent.data and extent.address >= KERNEL_FLOOR])
+        return extents
+
+    def close(self) -> None:
+        """Unload it; done twice, it does nothing."""
+        number, self._number = self._number, None
+        if number is not None:
+            with contextlib.suppress(_GoneError):  # unloaded by the agent already
+                _ask(self._target, Eject(number), Answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._number is None else f"number {self._number}"
+        return f"<InjectedProgram {self.name!r}, {state}>"
+
+    def _load(self) -> None:
+        remote: Any = getattr(self._target, "remote", None)
+        if isinstance(remote, Remote) and remote.sealed:
+            raise InjectError(
+                f"{self._target.name} has its kernel encrypt what is read; a program's output would be the agent's word"
+            )
+        values = _ask(self._target, Inject(self.name, self._data), Answer, LOAD_TIMEOUT).values
+        if len(values) != 1 or type(values[0]) is not int:
+            raise LinkError("the agent loaded a program and gave it no number")
+        self._number = values[0]
+
+
+def inject(
+    target: Target,
+    program: str | bytes | Path,
+    *,
+    name: str = "",
+    headers: Path | None = None,
+    vmlinux: Path | None = None,
+) -> InjectedProgram:
+    """Load a program into a guest's agent.
+
+    :param program: C source as a string, a file of it, or an object: an ELF file's or bundle's bytes, or that file
+    :param name: what `injected` will call it; default: the file's name
+    :param headers: compile by bcc against these kernel headers, for a guest without BTF: see `vmishim.inject.bcc`
+    :param vmlinux: for a source that includes ``vmlinux.h``: that file, or BTF to make it from; see `compile_core`
+    :raises CompileError: it does not compile
+    :raises InjectError: the agent takes no programs, or not this one; ``log`` says more
+    :raises LinkError: the agent could not be asked, or there is none
+    """
+    data = program if isinstance(program, bytes) else b""
+    if isinstance(program, Path):
+        name = name or program.name.split(".")[0]
+        try:
+            data = program.read_bytes()
+        except OSError as error:
+            raise InjectError(f"cannot read the program {program}: {error.strerror}") from None
+    if not data.startswith((_ELF, MAGIC)):
+        if isinstance(program, bytes):
+            raise InjectError("these bytes are no object; give C source as a string, or a file's Path")
+        if headers is not None:
+            from vmishim.inject.bcc import compile_by_headers
+
+            data = compile_by_headers(program, headers)
+        else:
+            data = compile_core(program, vmlinux=vmlinux)
+    return InjectedProgram(target, name or "program", data)
+
+
+def injected(target: Target) -> list[Listed]:
+    """The programs in a guest's agent, those of other sessions too. :raises LinkError: the agent could not be asked"""
+    try:
+        return [Listed(*values) for values in _ask(target, Injected(), Answer).values]
+    except TypeError:
+        raise LinkError("the agent's list of programs makes no sense") from None
+
+
+def parse_output(data: bytes) -> Extents:
+    """The extents in what a run put out. :raises LinkError: an agent with our programs does not send such"""
+    if len(data) < OUTPUT_HEAD.size:
+        raise LinkError("the output of a program lacks its head")
+    used, faults, fault_at, truncated = OUTPUT_HEAD.unpack_from(data)
+    extents = []
+    at, end = OUTPUT_HEAD.size, OUTPUT_HEAD.size + used
+    while at < end and end == len(data):
+        if at + EXTENT_HEAD.size > end:
+            break
+        address, length, wanted = EXTENT_HEAD.unpack_from(data, at)
+        at += EXTENT_HEAD.size
+        if length > wanted or at + length > end:
+            break
+        extents.append(Extent(address, data[at : at + length]))
+        at += -(-length // 8) * 8
+    if at != end or end != len(data):
+        raise LinkError("the output of a program is not made of extents: it must use inject.h to write it")
+    return Extents(extents, faults, fault_at, _TRUNCATED.get(truncated, f"the program says {truncated}"))
+
+
+_TRUNCATED = {0: None, 1: "the output is full", 2: "a loop came to its bound"}
+
+
+class _GoneError(InjectError):
+    """The agent no longer has the program."""
+
+
+M = TypeVar("M", bound=Message)
+
+
+def _ask(target: Target, request: Message, kind: type[M], timeout: float | None = None) -> M:
+    link: Any = getattr(target, "link", None)
+    if not isinstance(link, Link):
+        raise InjectError(f"{target.name} is not read by an agent, so there is nothing to run a program")
+    allowed = None if timeout is None else max(timeout, link.timeout)
+    reply = decode(link.exchange(encode(request), allowed))
+    if isinstance(reply, kind):
+        return reply
+    if isinstance(reply, Rejected):
+        raise InjectError(reply.text, reply.bulk.decode(errors="replace"))
+    if isinstance(reply, Failure):
+        raise (_GoneError if reply.code == "no-program" else InjectError)(reply.text)
+    raise LinkError(f"the agent answered {type(reply).__name__} where {kind.__name__} was due")
