@@ -6,12 +6,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from guest_agent.bundle import bundle
 from lab.vm import LabVM
+from vmishim.bundle import bundle, unit
 from vmishim.guests.guest import Guest, Strategy, connect
 from vmishim.wire.keys import PrivateKey, PublicKey, generate, save_private
 
-UNIT = Path(__file__).parents[1] / "guest_agent" / "vmishim-agent.service"
 AGENT = "/usr/lib/vmishim/agent.pyz"
 KEYS = "/etc/vmishim"
 
@@ -55,10 +54,9 @@ def install(vm: LabVM, *arguments: str) -> InstalledAgent:
             save_private(Path(folder, name), key)
             vm.write(f"{KEYS}/{name}", Path(folder, name).read_bytes(), 0o600)
     vm.write(f"{KEYS}/permitted", f"{ours.public.text}\n".encode())
-    unit = UNIT.read_text()
     vm.write(
         "/etc/systemd/system/vmishim-agent.service",
-        unit.replace(" serve ", " ".join([" serve", *arguments, ""])).encode(),
+        unit().replace(b" serve ", " ".join([" serve", *arguments, ""]).encode()),
     )
     vm.run("systemctl", "daemon-reload")
     # Type=notify: this returns when the agent has said READY=1, or has failed.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from guest_agent.bundle import bundle
+from vmishim.bundle import bundle
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("vmishim", "guest_agent", "compat/libvmi")

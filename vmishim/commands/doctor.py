@@ -172,12 +172,11 @@ def _libbpf() -> Finding:
 
 
 def _objects() -> Finding:
-    from guest_agent.bundle import OBJECTS
-    from guest_agent.programs import LoadError, object_bytes
+    from vmishim.bundle import OBJECTS, object_bytes
 
     try:
         sizes = [len(object_bytes(name)) for name in OBJECTS]
-    except LoadError as error:
+    except LibvmiError as error:
         return Finding("eBPF objects", "bad", *str(error).split("; ", 1))
     return Finding("eBPF objects", "ok", f"{len(sizes)}, {sum(sizes) >> 10} KiB")
 

@@ -1,22 +1,19 @@
-"""``vmishim config`` and ``vmishim bundle``: files for elsewhere."""
+"""``vmishim config`` and ``vmishim bundle``: write files for use outside vmishim."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from importlib import resources
 from pathlib import Path
 
 from vmishim.commands import CommandError
 from vmishim.commands.guests import target
 
-UNIT = "vmishim-agent.service"
-
 
 def config(options: argparse.Namespace) -> int:
     """Print a ``libvmi.conf`` entry.
 
-    :raises CommandError: LibVMI's grammar has no place for the name, or the kernel does not say what it needs
+    :raises CommandError: LibVMI's grammar cannot express the name, or the kernel does not tell an offset it needs
     """
     from vmishim.libvmi.config import export_entry
 
@@ -29,17 +26,17 @@ def config(options: argparse.Namespace) -> int:
 
 
 def bundle(options: argparse.Namespace) -> int:
-    """Write the agent, and its unit beside it.
+    """Write the agent's file, and its systemd unit beside it.
 
     :raises LibvmiError: this installation has no eBPF objects
     """
-    from guest_agent.bundle import bundle as make
+    from vmishim import bundle as agent
 
     if options.output.is_dir():
-        raise CommandError(f"{options.output} is a folder; name the file to write in it")
-    made = make(options.output)
-    unit = made.with_name(UNIT)
-    unit.write_bytes(resources.files("guest_agent").joinpath(UNIT).read_bytes())
+        raise CommandError(f"{options.output} is a folder; name the file to write")
+    made = agent.bundle(options.output)
+    unit = made.with_name(agent.UNIT)
+    unit.write_bytes(agent.unit())
     print(f"wrote {made} ({made.stat().st_size / 1024:.0f} KiB) and {unit}")
     print(_steps(made, unit), end="")
     return 0
@@ -60,7 +57,7 @@ In the guest (Debian 12 or newer, Linux >= 5.17 with BTF), outside what is monit
 
   apt install python3-zmq python3-cryptography libbpf1 libseccomp2
   install -D -m 755 {made.name} /usr/lib/vmishim/agent.pyz
-  install -D -m 644 {unit.name} /etc/systemd/system/{UNIT}
+  install -D -m 644 {unit.name} /etc/systemd/system/{unit.name}
   install -d -m 755 /etc/vmishim
   python3 /usr/lib/vmishim/agent.pyz keygen /etc/vmishim/agent.key     # prints the agent's public key
   echo '{ours}' >>/etc/vmishim/permitted

@@ -18,9 +18,8 @@ from vmishim.guests.domains import Domain
 from vmishim.guests.target import Target
 from vmishim.libvmi.constants import VMIInitData
 
-_PACKAGE = Path(__file__).parents[1]
-COMPAT = next(filter(Path.is_dir, (_PACKAGE / "compat", _PACKAGE.parent / "compat")), _PACKAGE / "compat")
-"""Where our package named ``libvmi`` is: inside ours where it is installed, beside it in a checkout."""
+COMPAT = Path(__file__).parents[1] / "compat"
+"""The folder that holds our package named ``libvmi``."""
 
 Opener = Callable[[Domain, Mapping[VMIInitData, str] | None], Target]
 

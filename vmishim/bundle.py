@@ -1,4 +1,7 @@
-"""Make the agent's one file: a zipapp with what the guest needs of vmishim, and the eBPF objects."""
+"""The agent as one file: a zipapp with the parts of vmishim that the guest needs, and the eBPF objects.
+
+The agent's files are read as data; nothing of it is imported here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from guest_agent.programs import object_bytes
+from vmishim.errors import LibvmiError
 
 PARTS = (
     "vmishim/__init__.py",
@@ -20,18 +23,22 @@ PARTS = (
     "vmishim/kernel/profile.py",
     "guest_agent",
 )
-"""What the agent imports; ``tests/unit/test_imports.py`` holds it to that."""
+"""What the agent imports; ``tests/unit/test_imports.py`` compares."""
 OBJECTS = ("memory", "locate", "sealed")
+"""The eBPF objects it loads."""
+UNIT = "vmishim-agent.service"
+"""Its systemd unit."""
 START = "from guest_agent.__main__ import main\n\nraise SystemExit(main())\n"
 DATE = (1980, 1, 1, 0, 0, 0)
-"""Of all that is in the file, the earliest that there is in one: the same installation makes the same bytes."""
+"""Of everything in the file: the earliest date that a zip file can hold, so that one installation always makes the same
+bytes."""
 
 
 def bundle(target: Path) -> Path:
-    """Write the agent to ``target``, executable, and return it. It runs on Python >= 3.11 with python3-zmq,
+    """Write the agent to ``target``, executable, and return its path. It runs on Python >= 3.11 with python3-zmq,
     python3-cryptography, libbpf1 and libseccomp2 installed; nothing is compiled in the guest.
 
-    :raises LoadError: this installation has no eBPF objects
+    :raises LibvmiError: this installation has no eBPF objects
     :raises OSError: ``target`` can't be written
     """
     contents = {"__main__.py": START.encode()}
@@ -51,8 +58,22 @@ def bundle(target: Path) -> Path:
     return unfinished.replace(target)
 
 
+def object_bytes(name: str) -> bytes:
+    """The compiled ``bpf/NAME.bpf.c``. :raises LibvmiError: this installation was built without it"""
+    try:
+        return resources.files("guest_agent").joinpath("objects", f"{name}.bpf.o").read_bytes()
+    except OSError:
+        remedy = "install clang-16, llvm-16 and libbpf-dev, then build again (make -C bpf, or pip install .)"
+        raise LibvmiError(f"this installation has no eBPF object {name}.bpf.o; {remedy}") from None
+
+
+def unit() -> bytes:
+    """The agent's systemd unit."""
+    return resources.files("guest_agent").joinpath(UNIT).read_bytes()
+
+
 def _sources(place: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
-    """What is to be imported of a module or a package, by its path."""
+    """The Python files of a module or package, by path."""
     if place.is_file() and name.endswith(".py"):
         yield name, place.read_bytes()
     elif place.is_dir():
