@@ -49,7 +49,7 @@ def cryptography(size: int, runs: int) -> tuple[float, float]:
 
     ours, theirs = generate(), generate()
     initiator = Initiator(ours, theirs.public)
-    welcome, there = Responder(theirs, {ours.public}).accept(initiator.hello())
+    welcome, there, _ = Responder(theirs, {ours.public}).accept(initiator.hello())
     here = initiator.finish(welcome)
     seals, opens = [], []
     for _ in range(runs):

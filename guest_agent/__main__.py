@@ -21,7 +21,7 @@ from guest_agent.loader import Loader
 from guest_agent.sealed import Sealer, obstacle
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.wire.keys import PermittedKeys, PublicKey, generate, load_private, save_private
-from vmishim.wire.session import Sessions
+from vmishim.wire.sessions import Sessions
 
 log = logging.getLogger("vmishim-agent")
 

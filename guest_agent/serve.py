@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterator
 import zmq
 
 from vmishim.errors import LinkError
-from vmishim.wire.session import MAX_FRAME, Reason, Sessions, refusal
+from vmishim.wire.session import MAX_FRAME, Reason, refusal
+from vmishim.wire.sessions import Sessions
 
 _log = logging.getLogger(__name__)
 _LOOK_UP_MS = 100

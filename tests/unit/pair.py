@@ -17,7 +17,7 @@ class Pair:
         self.host_key, self.agent_key = host_key or generate(), agent_key or generate()
         initiator = Initiator(self.host_key, self.agent_key.public)
         self.hello = initiator.hello()
-        self.welcome, self.agent = Responder(self.agent_key, {self.host_key.public}).accept(self.hello)
+        self.welcome, self.agent, _ = Responder(self.agent_key, {self.host_key.public}).accept(self.hello)
         self.host: Session = initiator.finish(self.welcome)
 
     def ask(self, message: bytes) -> bytes:

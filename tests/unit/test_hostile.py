@@ -7,6 +7,7 @@ import contextlib
 import pytest
 
 from trials.hostile import Saboteur, Tally, core, every_bit
+from vmishim.errors import LinkError
 from vmishim.wire.session import Session
 
 FRAMES = 100_000
@@ -31,7 +32,7 @@ def test_a_session_that_takes_them_would_be_noticed(monkeypatch: pytest.MonkeyPa
     assert len(set(every_bit(bytes(4)))) == 32
     monkeypatch.setattr(Session, "open", careless)
     run = core._Core(seed=1)
-    with contextlib.suppress(AssertionError):
+    with contextlib.suppress(AssertionError, LinkError):
         run.turn(1)
     assert run.tally.accepted > 0
 

@@ -25,7 +25,8 @@ from vmishim.link import Link
 from vmishim.memory.reader import KERNEL_FLOOR
 from vmishim.wire.keys import generate
 from vmishim.wire.messages import Hello, Memory, Read, Welcome, decode, encode
-from vmishim.wire.session import REFUSAL, REPLY, REQUEST, VERSION, Reason, RefusedError, Sessions
+from vmishim.wire.session import REFUSAL, REPLY, REQUEST, VERSION, Reason, RefusedError
+from vmishim.wire.sessions import Sessions
 
 HOST, AGENT = generate(), generate()
 
@@ -350,7 +351,7 @@ def test_another_version_is_named(agent: Served) -> None:
     with (
         Relay(agent, newer) as relay,
         relay.link() as link,
-        pytest.raises(RefusedError, match=r"version 2, this end .* 1"),
+        pytest.raises(RefusedError, match=rf"version {VERSION + 1}, this end .* {VERSION}"),
     ):
         link.exchange(b"1")
 
@@ -532,7 +533,7 @@ def test_a_place_that_cannot_be_listened_at_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_loop(tmp_path: Path, number: signal.Signals) -> None:
     program = (
-        "import sys; from guest_agent.serve import serve; from vmishim.wire.session import Sessions;"
+        "import sys; from guest_agent.serve import serve; from vmishim.wire.sessions import Sessions;"
         "from vmishim.wire.keys import generate;"
         "serve(sys.argv[1], Sessions(generate(), set()), lambda i, m: m, ready=lambda at: print(at, flush=True));"
         "print('returned')"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import time
 from collections.abc import Callable
 
 import pytest
@@ -13,20 +15,22 @@ from tests.unit.pair import Pair
 from vmishim.errors import LinkError
 from vmishim.wire import session as wire
 from vmishim.wire.keys import PrivateKey, PublicKey, generate
-from vmishim.wire.noise import TAG_SIZE
+from vmishim.wire.noise import TAG_SIZE, HandshakeState
 from vmishim.wire.session import (
     HEADER,
     MAX_FRAME,
     MAX_MESSAGE,
+    NONCE_SIZE,
+    OVERHEAD,
     VERSION,
     Initiator,
     Reason,
     RefusedError,
     Responder,
     Session,
-    Sessions,
     refusal,
 )
+from vmishim.wire.sessions import DOUBTFUL_PER_KEY, UNPROVEN_PER_KEY, Answered, Sessions
 
 unhurried = settings(deadline=None)  # a loaded machine is no failure
 
@@ -103,7 +107,7 @@ def test_a_damaged_handshake_makes_no_session(data: st.DataObject) -> None:
     responder = Responder(agent, {host.public})
     with pytest.raises(LinkError):
         responder.accept(data.draw(damaged(hello)))
-    welcome, _ = responder.accept(hello)
+    welcome, *_ = responder.accept(hello)
     with pytest.raises(LinkError):
         initiator.finish(data.draw(damaged(welcome)))
 
@@ -233,7 +237,7 @@ def test_nobody_but_the_agent_can_answer_a_hello() -> None:
     initiator = Initiator(host, agent.public)
     initiator.hello()
     to_forger = Initiator(host, forger.public)
-    welcome, _ = Responder(forger, {host.public}).accept(to_forger.hello())
+    welcome, *_ = Responder(forger, {host.public}).accept(to_forger.hello())
     with pytest.raises(LinkError, match="not authentic"):
         initiator.finish(welcome)
 
@@ -247,7 +251,7 @@ def test_another_version_is_named_at_both_ends(monkeypatch: pytest.MonkeyPatch) 
     assert reason(answer) is Reason.OTHER_VERSION
     monkeypatch.setattr(wire, "VERSION", VERSION + 1)
     with pytest.raises(
-        RefusedError, match=r"the peer says.*speaks wire version 1, this end speaks version 2"
+        RefusedError, match=r"the peer says.*speaks wire version 2, this end speaks version 3"
     ) as caught:
         initiator.finish(answer)
     assert caught.value.reason is Reason.OTHER_VERSION
@@ -256,13 +260,13 @@ def test_another_version_is_named_at_both_ends(monkeypatch: pytest.MonkeyPatch) 
 def test_a_frame_of_another_version_is_no_data() -> None:
     pair = Pair()
     frame = pair.host.seal(b"request")
-    with pytest.raises(LinkError, match="wire version 9, this end speaks version 1"):
+    with pytest.raises(LinkError, match="wire version 9, this end speaks version 2"):
         pair.agent.open(bytes([9]) + frame[1:])
 
 
 def test_two_versions_never_connect_even_if_the_network_alters_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     host, agent = generate(), generate()
-    monkeypatch.setattr(wire, "PROLOGUE", b"vmishim wire 2")
+    monkeypatch.setattr(wire, "PROLOGUE", b"vmishim wire 3")
     hello = Initiator(host, agent.public).hello()
     monkeypatch.undo()
     with pytest.raises(LinkError, match="not authentic"):
@@ -315,17 +319,183 @@ def test_an_unknown_session_is_refused() -> None:
     )
 
 
-def test_a_flood_of_hellos_moves_no_live_session() -> None:
+def hello_made(at_ns: int, host: PrivateKey, agent: PublicKey) -> tuple[Initiator, bytes]:
+    """A hello of a host whose clock says ``at_ns``, and what finishes its handshake."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: at_ns)
+        initiator = Initiator(host, agent)
+        return initiator, initiator.hello()
+
+
+def test_replayed_hellos_end_no_live_session() -> None:
     host, agent, ended = generate(), generate(), list[bytes]()
-    sessions = Sessions(agent, {host.public}, on_end=ended.append, live=3, unproven=4)
+    sessions = Sessions(agent, {host.public}, on_end=ended.append, live=3)
+    old = [hello_made(number, host, agent.public)[1] for number in range(1, 50)]
     live = [proven(sessions, agent.public, host) for _ in range(3)]
-    hello = Initiator(host, agent.public).hello()
-    for _ in range(20):
+    for hello in old * 3:
         assert sessions.answer(hello, echo)[1] == wire.WELCOME
-    assert sessions.live == 3
-    assert "3 live, 4 unproven" in repr(sessions)
+    assert f"3 live, {DOUBTFUL_PER_KEY} unproven" in repr(sessions)
     assert not ended
     for session in live:
+        assert session.open(sessions.answer(session.seal(b"x"), echo)) == b"echo x"
+
+
+def test_the_same_hello_gets_the_same_welcome_and_slot() -> None:
+    host, agent = generate(), generate()
+    sessions = Sessions(agent, {host.public})
+    initiator = Initiator(host, agent.public)
+    hello = initiator.hello()
+    first = sessions.handle(hello, echo)
+    assert (first.outcome, first.key) == ("greeted", host.public)
+    for _ in range(20):
+        assert sessions.handle(hello, echo) == Answered(first.frame)  # who sends it again has proved nothing
+    assert "1 unproven" in repr(sessions)
+    session = initiator.finish(first.frame)
+    assert session.open(sessions.answer(session.seal(b"1"), echo)) == b"echo 1"
+
+
+@unhurried
+@given(st.lists(st.integers(0, 40), max_size=60), st.integers(0, 60))
+def test_no_recording_displaces_a_hello_that_was_just_sent(replayed: list[int], at: int) -> None:
+    """An agent that was just started knows no time yet; every recording is of an older hello than the new one."""
+    host, agent = HELLO_HOST, HELLO_AGENT
+    sessions = Sessions(agent, {host.public})
+    welcome = b""
+    initiator, hello = hello_made(1000, host, agent.public)
+    for number in replayed[:at]:
+        sessions.answer(RECORDED[number], echo)
+    welcome = sessions.answer(hello, echo)
+    for number in replayed[at:]:
+        sessions.answer(RECORDED[number], echo)
+    session = initiator.finish(welcome)
+    assert session.open(sessions.answer(session.seal(b"1"), echo)) == b"echo 1"
+
+
+HELLO_HOST, HELLO_AGENT = generate(), generate()
+RECORDED = [hello_made(number, HELLO_HOST, HELLO_AGENT.public)[1] for number in range(41)]
+
+
+def test_unproven_sessions_are_bounded_by_key() -> None:
+    hosts, agent = [generate(), generate()], generate()
+    sessions = Sessions(agent, {host.public for host in hosts})
+    waiting, hello = hello_made(0, hosts[1], agent.public)
+    welcome = sessions.answer(hello, echo)
+    for number in range(30):
+        sessions.answer(hello_made(number, hosts[0], agent.public)[1], echo)
+    assert f"{UNPROVEN_PER_KEY + 1} unproven" in repr(sessions)
+    session = waiting.finish(welcome)
+    assert session.open(sessions.answer(session.seal(b"1"), echo)) == b"echo 1"
+
+
+def test_an_older_hello_than_all_that_wait_is_refused() -> None:
+    host, agent = generate(), generate()
+    sessions = Sessions(agent, {host.public})
+    for number in range(UNPROVEN_PER_KEY):
+        sessions.answer(hello_made(10 + number, host, agent.public)[1], echo)
+    assert reason(sessions.answer(hello_made(9, host, agent.public)[1], echo)) is Reason.BUSY
+    assert sessions.handle(hello_made(30, host, agent.public)[1], echo).outcome == "greeted"
+
+
+def test_a_host_whose_clock_was_set_back_still_gets_in() -> None:
+    host, agent = generate(), generate()
+    sessions = Sessions(agent, {host.public})
+    proven(sessions, agent.public, host)
+    initiator, hello = hello_made(5, host, agent.public)
+    answered = sessions.handle(hello, echo)
+    assert answered.outcome == "refused"  # it may be a recording, so it has proved nothing
+    session = initiator.finish(answered.frame)
+    assert session.open(sessions.answer(session.seal(b"1"), echo)) == b"echo 1"
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(7), bytes(9), bytes(1000)])
+def test_a_hello_carries_its_time_and_nothing_else(payload: bytes) -> None:
+    host, agent = generate(), generate()
+    handshake = HandshakeState(wire.PROLOGUE, host, agent.public)
+    hello = HEADER.pack(VERSION, wire.HELLO, bytes(8), 0) + handshake.write(payload)
+    with pytest.raises(LinkError, match="payload of 8 bytes"):
+        Responder(agent, {host.public}).accept(hello)
+
+
+def test_a_welcome_carries_nothing() -> None:
+    host, agent = generate(), generate()
+    initiator = Initiator(host, agent.public)
+    handshake = HandshakeState(wire.PROLOGUE, agent)
+    handshake.read(initiator.hello()[HEADER.size :])
+    message = handshake.write(b"x")
+    with pytest.raises(LinkError, match="payload"):
+        initiator.finish(HEADER.pack(VERSION, wire.WELCOME, handshake.hash[:8], 0) + message)
+
+
+# A machine that is restored from a saved state
+
+
+def test_a_restored_agent_never_seals_two_messages_under_one_nonce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attack on AES-GCM with a repeated nonce: the two ciphertexts' difference is the two messages'."""
+    monkeypatch.setattr(os, "urandom", bytes)  # its random generator was restored too
+    pair = Pair()
+    request = pair.host.seal(b"read")
+    saved = copy.copy(pair.agent)
+    assert pair.agent.open(request) == saved.open(request) == b"read"  # the host of the machine replays the request
+    secret, known = b"what memory held first", b"and what it held later"
+    one, two = pair.agent.seal(secret), saved.seal(known)
+    assert one[: HEADER.size] == two[: HEADER.size]
+    bodies = [frame[HEADER.size + NONCE_SIZE :] for frame in (one, two)]
+    difference = bytes(a ^ b for a, b in zip(*bodies, strict=True))
+    assert bytes(a ^ b for a, b in zip(difference, known, strict=False)) != secret
+    assert one[HEADER.size : HEADER.size + NONCE_SIZE] != two[HEADER.size : HEADER.size + NONCE_SIZE]
+    assert pair.host.open(one) == secret
+
+
+def test_a_restored_agent_that_seals_the_same_again_shows_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "urandom", bytes)
+    pair = Pair()
+    request = pair.host.seal(b"read")
+    saved = copy.copy(pair.agent)
+    pair.agent.open(request), saved.open(request)
+    assert pair.agent.seal(b"the same") == saved.seal(b"the same")
+
+
+def test_a_restored_agent_makes_other_session_keys_for_another_hello(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "urandom", bytes)
+    monkeypatch.setattr(time, "time_ns", lambda: 7)
+    host, agent = generate_from(1), generate_from(2)
+    hellos = []
+    for at in (1, 2):
+        initiator = Initiator(host, agent.public)
+        initiator._handshake._ephemeral = generate_from(10 + at)
+        hellos.append(initiator.hello())
+    first, second, again = (Responder(agent, {host.public}).accept(hello)[0] for hello in (*hellos, hellos[0]))
+    ephemeral = slice(HEADER.size, HEADER.size + 32)
+    assert first[ephemeral] != second[ephemeral]
+    assert first == again
+
+
+def generate_from(number: int) -> PrivateKey:
+    return PrivateKey(bytes([number]) * 32)
+
+
+# Room for every key
+
+
+def test_a_key_that_takes_all_sessions_ends_its_own() -> None:
+    greedy, modest, agent, ended = generate(), generate(), generate(), list[bytes]()
+    sessions = Sessions(agent, {greedy.public, modest.public}, on_end=ended.append, live=8, live_per_key=6)
+    kept = proven(sessions, agent.public, modest)
+    many = [proven(sessions, agent.public, greedy) for _ in range(20)]
+    assert sessions.live == 7
+    assert ended == [session.id for session in many[:14]]
+    assert kept.open(sessions.answer(kept.seal(b"x"), echo)) == b"echo x"
+    assert sessions.key_of(kept.id) == modest.public
+    assert sessions.key_of(many[0].id) is None
+
+
+def test_where_all_sessions_are_taken_the_key_with_most_gives_one_up() -> None:
+    greedy, modest, agent, ended = generate(), generate(), generate(), list[bytes]()
+    sessions = Sessions(agent, {greedy.public, modest.public}, on_end=ended.append, live=4)
+    many = [proven(sessions, agent.public, greedy) for _ in range(4)]
+    kept = [proven(sessions, agent.public, modest) for _ in range(2)]
+    assert ended == [session.id for session in many[:2]]
+    for session in (*kept, *many[2:]):
         assert session.open(sessions.answer(session.seal(b"x"), echo)) == b"echo x"
 
 
@@ -379,4 +549,4 @@ def test_no_secret_shows() -> None:
 
 
 def test_frame_overhead_is_as_documented() -> None:
-    assert len(Pair().host.seal(os.urandom(64))) == HEADER.size + 64 + TAG_SIZE == 98
+    assert len(Pair().host.seal(os.urandom(64))) == OVERHEAD + 64 == HEADER.size + NONCE_SIZE + 64 + TAG_SIZE == 110

@@ -33,7 +33,8 @@ from vmishim.wire.attestation import REPORT_SIZE
 from vmishim.wire.keys import generate
 from vmishim.wire.noise import HandshakeState
 from vmishim.wire.plan import Load, Plan, PlanError, Step, Take, Text
-from vmishim.wire.session import WELCOME, Initiator, Session, Sessions
+from vmishim.wire.session import WELCOME, Initiator, Session
+from vmishim.wire.sessions import Sessions
 
 WORD = Struct("<Q")
 BASE = 0xFFFF_8880_0000_0000

@@ -8,7 +8,8 @@ from functools import partial
 from trials.hostile import Saboteur, Tally, every_bit
 from vmishim.errors import LinkError
 from vmishim.wire.keys import generate
-from vmishim.wire.session import WELCOME, Initiator, Session, Sessions
+from vmishim.wire.session import WELCOME, Initiator, Session
+from vmishim.wire.sessions import Sessions
 
 HOSTS = 3
 """IDSs with a session each."""

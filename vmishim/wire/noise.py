@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import struct
+import time
 from typing import Literal, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from vmishim.errors import LinkError
-from vmishim.wire.keys import KEY_SIZE, PrivateKey, PublicKey, generate
+from vmishim.wire.keys import KEY_SIZE, PrivateKey, PublicKey
 
 TAG_SIZE = 16
 """Bytes that sealing adds (section 4.2)."""
@@ -63,6 +65,7 @@ class CipherState:
     """A key and the number of the next message (section 5.1). Without a key, text passes as it is."""
 
     def __init__(self, cipher: Cipher, key: bytes | None = None) -> None:
+        self.key = key
         self.aead: Aead | None = None if key is None else cipher.aead(key)
         self._nonce = cipher.nonce
         self._count = 0
@@ -157,7 +160,7 @@ class HandshakeState:
         self.remote = remote
         self._initiator = remote is not None
         self._static = static
-        self._ephemeral = ephemeral or generate()
+        self._ephemeral = ephemeral
         self._remote_ephemeral: PublicKey | None = None
         self._symmetric = SymmetricState(f"Noise_{pattern}_25519_{cipher.name}_SHA256".encode(), cipher)
         self._symmetric.mix_hash(prologue)
@@ -169,6 +172,7 @@ class HandshakeState:
         The initiator's payload can be replayed by anybody and is readable to whoever gets the responder's key later;
         the responder's is neither (section 7.7).
         """
+        self._ephemeral = self._ephemeral or self._hedged()
         message = self._ephemeral.public.raw
         self._symmetric.mix_hash(message)
         if self._initiator:
@@ -205,10 +209,25 @@ class HandshakeState:
         to_responder, to_initiator = self._symmetric.split()
         return (to_responder, to_initiator) if self._initiator else (to_initiator, to_responder)
 
+    @property
+    def hash(self) -> bytes:
+        """The transcript's hash (section 11.2): once the last message has passed, it names this handshake."""
+        return self._symmetric.h
+
+    def _hedged(self) -> PrivateKey:
+        """A fresh ephemeral key: from random bytes, and from the transcript, the time and the static key as well.
+
+        A virtual machine that was restored from a saved state can draw the same random bytes again. Then this key is
+        another one all the same, unless time and everything said before are the same too.
+        """
+        drawn = os.urandom(32) + time.time_ns().to_bytes(8, "big") + self._symmetric.h
+        return PrivateKey(hmac.digest(self._static.raw, drawn, "sha256"))
+
     def _mix_dh(self, token: str) -> None:
         """Mix in DH between the initiator's key (first letter) and the responder's (second), each ``e`` or ``s``."""
         mine, theirs = (0, 1) if self._initiator else (1, 0)
         private = self._ephemeral if token[mine] == "e" else self._static
+        assert private is not None, "this end has written its ephemeral key"
         public = self._remote_ephemeral if token[theirs] == "e" else self.remote
         assert public is not None, "the pattern sends each key before it is used"
         self._symmetric.mix_key(private.exchange(public))

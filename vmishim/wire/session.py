@@ -5,9 +5,9 @@ A frame is a header in the clear and a body::
     version u8 | kind u8 | session 8 bytes | counter u64 big-endian | body
 
     HELLO    host to agent   the initiator's handshake message        session 0, counter 0
-    WELCOME  agent to host   the responder's, its payload the session's id
-    REQUEST  host to agent   AEAD of a message                        counter: the request's number, from 0
-    REPLY    agent to host   AEAD of a message                        counter: that of the request it answers
+    WELCOME  agent to host   the responder's                          session: the id of the new one
+    REQUEST  host to agent   nonce, AEAD of a message                  counter: the request's number, from 0
+    REPLY    agent to host   nonce, AEAD of a message                  counter: that of the request it answers
     REFUSAL  agent to host   one byte, a ``Reason``; not authenticated, since there may be no key to seal it with
 
 The first two bytes and the refusal keep their places in every version, so that two versions can tell each other apart.
@@ -15,37 +15,50 @@ The version string is the handshake's prologue: nobody on the network can talk t
 
 Request ``n`` is answered by reply ``n`` and only that. Nothing is ever sealed twice under one number: a session that
 has missed a frame is given up for a fresh handshake, which costs one round trip.
+
+A host that saves a guest and restores it later makes its agent count the same numbers again, and its random generator
+draw the same bytes. AES-GCM breaks when one key and nonce seal two messages, so a nonce may rest neither on numbers nor
+on chance alone. Each frame carries a nonce that is a keyed hash of fresh random bytes, the header *and the message*:
+two different messages have two nonces, and the same message sealed again only shows that it is the same. It is made as
+in AES-GCM-SIV (RFC 8452), of what Debian 12's cryptography has: a universal hash of the message under one key, then a
+pseudorandom function under another. `HandshakeState` makes ephemeral keys in the same spirit.
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 import struct
-from collections import OrderedDict
+import time
 from collections.abc import Callable, Container
 from enum import IntEnum
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from vmishim.errors import LinkError
 from vmishim.wire.keys import PrivateKey, PublicKey
-from vmishim.wire.noise import AES_GCM, TAG_SIZE, TAKES_VIEWS, CipherState, HandshakeState
+from vmishim.wire.noise import TAG_SIZE, TAKES_VIEWS, CipherState, HandshakeState
 
-VERSION = 1
+VERSION = 2
 """First byte of every frame; rises when a frame or a message changes its meaning."""
 PROLOGUE = b"vmishim wire %d" % VERSION
 MAX_FRAME = 32 << 20
 """Largest frame in bytes, header and tag included."""
 HEADER = struct.Struct(">BB8sQ")
-MAX_MESSAGE = MAX_FRAME - HEADER.size - TAG_SIZE
+NONCE_SIZE = 12
+"""Bytes of a sealed frame's nonce. It is as good as random: one key may seal 2^32 messages (NIST SP 800-38D, 8.3)."""
+OVERHEAD = HEADER.size + NONCE_SIZE + TAG_SIZE
+"""Bytes that a frame has beyond its message."""
+MAX_MESSAGE = MAX_FRAME - OVERHEAD
 """Largest message in bytes. Noise limits its transport messages to 65535 (section 3) so that a stream's reader can have
 a fixed buffer; our frames come whole, and AES-GCM is sound up to 64 GiB a message (NIST SP 800-38D, 5.2.1.1)."""
 MAX_REQUESTS = 2**32
-"""Requests of one session. Counters can't repeat, so this is far from any bound of AES-GCM; it makes keys age."""
+"""Requests of one session: as many nonces as one key of AES-GCM may have. It also makes keys age."""
 
 HELLO, WELCOME, REQUEST, REPLY, REFUSAL = range(1, 6)
 _NOBODY = bytes(8)
-_NONCE = AES_GCM.nonce
+_MADE = struct.Struct(">Q")
 
 Permitted = Callable[[PublicKey], bool] | Container[PublicKey]
 """Who may open a session: a set of public keys, ``PermittedKeys``, or a function."""
@@ -54,7 +67,7 @@ Permitted = Callable[[PublicKey], bool] | Container[PublicKey]
 class Reason(IntEnum):
     """Why an agent refused a frame."""
 
-    OTHER_VERSION = 1
+    OTHER_VERSION = 2
     UNKNOWN_SESSION = 2
     NOT_PERMITTED = 3
     MALFORMED = 4
@@ -101,14 +114,16 @@ class Session:
     def __init__(
         self, identity: bytes, remote: PublicKey, keys: tuple[CipherState, CipherState], *, host: bool
     ) -> None:
-        sealing, opening = (state.aead for state in keys)
+        sealing, opening = (state.key for state in keys)
         assert sealing is not None
         assert opening is not None
-        # Noise's transport messages have no associated data and count by themselves (section 5.3); ours bind the
-        # header, which carries the count, and use the same nonces.
+        # In place of Noise's transport messages (section 5.3), whose only nonce is a count: see the top of this file.
         self.id = identity
         self.remote = remote
-        self._encrypt, self._decrypt = sealing.encrypt, opening.decrypt
+        self._encrypt, self._decrypt = _aead(sealing, b"frame").encrypt, _aead(opening, b"frame").decrypt
+        # With one nonce GMAC is GHASH plus a constant: a universal hash, which never leaves this class.
+        self._hash = _aead(sealing, b"hash").encrypt
+        self._nonce_key = hmac.digest(sealing, b"vmishim nonce", "sha256")
         self._host = host
         self._seals, self._opens = (REQUEST, REPLY) if host else (REPLY, REQUEST)
         self._next = 0  # the next request's number
@@ -137,7 +152,9 @@ class Session:
                 raise LinkError("there is no request to reply to")
             number, self._pending = self._pending, None
         header = HEADER.pack(VERSION, self._seals, self.id, number)
-        return header + self._encrypt(_NONCE.pack(number), message, header)
+        drawn = os.urandom(16) + header + self._hash(bytes(NONCE_SIZE), b"", message)
+        nonce = hmac.digest(self._nonce_key, drawn, "sha256")[:NONCE_SIZE]
+        return header + nonce + self._encrypt(nonce, message, header)
 
     def open(self, frame: bytes) -> bytes:
         """The message in ``frame``, which must be the reply to the last request (host), or the next request (agent).
@@ -150,12 +167,13 @@ class Session:
         if number is None or number >= MAX_REQUESTS:
             raise self._unexpected(frame, number)
         header = HEADER.pack(VERSION, self._opens, self.id, number)
-        if frame[: HEADER.size] != header or not HEADER.size + TAG_SIZE <= len(frame) <= MAX_FRAME:
+        if frame[: HEADER.size] != header or not OVERHEAD <= len(frame) <= MAX_FRAME:
             raise self._unexpected(frame, number)
         # A copy of a large body costs several times its decryption: its pages have to be had first.
-        body = memoryview(frame)[HEADER.size :] if TAKES_VIEWS else frame[HEADER.size :]
+        start = HEADER.size + NONCE_SIZE
+        body = memoryview(frame)[start:] if TAKES_VIEWS else frame[start:]
         try:
-            message = self._decrypt(_NONCE.pack(number), body, header)
+            message = self._decrypt(frame[HEADER.size : start], body, header)
         except InvalidTag:
             raise LinkError("the frame is not authentic: altered on its way, or sealed with another key") from None
         if self._host:
@@ -167,7 +185,7 @@ class Session:
     def _unexpected(self, frame: bytes, number: int | None) -> LinkError:
         """What is wrong with a frame whose header is not the expected one."""
         try:
-            kind, identity, counter = _parse(frame, TAG_SIZE)
+            kind, identity, counter = parse(frame)
         except LinkError as error:
             return error
         if kind != self._opens:
@@ -194,12 +212,13 @@ class Initiator:
     def hello(self) -> bytes:
         """The frame that opens the handshake.
 
-        It carries no payload: whoever records it can replay it to the agent, and whoever gets the agent's private key
-        later can read it (Noise, section 7.7). A replay only makes the agent compute keys that the replayer lacks.
+        Its payload is the time it was made, by which the agent tells it from a recording of an older one. Nothing else
+        is in it: anyone who records it can replay it to the agent, and anyone who gets the agent's private key later
+        can read it (Noise, section 7.7). A replay only makes the agent compute keys that the replayer lacks.
 
         :raises LinkError: ``remote`` is a point of low order
         """
-        return HEADER.pack(VERSION, HELLO, _NOBODY, 0) + self._handshake.write()
+        return HEADER.pack(VERSION, HELLO, _NOBODY, 0) + self._handshake.write(_MADE.pack(time.time_ns()))
 
     def finish(self, frame: bytes) -> Session:
         """The session that the agent's answer completes.
@@ -207,11 +226,13 @@ class Initiator:
         :raises RefusedError: the frame is a refusal
         :raises LinkError: anything else that is not the holder of ``remote`` answering this very hello
         """
-        kind, identity, counter = _parse(frame)
+        kind, identity, counter = parse(frame)
         if kind != WELCOME or counter != 0:
             raise LinkError(f"a frame of kind {kind} is no answer to a hello")
-        if self._handshake.read(frame[HEADER.size :]) != identity:
-            raise LinkError("the answer's session id has been altered on its way")
+        if self._handshake.read(frame[HEADER.size :]):
+            raise LinkError("the answer to a hello has a payload, which no agent sends")
+        if identity != _identity(self._handshake):
+            raise LinkError("the answer's session id was altered on its way")
         return Session(identity, self._remote, self._handshake.split(), host=True)
 
 
@@ -225,126 +246,41 @@ class Responder:
         self._static = static
         self.permits: Callable[[PublicKey], bool] = permitted if callable(permitted) else permitted.__contains__
 
-    def accept(self, frame: bytes) -> tuple[bytes, Session]:
-        """The answer to a hello, and its session. The session is unproven until a request opens in it: the hello may be
-        a replay.
+    def accept(self, frame: bytes) -> tuple[bytes, Session, int]:
+        """The answer to a hello, its session, and when the hello was made (ns since 1970, by the sender's clock). The
+        session is unproven until a request opens in it: the hello may be a replay.
 
         :raises RefusedError: the sender's key is not permitted
         :raises LinkError: the hello is not one, or not authentic
         """
         if frame[: HEADER.size] != HEADER.pack(VERSION, HELLO, _NOBODY, 0):
-            _parse(frame)
+            parse(frame)
             raise LinkError("the frame is not a hello")
         handshake = HandshakeState(PROLOGUE, self._static)
-        if handshake.read(frame[HEADER.size :]):
-            raise LinkError("a hello carries nothing")
+        made = handshake.read(frame[HEADER.size :])
+        if len(made) != _MADE.size:
+            raise LinkError(f"a hello has a payload of {_MADE.size} bytes, not {len(made)}")
         remote = handshake.remote
         assert remote is not None, "the hello has told it"
         if not self.permits(remote):
             raise RefusedError(Reason.NOT_PERMITTED)
-        identity = os.urandom(8)
-        welcome = HEADER.pack(VERSION, WELCOME, identity, 0) + handshake.write(identity)
-        return welcome, Session(identity, remote, handshake.split(), host=False)
+        message = handshake.write()
+        identity = _identity(handshake)
+        welcome = HEADER.pack(VERSION, WELCOME, identity, 0) + message
+        return welcome, Session(identity, remote, handshake.split(), host=False), _MADE.unpack(made)[0]
 
 
-class Sessions:
-    """All sessions of an agent behind one function: a frame in, a frame out. For one thread.
-
-    Bounded twice. A hello makes an *unproven* session, of which the last ``unproven`` are kept; its first good request
-    moves it to the *live* ones, of which the ``live`` most recently used are kept. So a flood of replayed hellos can
-    push out other unproven sessions, but neither a live one nor memory.
-
-    :param permitted: who may connect; asked at every request, so that a key taken out is out at once
-    :param on_end: called with the id of each session that had been live and is gone, so that what was kept for it
-        can go too
-    """
-
-    def __init__(
-        self,
-        static: PrivateKey,
-        permitted: Permitted,
-        *,
-        on_end: Callable[[bytes], None] | None = None,
-        live: int = 64,
-        unproven: int = 16,
-    ) -> None:
-        self._responder = Responder(static, permitted)
-        self._on_end = on_end or (lambda identity: None)
-        self._most_live, self._most_unproven = live, unproven
-        self._live: OrderedDict[bytes, Session] = OrderedDict()
-        self._unproven: OrderedDict[bytes, Session] = OrderedDict()
-
-    def answer(self, frame: bytes, serve: Callable[[bytes, bytes], bytes]) -> bytes:
-        """The frame that answers ``frame``; a refusal if that is not a hello or an authentic request in its turn.
-
-        :param serve: from session id and request to reply; called for authentic requests only
-        :raises: nothing of its own, whatever ``frame`` holds; what ``serve`` or ``on_end`` raise goes through, and
-            ``LinkError`` if ``serve`` returns more than ``MAX_MESSAGE``: that request then has no reply
-        """
-        if frame and frame[0] != VERSION:
-            return refusal(Reason.OTHER_VERSION)
-        try:
-            if frame[1:2] == bytes([HELLO]):
-                return self._greet(frame)
-            session, message = self._open(frame)
-        except RefusedError as error:
-            return refusal(error.reason)
-        except LinkError:
-            return refusal(Reason.MALFORMED)
-        return session.seal(serve(session.id, message))
-
-    def close(self) -> None:
-        """End every session."""
-        self._unproven.clear()
-        while self._live:
-            self._on_end(self._live.popitem(last=False)[0])
-
-    @property
-    def live(self) -> int:
-        """How many sessions are live."""
-        return len(self._live)
-
-    def _greet(self, frame: bytes) -> bytes:
-        welcome, session = self._responder.accept(frame)
-        self._unproven[session.id] = session
-        if len(self._unproven) > self._most_unproven:
-            self._unproven.popitem(last=False)
-        return welcome
-
-    def _open(self, frame: bytes) -> tuple[Session, bytes]:
-        """A request's session and message."""
-        if frame[1:2] != bytes([REQUEST]):
-            raise LinkError("the frame is no request")
-        _, identity, _ = _parse(frame, TAG_SIZE)
-        session = self._live.get(identity) or self._unproven.get(identity)
-        if session is None:
-            raise RefusedError(Reason.UNKNOWN_SESSION)
-        if not self._responder.permits(session.remote):
-            self._end(identity)
-            raise RefusedError(Reason.NOT_PERMITTED)
-        if session.spent:
-            self._end(identity)
-            raise RefusedError(Reason.UNKNOWN_SESSION)
-        message = session.open(frame)
-        if identity in self._live:
-            self._live.move_to_end(identity)
-        else:
-            self._live[identity] = self._unproven.pop(identity)
-            if len(self._live) > self._most_live:
-                self._end(next(iter(self._live)))
-        return session, message
-
-    def _end(self, identity: bytes) -> None:
-        self._unproven.pop(identity, None)
-        if self._live.pop(identity, None) is not None:
-            self._on_end(identity)
-
-    def __repr__(self) -> str:
-        return f"Sessions({len(self._live)} live, {len(self._unproven)} unproven)"
+def _aead(key: bytes, purpose: bytes) -> AESGCM:
+    return AESGCM(hmac.digest(key, b"vmishim " + purpose, "sha256"))
 
 
-def _parse(frame: bytes, least: int = 1) -> tuple[int, bytes, int]:
-    """Kind, session and counter of a frame with a body of ``least`` bytes.
+def _identity(handshake: HandshakeState) -> bytes:
+    """The id of the session that a finished handshake makes: both ends know it, and nothing random is sealed for it."""
+    return handshake.hash[:8]
+
+
+def parse(frame: bytes) -> tuple[int, bytes, int]:
+    """Kind, session and counter of a frame.
 
     :raises RefusedError: the frame is a refusal
     :raises LinkError: the frame is of another version, cut short, or too long
@@ -367,6 +303,6 @@ def _parse(frame: bytes, least: int = 1) -> tuple[int, bytes, int]:
         if len(frame) != HEADER.size + 1 or frame[-1] not in _SAYS:
             raise LinkError("the frame is a refusal without a reason")
         raise RefusedError(Reason(frame[-1]))
-    if len(frame) < HEADER.size + least:
+    if kind in (REQUEST, REPLY) and len(frame) < OVERHEAD:
         raise LinkError(f"the frame is cut short: {len(frame)} bytes")
     return kind, identity, counter
