@@ -144,8 +144,8 @@ struct question {
 	__u64 heads;             /* bytes of heads that are listed */
 };
 
-/* For `arm`: the keys of one IDS, and what reads need to know of this machine. */
-struct arms {
+/* For `store_keys`: the keys of one IDS, and what reads need to know of this machine. */
+struct kernel_keys {
 	__u64 number;            /* of the IDS, below KEYS_MAX */
 	__u64 page_offset, levels, encrypted; /* as in struct read */
 	__u64 cipher[4], iv[4], mac[4];

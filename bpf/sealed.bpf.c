@@ -130,9 +130,9 @@ static __always_inline int install(struct bpf_crypto_params *params, struct bpf_
 
 /* Run at start only: no descriptor of this program is kept. */
 SEC("syscall")
-int arm(struct arms *arms)
+int store_keys(struct kernel_keys *given)
 {
-	__u32 zero = 0, number = arms->number;
+	__u32 zero = 0, number = given->number;
 	struct desk *d = bpf_map_lookup_elem(&desk, &zero);
 	struct key *key = bpf_map_lookup_elem(&keys, &number);
 	struct bpf_crypto_params *params;
@@ -144,17 +144,17 @@ int arm(struct arms *arms)
 	__builtin_memcpy(params->type, "skcipher", sizeof("skcipher"));
 	__builtin_memcpy(params->algo, "cbc(aes)", sizeof("cbc(aes)"));
 	params->key_len = KEY_SIZE;
-	d->page_offset = arms->page_offset;
-	d->levels = arms->levels;
-	d->encrypted = arms->encrypted;
-	key->subkey[0] = arms->subkey[0];
-	key->subkey[1] = arms->subkey[1];
-	error = install(params, &key->cipher, arms->cipher);
+	d->page_offset = given->page_offset;
+	d->levels = given->levels;
+	d->encrypted = given->encrypted;
+	key->subkey[0] = given->subkey[0];
+	key->subkey[1] = given->subkey[1];
+	error = install(params, &key->cipher, given->cipher);
 	if (!error)
-		error = install(params, &key->iv, arms->iv);
+		error = install(params, &key->iv, given->iv);
 	if (!error)
-		error = install(params, &key->mac, arms->mac);
-	__builtin_memset(arms, 0, sizeof(*arms));
+		error = install(params, &key->mac, given->mac);
+	__builtin_memset(given, 0, sizeof(*given));
 	return error;
 }
 

@@ -22,7 +22,7 @@ from vmishim.wire.sealed import (
     NO_KEY,
     Asking,
     WalkAsked,
-    arms,
+    kernel_keys,
     name_of,
     questions,
     seal_root,
@@ -33,7 +33,7 @@ KEYS_MAX, WALKS_MAX = 64, 16
 """As in ``bpf/plan.h``."""
 _PACKET = bytes(64)
 """A program of the network wants one to run on; ours does not look at it."""
-_ARMS = struct.Struct("<4Q32s32s32s16s")
+_KERNEL_KEYS = struct.Struct("<4Q32s32s32s16s")
 _ASKED = struct.Struct("<16sII")
 """``struct ask`` from ``tag`` on."""
 _LENGTH = struct.Struct("<QQ")
@@ -180,7 +180,9 @@ class Sealer:
             for number, public in enumerate(permitted):
                 root = os.urandom(KEY_SIZE)
                 reading = kernel.page_offset, kernel.levels, kernel.encrypted
-                failed = self._programs.run("arm", context=_ARMS.pack(number, *reading, *arms(root)))
+                failed = self._programs.run(
+                    "store_keys", context=_KERNEL_KEYS.pack(number, *reading, *kernel_keys(root))
+                )
                 if failed:
                     error = os.strerror(-struct.unpack("<i", struct.pack("<I", failed))[0])
                     return {"error": f"the kernel made no cipher cbc(aes): {error}"}

@@ -56,7 +56,7 @@ def named(ids: Ids, address: int) -> str:
 
 @pytest.fixture
 def probes(lab: LabVM) -> Iterator[None]:
-    """Two probes at one place, one of them armed, and one on a function's return."""
+    """Two probes at one place, one of them active, and one on a function's return."""
     events = f"{TRACING}/kprobe_events"
     definitions = "p:planted/one vfs_read\np:planted/two vfs_read\nr:planted/three vfs_fsync\n"
     lab.run("sh", "-c", f"cat >>{events}", input=definitions.encode())

@@ -243,7 +243,7 @@ def test_the_agent_keeps_no_key(machine: Machine, guest: Guest) -> None:
     answer = decode(guest.link.exchange(encode(Envelope(machine.sealing.private.public.raw.hex()))))
     envelope = bytes.fromhex(answer.values[0])  # type: ignore[attr-defined]
     root = HandshakeState(sealed.PROLOGUE, machine.sealing.private, pattern="X").read(envelope)
-    keys = sealed.arms(root)
+    keys = sealed.kernel_keys(root)
     assert search(machine, machine.sealing, root, keys.cipher, keys.mac, keys.subkey, keys.mac[:16]) == [0] * 5
     # What is there, to show that the search sees this agent's memory: the envelope it hands out.
     assert search(machine, machine.sealing, envelope.hex().encode())[0] > 0

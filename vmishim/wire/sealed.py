@@ -130,8 +130,8 @@ def questions(challenge: bytes, request: Asking, walk: WalkAsked | None) -> list
     return [*also, asked + walk.plan + walk.heads + bytes(-len(walk.heads) % BLOCK)]
 
 
-class Arms(NamedTuple):
-    """The keys of one IDS as the kernel takes them, see ``struct arms``."""
+class KernelKeys(NamedTuple):
+    """The keys of one IDS as the kernel takes them, see ``struct kernel_keys``."""
 
     cipher: bytes
     iv: bytes
@@ -139,10 +139,10 @@ class Arms(NamedTuple):
     subkey: bytes
 
 
-def arms(root: bytes) -> Arms:
-    """What becomes of a root key in the kernel. The IV's key is made here, and known nowhere else."""
+def kernel_keys(root: bytes) -> KernelKeys:
+    """The keys for the kernel, from an IDS's root key. The IV's key is made here, and known nowhere else."""
     cipher, mac = _derive(root)
-    return Arms(cipher, os.urandom(KEY_SIZE), mac, subkey(mac))
+    return KernelKeys(cipher, os.urandom(KEY_SIZE), mac, subkey(mac))
 
 
 def subkey(key: bytes) -> bytes:
