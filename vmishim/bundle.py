@@ -23,7 +23,7 @@ PARTS = (
     "vmishim/kernel/profile.py",
     "guest_agent",
 )
-"""What the agent imports; ``tests/unit/test_imports.py`` compares."""
+"""What the agent imports; ``tests/local/test_bundle.py`` compares."""
 OBJECTS = ("memory", "locate", "sealed")
 """The eBPF objects it loads."""
 UNIT = "vmishim-agent.service"

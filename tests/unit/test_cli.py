@@ -144,7 +144,6 @@ def test_no_command_is_left_out_of_these_tests() -> None:
         (["enroll", "a", "tcp://h:1", AGENT.text], 1, "make one by `vmishim keygen`"),
         (["keygen", "/proc/no/key"], 1, "/proc/no: "),
         (["bundle", "-o", "/"], 1, "is a folder"),
-        (["bundle", "-o", "/proc/agent.pyz"], 1, "/proc/agent.pyz"),
     ],
 )
 def test_bad_input_is_one_clear_line(
@@ -409,17 +408,6 @@ def test_statistics_come_last_and_on_standard_error(script: Callable[[str], Path
 
 
 # The rest.
-
-
-def test_bundle_writes_agent_and_unit_and_says_how(
-    tmp_path: Path, key: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["bundle", "-o", str(tmp_path / "a.pyz")]) == 0
-    said = capsys.readouterr().out
-    assert load_private(key).public.text in said
-    assert "install -D -m 755 a.pyz /usr/lib/vmishim/agent.pyz" in said
-    assert os.access(tmp_path / "a.pyz", os.X_OK)
-    assert "/usr/lib/vmishim/agent.pyz" in (tmp_path / "vmishim-agent.service").read_text()
 
 
 def test_doctor_without_a_guest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from vmishim.bundle import bundle
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("vmishim", "guest_agent", "compat/libvmi")
@@ -110,24 +106,3 @@ def test_only_the_wire_touches_ciphers() -> None:
 def test_the_wire_needs_the_standard_library_and_cryptography() -> None:
     needed = {top(found) for name, path in MODULES.items() if part(name) == "vmishim.wire" for found in imports(path)}
     assert needed - sys.stdlib_module_names == {"cryptography", "vmishim"}
-
-
-def test_the_bundle_has_all_that_the_agent_imports(tmp_path: Path) -> None:
-    needed, waiting = set(), ["guest_agent.__main__"]
-    while waiting:
-        name = waiting.pop()
-        if name in MODULES and name not in needed:
-            needed.add(name)
-            waiting += imports(MODULES[name])
-            waiting += [name.rpartition(".")[0]]
-    with zipfile.ZipFile(bundle(tmp_path / "agent.pyz")) as made:
-        inside = set(made.namelist())
-    assert {str(MODULES[name].relative_to(ROOT)) for name in needed} <= inside
-
-
-def test_the_bundle_runs_by_itself(tmp_path: Path) -> None:
-    made = bundle(tmp_path / "agent.pyz")
-    # Isolated and elsewhere: nothing of this checkout is on the path.
-    done = subprocess.run([sys.executable, "-I", made, "--help"], cwd="/", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "agent.pyz serve" in done.stdout
