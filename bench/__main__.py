@@ -30,7 +30,7 @@ from lab.environment import MissingError
 from lab.image import ImageError, say
 from lab.vm import LabError
 from vmishim.errors import LibvmiError
-from vmishim.guests.guest import Strategy
+from vmishim.guests.agent import Strategy
 from vmishim.libvmi import Libvmi, pause
 from vmishim.readahead.readahead import ReadAhead
 from vmishim.readahead.snapshot import Snapshot

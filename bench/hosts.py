@@ -22,7 +22,7 @@ from lab.agent import AGENT, InstalledAgent, install  # noqa: E402
 from lab.environment import genuine, symbol_map  # noqa: E402
 from lab.image import say  # noqa: E402
 from lab.vm import LabVM, find_accelerator  # noqa: E402
-from vmishim.guests.guest import Guest, Strategy  # noqa: E402
+from vmishim.guests.agent import AgentGuest, Strategy  # noqa: E402
 from vmishim.kernel.profile import Profile  # noqa: E402
 from vmishim.libvmi import Libvmi  # noqa: E402
 from vmishim.libvmi.config import MEMBERS as CONFIGURED  # noqa: E402
@@ -52,7 +52,7 @@ class Host(Protocol):
     network: str
     emulated: bool
 
-    def connect(self, strategy: Strategy) -> Guest:
+    def connect(self, strategy: Strategy) -> AgentGuest:
         """A fresh connection to its agent."""
 
     def plant_processes(self, count: int) -> set[int]:
@@ -87,7 +87,7 @@ class Lab:
         self.network = "between agent and IDS TCP through QEMU's user-mode network stack"
         self._python = genuine()
 
-    def connect(self, strategy: Strategy) -> Guest:
+    def connect(self, strategy: Strategy) -> AgentGuest:
         """See `Host`."""
         return self.agent.connect(strategy=strategy)
 
@@ -143,7 +143,7 @@ class Here:
         self.network = "between agent and IDS a local socket"
         self.emulated = False
 
-    def connect(self, strategy: Strategy) -> Guest:
+    def connect(self, strategy: Strategy) -> AgentGuest:
         """See `Host`."""
         return self.agent.connect("local", strategy)
 

@@ -35,7 +35,7 @@ from lab.environment import MissingError
 from lab.image import ImageError, say
 from lab.vm import LabError
 from vmishim.errors import LibvmiError
-from vmishim.guests.guest import Guest, Strategy
+from vmishim.guests.agent import AgentGuest, Strategy
 from vmishim.libvmi import Libvmi
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +167,7 @@ class _Connected:
     """A guest by one strategy, and what the script needs to know of it."""
 
     strategy: str
-    guest: Guest
+    guest: AgentGuest
     vmi: Libvmi
     at: workloads.Offsets
 
@@ -348,7 +348,7 @@ def _connections(agent: InstalledAgent, strategies: Sequence[str]) -> Iterator[d
         yield made
 
 
-def _empty(guest: Guest) -> float:
+def _empty(guest: AgentGuest) -> float:
     """Milliseconds of a request that asks for nothing."""
     begun = monotonic()
     taken: list[float] = []

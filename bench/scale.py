@@ -31,7 +31,7 @@ from lab.agent import InstalledAgent, install
 from lab.planter import Layout, Planter
 from lab.vm import LabVM, find_accelerator
 from vmishim.errors import LibvmiError
-from vmishim.guests.guest import Guest
+from vmishim.guests.agent import AgentGuest
 from vmishim.wire.plan import Plan, Step, Take
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ RUNS = {100: 60, 1_000: 60, 10_000: 30, 100_000: 15}
 class Agent:
     """An agent that runs, and a guest connected to it."""
 
-    guest: Guest
+    guest: AgentGuest
     status: Callable[[], str]
     """Its ``/proc/PID/status``."""
     forget_peak: Callable[[], object]
@@ -175,7 +175,7 @@ def _plant(ground: Planter, length: int) -> tuple[Plan, list[tuple[int, int]]]:
     return plan, [(node, number) for number, node in enumerate(nodes)]
 
 
-def _walk(guest: Guest, plan: Plan) -> tuple[float, list[tuple[int, int]]]:
+def _walk(guest: AgentGuest, plan: Plan) -> tuple[float, list[tuple[int, int]]]:
     """Seconds of a walk, and (node, its first word) of what it brought."""
     begun = perf_counter()
     rows = [row for chunk in guest.remote.walk(plan) for row in plan.records(chunk.bulk)]
@@ -213,7 +213,7 @@ def _in_vm(vm: LabVM) -> Iterator[Agents]:
 
 
 @contextlib.contextmanager
-def _connected(agent: InstalledAgent) -> Iterator[Guest]:
+def _connected(agent: InstalledAgent) -> Iterator[AgentGuest]:
     with contextlib.closing(agent.connect("scale", "scalar", 60.0)) as guest:
         yield guest
 

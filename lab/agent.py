@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lab.vm import LabVM
 from vmishim.bundle import bundle, unit
-from vmishim.guests.guest import Guest, Strategy, connect
+from vmishim.guests.agent import AgentGuest, Strategy, connect
 from vmishim.wire.keys import PrivateKey, PublicKey, generate, save_private
 
 AGENT = "/usr/lib/vmishim/agent.pyz"
@@ -34,7 +34,7 @@ class InstalledAgent:
         timeout: float = 30.0,
         kernel_key: PublicKey | None = None,
         freeze: float = 0.0,
-    ) -> Guest:
+    ) -> AgentGuest:
         """The VM as a guest. Software emulation is slow, hence the long deadline."""
         return connect(
             name, self.endpoint, self.private, self.public, timeout, strategy, kernel_key=kernel_key, freeze=freeze

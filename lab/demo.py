@@ -30,8 +30,8 @@ from vmishim.commands.script import execute
 from vmishim.compare.backends import NATIVE, Missing, find
 from vmishim.compare.verdict import Run
 from vmishim.errors import LibvmiError
+from vmishim.guests.agent import Strategy
 from vmishim.guests.domains import Domain
-from vmishim.guests.guest import Strategy
 from vmishim.guests.target import Target
 from vmishim.wire.keys import save_private
 

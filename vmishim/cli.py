@@ -315,7 +315,7 @@ def _listing(command: argparse.ArgumentParser) -> None:
 
 
 def _strategy(command: argparse.ArgumentParser) -> None:
-    # vmishim.guests.guest.STRATEGIES, which a test compares: importing it takes longer than all of this.
+    # vmishim.guests.agent.STRATEGIES, which a test compares: importing it takes longer than all of this.
     command.add_argument(
         "--strategy",
         choices=("batch", "page", "scalar"),

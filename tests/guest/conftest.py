@@ -10,7 +10,7 @@ from lab import image
 from lab.agent import InstalledAgent, install
 from lab.vm import CONTAINERS_SLICE, LabVM
 from tests.guest.ids import Ids
-from vmishim.guests.guest import Guest
+from vmishim.guests.agent import AgentGuest
 from vmishim.libvmi import Libvmi
 
 
@@ -36,7 +36,7 @@ def agent(lab: LabVM) -> InstalledAgent:
 
 
 @pytest.fixture
-def guest(agent: InstalledAgent) -> Iterator[Guest]:
+def guest(agent: InstalledAgent) -> Iterator[AgentGuest]:
     """The VM through its agent, read ahead of; a connection of its own for each test."""
     target = agent.connect()
     yield target
@@ -44,6 +44,6 @@ def guest(agent: InstalledAgent) -> Iterator[Guest]:
 
 
 @pytest.fixture
-def ids(guest: Guest) -> Ids:
+def ids(guest: AgentGuest) -> Ids:
     """An IDS that reads ``guest``."""
     return Ids(Libvmi.over(guest))

@@ -10,7 +10,7 @@ from lab.agent import InstalledAgent
 from lab.vm import LabVM
 from tests.guest.ids import Ids
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.guests.guest import STRATEGIES, Guest, Strategy, connect
+from vmishim.guests.agent import STRATEGIES, AgentGuest, Strategy, connect
 from vmishim.libvmi import Libvmi, pause
 from vmishim.wire.keys import generate
 
@@ -49,7 +49,7 @@ def test_planted_processes_are_listed(lab: LabVM, ids: Ids) -> None:
     assert not planted & ids.processes().keys()
 
 
-def test_scalar_and_batch_return_the_same_bytes(lab: LabVM, agent: InstalledAgent, guest: Guest) -> None:
+def test_scalar_and_batch_return_the_same_bytes(lab: LabVM, agent: InstalledAgent, guest: AgentGuest) -> None:
     """Every word and cell a listing brought is what a scalar read gives, on planted processes that stand still."""
     planted = lab.spawn("sleep", "infinity", count=20)
     try:
@@ -120,7 +120,7 @@ def test_a_wrong_key_is_refused(agent: InstalledAgent) -> None:
         connect("lab", agent.endpoint, agent.private, generate().public, timeout=2)
 
 
-def test_an_agent_killed_in_the_middle_comes_back(lab: LabVM, agent: InstalledAgent, guest: Guest) -> None:
+def test_an_agent_killed_in_the_middle_comes_back(lab: LabVM, agent: InstalledAgent, guest: AgentGuest) -> None:
     """Killed while eight threads ask: each listing is whole or one LinkError; the next agent is found by itself."""
     ids = Ids(Libvmi.over(guest))
     truth = ids.processes().keys()
@@ -196,7 +196,7 @@ def test_pause_holds_still(lab: LabVM, ids: Ids) -> None:
     assert planted <= listed.keys()
 
 
-def test_symbols_by_address_are_the_first_of_kallsyms(lab: LabVM, guest: Guest) -> None:
+def test_symbols_by_address_are_the_first_of_kallsyms(lab: LabVM, guest: AgentGuest) -> None:
     """Of each address the first; the kernel's own, and those of a module that came after the agent and went again."""
     first: dict[int, str] = {}
     for line in lab.kallsyms().decode().splitlines():

@@ -15,7 +15,7 @@ from tests.authority import REPORT, SIGNED, authority, chip, fill, sign, table
 from tests.guest.ids import Ids
 from vmishim.attestation import Requirements, ask, verify
 from vmishim.attestation.errors import AttestationError, NoReportError, VmplError
-from vmishim.guests.guest import Guest, connect
+from vmishim.guests.agent import AgentGuest, connect
 from vmishim.libvmi import Libvmi
 from vmishim.wire.attestation import report_data
 from vmishim.wire.keys import PublicKey
@@ -24,7 +24,7 @@ PROVIDER = Path(modules.__file__).with_name("tsm_provider")
 REQUIRED = Requirements(frozenset({bytes(48)}))
 
 
-def test_a_guest_without_attestation_says_so(guest: Guest) -> None:
+def test_a_guest_without_attestation_says_so(guest: AgentGuest) -> None:
     with pytest.raises(NoReportError) as caught:
         ask(guest.link.exchange)
     for way in ("/sys/kernel/config/tsm/report: ", "/dev/sev-guest: "):

@@ -14,7 +14,7 @@ from lab.agent import AGENT, InstalledAgent
 from lab.vm import CONTAINER_CGROUP, CONTAINERS_SLICE, LabVM
 from tests.guest.ids import Ids
 from vmishim.errors import LinkError
-from vmishim.guests.guest import Guest, Strategy
+from vmishim.guests.agent import AgentGuest, Strategy
 from vmishim.libvmi import Libvmi, pause
 from vmishim.wire.keys import save_private
 
@@ -75,12 +75,12 @@ def counter(lab: LabVM) -> Iterator[Counter]:
     lab.kill({planted.pid})
 
 
-def connect(agent: InstalledAgent, freeze: float = LONG, strategy: Strategy = "batch") -> Guest:
+def connect(agent: InstalledAgent, freeze: float = LONG, strategy: Strategy = "batch") -> AgentGuest:
     return agent.connect(strategy=strategy, freeze=freeze)
 
 
 @pytest.fixture
-def guest(agent: InstalledAgent) -> Iterator[Guest]:
+def guest(agent: InstalledAgent) -> Iterator[AgentGuest]:
     target = connect(agent)
     yield target
     target.close()
@@ -126,7 +126,7 @@ def test_it_stands_still_while_the_agent_answers(
     counter.goes_on()
 
 
-def test_pauses_nest(lab: LabVM, guest: Guest) -> None:
+def test_pauses_nest(lab: LabVM, guest: AgentGuest) -> None:
     vmi = Libvmi.over(guest)
     vmi.pause_vm()
     vmi.pause_vm()
@@ -136,7 +136,7 @@ def test_pauses_nest(lab: LabVM, guest: Guest) -> None:
     thaws(lab, "each pause was resumed")
 
 
-def test_it_stands_still_as_long_as_one_of_two_pauses(lab: LabVM, agent: InstalledAgent, guest: Guest) -> None:
+def test_it_stands_still_as_long_as_one_of_two_pauses(lab: LabVM, agent: InstalledAgent, guest: AgentGuest) -> None:
     one, other = Libvmi.over(guest), Libvmi.over(connect(agent))
     one.pause_vm()
     other.pause_vm()
@@ -201,7 +201,7 @@ def test_a_pause_that_was_silent_for_too_long_is_over(lab: LabVM, agent: Install
     guest.close()
 
 
-def test_a_pause_that_was_ended_by_hand_is_over(lab: LabVM, guest: Guest) -> None:
+def test_a_pause_that_was_ended_by_hand_is_over(lab: LabVM, guest: AgentGuest) -> None:
     ids = Ids(Libvmi.over(guest))
     with pause(ids.vmi):
         lab.run("sh", "-c", f"echo 0 >{CONTAINERS_SLICE}/cgroup.freeze")
@@ -209,7 +209,7 @@ def test_a_pause_that_was_ended_by_hand_is_over(lab: LabVM, guest: Guest) -> Non
             ids.processes()
 
 
-def test_a_pause_is_lost_with_its_session(lab: LabVM, guest: Guest) -> None:
+def test_a_pause_is_lost_with_its_session(lab: LabVM, guest: AgentGuest) -> None:
     """An agent that was restarted answers; but what it reads is of another instant."""
     ids = Ids(Libvmi.over(guest))
     with pause(ids.vmi):
@@ -223,7 +223,7 @@ def test_a_pause_is_lost_with_its_session(lab: LabVM, guest: Guest) -> None:
         assert ids.modules()
 
 
-def test_a_stopped_service_thaws(lab: LabVM, guest: Guest, counter: Counter) -> None:
+def test_a_stopped_service_thaws(lab: LabVM, guest: AgentGuest, counter: Counter) -> None:
     guest.hold()
     assert frozen(lab)
     lab.run("systemctl", "stop", "vmishim-agent")
@@ -234,7 +234,7 @@ def test_a_stopped_service_thaws(lab: LabVM, guest: Guest, counter: Counter) -> 
         lab.run("systemctl", "start", "vmishim-agent")
 
 
-def test_a_killed_agent_thaws(lab: LabVM, guest: Guest, counter: Counter) -> None:
+def test_a_killed_agent_thaws(lab: LabVM, guest: AgentGuest, counter: Counter) -> None:
     guest.hold()
     assert frozen(lab)
     lab.run("kill", "-KILL", str(main_pid(lab)))
@@ -252,7 +252,7 @@ def test_the_warden_thaws_without_a_next_agent(lab: LabVM) -> None:
     lab.run("rmdir", PLANTED)
 
 
-def test_the_next_agent_thaws_what_no_warden_could(lab: LabVM, guest: Guest, counter: Counter) -> None:
+def test_the_next_agent_thaws_what_no_warden_could(lab: LabVM, guest: AgentGuest, counter: Counter) -> None:
     guest.hold()
     assert frozen(lab)
     lab.run("systemctl", "kill", "--signal=KILL", "vmishim-agent")  # all of its processes
@@ -261,7 +261,7 @@ def test_the_next_agent_thaws_what_no_warden_could(lab: LabVM, guest: Guest, cou
     is_back(lab)
 
 
-def test_an_agent_without_a_warden_is_started_anew(lab: LabVM, guest: Guest, counter: Counter) -> None:
+def test_an_agent_without_a_warden_is_started_anew(lab: LabVM, guest: AgentGuest, counter: Counter) -> None:
     guest.hold()
     assert frozen(lab)
     agent = main_pid(lab)

@@ -24,7 +24,7 @@ from lab import planter
 from lab.planter import Planter
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests import agent_profile
-from vmishim.guests.guest import Guest, Strategy
+from vmishim.guests.agent import AgentGuest, Strategy
 from vmishim.libvmi import AccessContext, Libvmi, TranslateMechanism, pause
 from vmishim.link import Link
 from vmishim.memory.lifetimes import STALE
@@ -65,7 +65,7 @@ class InProcessLink:
         pass
 
 
-class Planted(Guest):
+class Planted(AgentGuest):
     """This machine as a guest that has the planted lists."""
 
     def __init__(self, link: InProcessLink, places: list[Place], strategy: Strategy = "batch") -> None:

@@ -13,7 +13,7 @@ import pytest
 from lab.vm import LabVM
 from tests.guest.ids import Ids
 from tests.guest.test_readahead import learned, same
-from vmishim.guests.guest import Guest
+from vmishim.guests.agent import AgentGuest
 from vmishim.libvmi import AccessContext, TranslateMechanism
 from vmishim.wire.plan import Plan, Step, Take
 
@@ -96,13 +96,13 @@ def read_probes(ids: Ids) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def test_probes_are_those_that_debugfs_shows(lab: LabVM, guest: Guest, ids: Ids, probes: None) -> None:
+def test_probes_are_those_that_debugfs_shows(lab: LabVM, guest: AgentGuest, ids: Ids, probes: None) -> None:
     listed = same(lambda: read_probes(ids), lambda: shown_probes(lab))
     assert sorted(flags & DISABLED for _, flags in listed) == [0, DISABLED, DISABLED]
     learned(guest, lambda: read_probes(ids), 24)
 
 
-def test_probes_in_one_plan(lab: LabVM, guest: Guest, ids: Ids, probes: None) -> None:
+def test_probes_in_one_plan(lab: LabVM, guest: AgentGuest, ids: Ids, probes: None) -> None:
     """Who speaks to the agent himself gets the whole table by one request."""
     places = (Take(0, ids.at("kprobe addr"), 8),)
     table = ids.vmi.translate_ksym2v("kprobe_table")
@@ -135,7 +135,7 @@ def read_tracers(ids: Ids) -> list[tuple[str, list[str]]]:
     return sorted(found)
 
 
-def test_function_tracers_are_those_that_were_begun(lab: LabVM, guest: Guest, ids: Ids, probes: None) -> None:
+def test_function_tracers_are_those_that_were_begun(lab: LabVM, guest: AgentGuest, ids: Ids, probes: None) -> None:
     def shown() -> set[str]:
         listed = lab.run("cat", f"{TRACING}/enabled_functions").stdout.decode().splitlines()
         return {line.split()[0] for line in listed if not line.startswith(("\t", " "))}
@@ -184,7 +184,7 @@ def read_programs(ids: Ids) -> list[list[int | str]]:
     return sorted(found)
 
 
-def test_programs_are_those_that_bpf_tells(lab: LabVM, guest: Guest, ids: Ids) -> None:
+def test_programs_are_those_that_bpf_tells(lab: LabVM, guest: AgentGuest, ids: Ids) -> None:
     """Ours among them: an agent that hides its own programs could hide others'."""
 
     def shown() -> list[list[int | str]]:

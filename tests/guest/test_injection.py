@@ -13,8 +13,8 @@ from lab.agent import InstalledAgent, install
 from lab.headers import HeadersError, headers
 from lab.vm import LabVM
 from tests.guest.ids import Ids
-from vmishim.guests import guest as guests
-from vmishim.guests.guest import Guest
+from vmishim.guests import agent as guests
+from vmishim.guests.agent import AgentGuest
 from vmishim.inject import Extents, InjectedProgram, InjectError, compile_core, inject, injected
 from vmishim.inject.bcc import compile_by_headers, member_offsets
 from vmishim.kernel.offsets import Offsets
@@ -46,7 +46,7 @@ def open_agent(vm: LabVM) -> InstalledAgent:
 
 
 @pytest.fixture
-def guest(open_agent: InstalledAgent) -> Iterator[Guest]:
+def guest(open_agent: InstalledAgent) -> Iterator[AgentGuest]:
     target = open_agent.connect()
     yield target
     target.close()
@@ -86,7 +86,7 @@ def links(vm: LabVM) -> dict[str, int]:
     return {line.split("/")[0]: int(line.rpartition(":")[2]) for line in lines}
 
 
-def devices(program: InjectedProgram, guest: Guest) -> dict[str, int]:
+def devices(program: InjectedProgram, guest: AgentGuest) -> dict[str, int]:
     """What the example finds, and that nothing of it is missing."""
     found = program.run(guest.profile.symbol("init_net").to_bytes(8, "little"))
     assert (found.faults, found.truncated) == (0, None)
@@ -101,7 +101,7 @@ def as_devices(found: Extents) -> dict[str, int]:
     }
 
 
-def test_the_example_finds_what_sys_says(vm: LabVM, guest: Guest) -> None:
+def test_the_example_finds_what_sys_says(vm: LabVM, guest: AgentGuest) -> None:
     with inject(guest, EXAMPLE, name="devices") as program:
         assert devices(program, guest) == links(vm)
         assert links(vm).keys() >= {"lo", "planted0", "planted1"}
@@ -111,7 +111,7 @@ def test_the_example_finds_what_sys_says(vm: LabVM, guest: Guest) -> None:
         assert devices(program, guest) == links(vm)
 
 
-def test_extents_are_what_a_read_gives(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extents_are_what_a_read_gives(guest: AgentGuest, monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[Extent] = []
     monkeypatch.setattr(guest, "learned", learned.extend, raising=False)
     with inject(guest, EXAMPLE) as program:
@@ -120,7 +120,7 @@ def test_extents_are_what_a_read_gives(guest: Guest, monkeypatch: pytest.MonkeyP
     assert [guest.remote.read(address, len(data)) for address, data in found] == [data for _, data in found]
 
 
-def test_extents_are_known_to_the_read_ahead(guest: Guest) -> None:
+def test_extents_are_known_to_the_read_ahead(guest: AgentGuest) -> None:
     with inject(guest, EXAMPLE) as program:
         found = program.run(guest.profile.symbol("init_net").to_bytes(8, "little"))
     before = guest.link.requests
@@ -128,7 +128,7 @@ def test_extents_are_known_to_the_read_ahead(guest: Guest) -> None:
     assert guest.link.requests == before
 
 
-def test_mounted_file_systems(vm: LabVM, guest: Guest) -> None:
+def test_mounted_file_systems(vm: LabVM, guest: AgentGuest) -> None:
     source = """
     #include "inject.h"
     KERNEL_TYPES
@@ -172,7 +172,7 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("what", REJECTED)
-def test_a_rejected_program_leaves_the_agent_running(vm: LabVM, guest: Guest, what: str) -> None:
+def test_a_rejected_program_leaves_the_agent_running(vm: LabVM, guest: AgentGuest, what: str) -> None:
     part, replacement, word = REJECTED[what]
     assert part in EXAMPLE
     source = EXAMPLE.replace(part, replacement)
@@ -186,7 +186,7 @@ def test_a_rejected_program_leaves_the_agent_running(vm: LabVM, guest: Guest, wh
         assert devices(program, guest) == links(vm)
 
 
-def test_a_session_holds_eight(guest: Guest) -> None:
+def test_a_session_holds_eight(guest: AgentGuest) -> None:
     data = compile_core(EXAMPLE)
     programs = [inject(guest, data, name=f"number {n}") for n in range(8)]
     with pytest.raises(InjectError, match="this session holds 8 programs"):
@@ -244,7 +244,7 @@ def loaded(vm: LabVM) -> int:
     return int(vm.run("sh", "-c", script).stdout)
 
 
-def test_offsets_of_headers_are_those_of_btf(guest: Guest, offsets: Offsets) -> None:
+def test_offsets_of_headers_are_those_of_btf(guest: AgentGuest, offsets: Offsets) -> None:
     told = dict(zip(MEMBERS, guest.remote.members(MEMBERS), strict=True))
     assert offsets.release == guest.profile.release
     assert {**offsets.members, "task_struct no_such": None} == told
@@ -273,7 +273,7 @@ def test_without_btf_core_says_what_to_do(agent_without_btf: InstalledAgent) -> 
 
 def test_processes_are_listed_without_btf(vm: LabVM, agent_without_btf: InstalledAgent, offsets: Offsets) -> None:
     link = Link(agent_without_btf.endpoint, agent_without_btf.private, agent_without_btf.public, 30.0)
-    guest = Guest("lab", link, offsets=offsets)
+    guest = AgentGuest("lab", link, offsets=offsets)
     planted = vm.spawn("sleep", "infinity", count=3, comm="planted")
     listed = Ids(Libvmi.over(guest)).processes()
     assert {pid for pid, comm in listed.items() if comm == "planted"} == planted

@@ -16,7 +16,7 @@ import pytest
 from lab.agent import InstalledAgent
 from lab.vm import LabVM
 from tests.guest.ids import Ids
-from vmishim.guests.guest import Guest
+from vmishim.guests.agent import AgentGuest
 from vmishim.libvmi import Libvmi
 from vmishim.memory.lifetimes import STALE
 from vmishim.readahead.readahead import ReadAhead
@@ -40,13 +40,13 @@ def scalar(agent: InstalledAgent) -> Iterator[Ids]:
     target.close()
 
 
-def requests(guest: Guest, listing: Callable[[], Any]) -> int:
+def requests(guest: AgentGuest, listing: Callable[[], Any]) -> int:
     before = guest.link.requests
     listing()
     return guest.link.requests - before
 
 
-def learned(guest: Guest, listing: Callable[[], Any], most: int) -> None:
+def learned(guest: AgentGuest, listing: Callable[[], Any], most: int) -> None:
     """After a few passes a listing costs at most ``most`` requests."""
     costs = []
     for _ in range(6):
@@ -67,7 +67,7 @@ def same(listing: Callable[[], Any], truth: Callable[[], Any]) -> Any:
     raise AssertionError("the guest does not stand still")
 
 
-def test_executables_and_parents_are_learned(lab: LabVM, guest: Guest, ids: Ids, scalar: Ids) -> None:
+def test_executables_and_parents_are_learned(lab: LabVM, guest: AgentGuest, ids: Ids, scalar: Ids) -> None:
     planted = lab.spawn("sleep", "infinity", count=5)
     learned(guest, ids.executables, 1)
     listed = ids.executables()
@@ -79,7 +79,7 @@ def test_executables_and_parents_are_learned(lab: LabVM, guest: Guest, ids: Ids,
     lab.kill(planted)
 
 
-def test_a_process_tree_by_children_lists_is_one_listing(lab: LabVM, guest: Guest, ids: Ids) -> None:
+def test_a_process_tree_by_children_lists_is_one_listing(lab: LabVM, guest: AgentGuest, ids: Ids) -> None:
     """Each task has a list head of its own, ``children``: reading it begins no snapshot of its own."""
 
     def tree() -> dict[int, set[int]]:
@@ -95,7 +95,7 @@ def test_a_process_tree_by_children_lists_is_one_listing(lab: LabVM, guest: Gues
     lab.kill(planted)
 
 
-def test_threads_are_those_of_proc(lab: LabVM, guest: Guest, ids: Ids) -> None:
+def test_threads_are_those_of_proc(lab: LabVM, guest: AgentGuest, ids: Ids) -> None:
     program = "import threading, time\nfor _ in range(9): threading.Thread(target=time.sleep, args=(10**6,)).start()"
     planted = lab.spawn("python3", "-c", program)
     (pid,) = planted
@@ -116,7 +116,7 @@ def test_threads_are_those_of_proc(lab: LabVM, guest: Guest, ids: Ids) -> None:
     lab.kill(planted)
 
 
-def test_open_files_are_those_of_proc(lab: LabVM, guest: Guest, ids: Ids) -> None:
+def test_open_files_are_those_of_proc(lab: LabVM, guest: AgentGuest, ids: Ids) -> None:
     program = "import time\nkept = [open('/etc/hostname') for _ in range(100)]\ntime.sleep(10**6)"
     planted = lab.spawn("python3", "-c", program)
     (pid,) = planted
@@ -132,7 +132,7 @@ def test_open_files_are_those_of_proc(lab: LabVM, guest: Guest, ids: Ids) -> Non
     lab.kill(planted)
 
 
-def test_mappings_are_those_of_proc(lab: LabVM, guest: Guest, ids: Ids) -> None:
+def test_mappings_are_those_of_proc(lab: LabVM, guest: AgentGuest, ids: Ids) -> None:
     planted = lab.spawn("python3", "-c", "import json, ssl, time\ntime.sleep(10**6)")
     (pid,) = planted
     lab.wait_until(
@@ -164,7 +164,7 @@ def proc_sockets(lab: LabVM) -> list[tuple[int, int, int]]:
     return sorted(found)
 
 
-def test_sockets_are_those_of_proc_in_every_namespace(lab: LabVM, guest: Guest, ids: Ids, scalar: Ids) -> None:
+def test_sockets_are_those_of_proc_in_every_namespace(lab: LabVM, guest: AgentGuest, ids: Ids, scalar: Ids) -> None:
     planted = lab.spawn("python3", "-c", LISTEN, "4711", "20")
     lab.wait_until(lambda: sum(local == 4711 for local, _, _ in proc_sockets(lab)) == 21, "forty connected sockets")
 
@@ -200,7 +200,7 @@ def test_time_wait_sockets_are_there(lab: LabVM, ids: Ids) -> None:
     lab.kill(planted)
 
 
-def test_whole_structures_are_learned(guest: Guest, ids: Ids, scalar: Ids) -> None:
+def test_whole_structures_are_learned(guest: AgentGuest, ids: Ids, scalar: Ids) -> None:
     """An IDS that copies each ``task_struct`` whole and takes it apart on its own side."""
     size = guest.profile.size("task_struct")
     pid, comm = ids.at("task_struct pid"), ids.at("task_struct comm")
@@ -217,7 +217,7 @@ def test_whole_structures_are_learned(guest: Guest, ids: Ids, scalar: Ids) -> No
     assert same(copies, lambda: {scalar.pid(task): scalar.comm(task).encode() for task in scalar.tasks()})
 
 
-def test_an_array_is_read_in_few_requests(guest: Guest, ids: Ids, scalar: Ids) -> None:
+def test_an_array_is_read_in_few_requests(guest: AgentGuest, ids: Ids, scalar: Ids) -> None:
     """The system call table, entry by entry, as a detector of hooks reads it."""
     table = ids.vmi.translate_ksym2v("sys_call_table")
     before = guest.link.requests
@@ -227,7 +227,7 @@ def test_an_array_is_read_in_few_requests(guest: Guest, ids: Ids, scalar: Ids) -
     assert tuple(ours) == truth
 
 
-def test_an_undeclared_list_is_learned(lab: LabVM, guest: Guest, ids: Ids) -> None:
+def test_an_undeclared_list_is_learned(lab: LabVM, guest: AgentGuest, ids: Ids) -> None:
     """Mounted file systems: a chain of reads from ``super_blocks`` that nobody declared."""
     head = ids.vmi.translate_ksym2v("super_blocks")
 
@@ -257,7 +257,7 @@ def test_a_process_started_between_two_listings_is_in_the_second(lab: LabVM, ids
         assert not planted & gone
 
 
-def test_looking_twice_at_the_head_is_one_walk(guest: Guest, ids: Ids) -> None:
+def test_looking_twice_at_the_head_is_one_walk(guest: AgentGuest, ids: Ids) -> None:
     """And one small request, once it is known how this script goes."""
     head = ids.vmi.translate_ksym2v("init_task") + ids.at("task_struct tasks")
     assert isinstance(guest.reader, ReadAhead)
@@ -273,7 +273,7 @@ def test_looking_twice_at_the_head_is_one_walk(guest: Guest, ids: Ids) -> None:
     assert tasks.walks == walks + 1
 
 
-def test_within_a_pause_all_is_of_one_hold(lab: LabVM, guest: Guest, ids: Ids) -> None:
+def test_within_a_pause_all_is_of_one_hold(lab: LabVM, guest: AgentGuest, ids: Ids) -> None:
     vmi = ids.vmi
     jiffies = vmi.translate_ksym2v("jiffies")
     vmi.pause_vm()
@@ -292,7 +292,7 @@ def test_within_a_pause_all_is_of_one_hold(lab: LabVM, guest: Guest, ids: Ids) -
     lab.kill(planted)
 
 
-def test_nothing_is_older_than_promised(lab: LabVM, agent: InstalledAgent, guest: Guest, ids: Ids) -> None:
+def test_nothing_is_older_than_promised(lab: LabVM, agent: InstalledAgent, guest: AgentGuest, ids: Ids) -> None:
     """A field read again and again, and no head between: it changes at most ``STALE`` seconds late."""
     program = (
         "import time\nwhile True:\n    open('/proc/self/comm', 'w').write(f'{time.monotonic():.3f}'); time.sleep(0.02)"
@@ -312,7 +312,7 @@ def test_nothing_is_older_than_promised(lab: LabVM, agent: InstalledAgent, guest
     lab.kill(planted)
 
 
-def test_a_listing_slower_than_the_promise_goes_on(lab: LabVM, guest: Guest, ids: Ids) -> None:
+def test_a_listing_slower_than_the_promise_goes_on(lab: LabVM, guest: AgentGuest, ids: Ids) -> None:
     """An IDS that thinks for a second in the middle: the rest of its listing is not read one by one."""
     ids.processes()
     tasks = ids.tasks()
@@ -343,7 +343,7 @@ def listed_by_a_child(ids: Ids) -> tuple[int, int]:
     return child, ours
 
 
-def test_forked_children_and_their_parent_share_one_agent(lab: LabVM, guest: Guest, ids: Ids) -> None:
+def test_forked_children_and_their_parent_share_one_agent(lab: LabVM, guest: AgentGuest, ids: Ids) -> None:
     """Each child has the parent's connected object, and its own connection to the agent."""
     planted = lab.spawn("sleep", "infinity", count=3)
     ids.processes()
@@ -357,7 +357,9 @@ def test_forked_children_and_their_parent_share_one_agent(lab: LabVM, guest: Gue
     lab.kill(planted)
 
 
-def test_an_agent_restarted_in_the_middle_of_a_walk(lab: LabVM, agent: InstalledAgent, guest: Guest, ids: Ids) -> None:
+def test_an_agent_restarted_in_the_middle_of_a_walk(
+    lab: LabVM, agent: InstalledAgent, guest: AgentGuest, ids: Ids
+) -> None:
     """Whole task_structs, more than one reply carries: the walk is begun anew with the new agent."""
     planted = lab.spawn("sleep", "infinity", count=120)
     size = guest.profile.size("task_struct")

@@ -9,7 +9,7 @@ import pytest
 from lab.agent import AGENT, KEYS, InstalledAgent
 from lab.vm import LabVM
 from tests.guest.ids import Ids
-from vmishim.guests.guest import Guest, connect
+from vmishim.guests.agent import AgentGuest, connect
 from vmishim.libvmi import Libvmi
 from vmishim.wire.keys import PrivateKey, PublicKey, generate
 from vmishim.wire.session import Reason, RefusedError
@@ -35,12 +35,12 @@ def permit(lab: LabVM, how: str, *keys: PrivateKey) -> None:
     lab.run("sh", "-c", COMMANDS[how], "sh", f"{KEYS}/new", f"{KEYS}/permitted")
 
 
-def reads(guest: Guest) -> bool:
+def reads(guest: AgentGuest) -> bool:
     guest.flush()
     return {1, 2} <= Ids(Libvmi.over(guest)).processes().keys()
 
 
-def refuses(guest: Guest) -> Reason:
+def refuses(guest: AgentGuest) -> Reason:
     guest.flush()
     with pytest.raises(RefusedError) as caught:
         Ids(Libvmi.over(guest)).processes()

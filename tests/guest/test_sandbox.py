@@ -22,7 +22,7 @@ from tests.guest.ids import Ids
 from tests.guest.test_injection import EXAMPLE
 from vmishim.errors import LinkError
 from vmishim.guests import local
-from vmishim.guests.guest import Guest, connect
+from vmishim.guests.agent import AgentGuest, connect
 from vmishim.inject import InjectError, inject
 from vmishim.libvmi import Libvmi
 from vmishim.wire.keys import generate
@@ -138,7 +138,7 @@ class TestHere(Attempts):
             pytest.skip("loading eBPF programs on this machine takes root")
 
 
-def requests(guest: Guest) -> Iterator[Message | bytes]:
+def requests(guest: AgentGuest) -> Iterator[Message | bytes]:
     """Every kind of request, good ones and such as are refused."""
     banner = guest.profile.symbol("linux_banner")
     yield Hello("soak", ["init_task"], ["task_struct comm"])

@@ -25,7 +25,7 @@ from tests.guest.test_walks import Ground, Walks
 from vmishim import cli
 from vmishim.client import Remote
 from vmishim.errors import FaultError, LinkError
-from vmishim.guests.guest import Guest
+from vmishim.guests.agent import AgentGuest
 from vmishim.libvmi import Libvmi
 from vmishim.memory.reader import PHYSICAL
 from vmishim.wire import sealed
@@ -100,7 +100,7 @@ def machine(request: pytest.FixtureRequest) -> Machine:
 
 
 @pytest.fixture
-def guest(machine: Machine) -> Iterator[Guest]:
+def guest(machine: Machine) -> Iterator[AgentGuest]:
     with closing(machine.sealing.connect(kernel_key=machine.sealing.kernel)) as connected:
         yield connected
 
@@ -148,7 +148,7 @@ def tampered(machine: Machine) -> Iterator[Tampered]:
 # ---- what is read is what is there -----------------------------------------------------------------------------------
 
 
-def test_the_list_is_that_of_proc_and_of_an_agent_that_reads_in_the_clear(machine: Machine, guest: Guest) -> None:
+def test_the_list_is_that_of_proc_and_of_an_agent_that_reads_in_the_clear(machine: Machine, guest: AgentGuest) -> None:
     for _ in range(20):
         pids = machine.run("ls", "/proc")
         listed = Ids(Libvmi.over(guest)).processes()
@@ -161,7 +161,7 @@ def test_the_list_is_that_of_proc_and_of_an_agent_that_reads_in_the_clear(machin
     assert listed.keys() == proc
 
 
-def test_every_kind_of_reading_gives_what_an_agent_in_the_clear_gives(machine: Machine, guest: Guest) -> None:
+def test_every_kind_of_reading_gives_what_an_agent_in_the_clear_gives(machine: Machine, guest: AgentGuest) -> None:
     _, secret = plant(machine)
     plain = machine.plain.connect(strategy="scalar")
     address, size = machine.ground.address, len(secret) * NODE
@@ -192,7 +192,7 @@ def test_every_kind_of_reading_gives_what_an_agent_in_the_clear_gives(machine: M
             guest.remote.read((1 << 64) - 8, 8, space)
 
 
-def test_a_walk_of_many_chunks_is_exact(machine: Machine, guest: Guest) -> None:
+def test_a_walk_of_many_chunks_is_exact(machine: Machine, guest: AgentGuest) -> None:
     plan, secret = plant(machine)
     found: dict[int, bytes] = {}
     reads = [(machine.ground.address + NODE, NODE), (machine.ground.address, 5), (8, 8)]
@@ -213,7 +213,7 @@ class TestWalksHere(Walks):
     @pytest.fixture(scope="class")
     @classmethod
     def ground(cls, on_this_machine: Machine) -> Iterator[Ground]:
-        def another() -> Guest:
+        def another() -> AgentGuest:
             return on_this_machine.sealing.connect(strategy="scalar")
 
         with closing(another()) as guest:
@@ -223,7 +223,7 @@ class TestWalksHere(Walks):
 # ---- the agent can't read it -----------------------------------------------------------------------------------------
 
 
-def test_the_agent_never_holds_what_it_carries(machine: Machine, guest: Guest) -> None:
+def test_the_agent_never_holds_what_it_carries(machine: Machine, guest: AgentGuest) -> None:
     plan, secret = plant(machine)
     looked_for = secret[0], secret[100], secret[-1]
     for _ in guest.remote.walk(plan):
@@ -239,7 +239,7 @@ def test_the_agent_never_holds_what_it_carries(machine: Machine, guest: Guest) -
     assert search(machine, machine.plain, secret[0])[0] > 0
 
 
-def test_the_agent_keeps_no_key(machine: Machine, guest: Guest) -> None:
+def test_the_agent_keeps_no_key(machine: Machine, guest: AgentGuest) -> None:
     answer = decode(guest.link.exchange(encode(Envelope(machine.sealing.private.public.raw.hex()))))
     envelope = bytes.fromhex(answer.values[0])  # type: ignore[attr-defined]
     root = HandshakeState(sealed.PROLOGUE, machine.sealing.private, pattern="X").read(envelope)
@@ -267,7 +267,7 @@ def test_the_agent_holds_three_programs_and_what_it_asks_and_is_answered_by(mach
     [Read(0, 1 << 63, 8), Lookup(4096, 8), Walk(Plan(8, Step.SELF, ())), More(1)],
     ids=lambda r: type(r).__name__,
 )
-def test_nothing_is_read_in_the_clear(guest: Guest, request_: Message) -> None:
+def test_nothing_is_read_in_the_clear(guest: AgentGuest, request_: Message) -> None:
     refused = decode(guest.link.exchange(encode(request_)))
     assert getattr(refused, "code", refused) == "kernel-encryption"
 

@@ -23,7 +23,7 @@ from lab.planter import Layout, Planter, Stores
 from lab.vm import LabVM
 from vmishim.errors import FaultError
 from vmishim.guests import local
-from vmishim.guests.guest import Guest, connect
+from vmishim.guests.agent import AgentGuest, connect
 from vmishim.wire.keys import PublicKey, load_private
 from vmishim.wire.messages import BULK_MAX, Chunk, Failure, More, Walk, decode, encode, expect
 from vmishim.wire.plan import HEADS_MAX, OPS_MAX, RECORD_MAX, TAKE_MAX, Kind, Load, Op, Plan, Step, Take, Text
@@ -65,8 +65,8 @@ class Ground:
     """A kernel to plant lists in, and the guest that reads it."""
 
     planter: Planter
-    guest: Guest
-    another: Callable[[], Guest]
+    guest: AgentGuest
+    another: Callable[[], AgentGuest]
     """One more session with the same agent."""
     chunk: int = BULK_MAX
     """Bytes of records that come at once."""
@@ -83,7 +83,7 @@ class Ground:
         chunks = list(self.guest.remote.walk(plan, heads))
         return Walked([row for chunk in chunks for row in plan.records(chunk.bulk)], chunks)
 
-    def ask(self, request: bytes, guest: Guest | None = None) -> Any:
+    def ask(self, request: bytes, guest: AgentGuest | None = None) -> Any:
         return decode((guest or self.guest).link.exchange(request))
 
 
@@ -91,7 +91,7 @@ class Ground:
 def _here() -> Iterator[Ground]:
     with local.agent() as (endpoint, key, public):
 
-        def another() -> Guest:
+        def another() -> AgentGuest:
             return connect("here", endpoint, load_private(key), PublicKey.from_text(public), 30.0, "scalar")
 
         with closing(another()) as guest, planter.here() as ground:
@@ -788,7 +788,7 @@ class TestLab(Requests):
     @pytest.fixture(scope="class")
     @classmethod
     def ground(cls, lab: LabVM, agent: InstalledAgent) -> Iterator[Ground]:
-        def another() -> Guest:
+        def another() -> AgentGuest:
             return agent.connect(strategy="scalar", timeout=60.0)
 
         with closing(another()) as guest, planter.inside(lab) as ground:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import vmishim.guests.guest
+import vmishim.guests.agent
 import vmishim.inspection.fleet
 from vmishim import cli
 from vmishim.commands import CommandError, enrolment, inspection
@@ -72,7 +72,7 @@ def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
 def test_the_ways_to_read_are_those_there_are() -> None:
     options = cli.parser().parse_args(["ps", "--local"])
     assert options.strategy == "batch"
-    for strategy in get_args(vmishim.guests.guest.Strategy):
+    for strategy in get_args(vmishim.guests.agent.Strategy):
         assert cli.parser().parse_args(["run", "--strategy", strategy, "script.py"]).strategy == strategy
 
 

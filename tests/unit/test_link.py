@@ -20,7 +20,7 @@ import zmq
 import trials.hostile.relay
 from guest_agent.serve import serve
 from vmishim.errors import LibvmiError, LinkError, RebootedError
-from vmishim.guests.guest import connect
+from vmishim.guests.agent import connect
 from vmishim.link import Link
 from vmishim.memory.reader import KERNEL_FLOOR
 from vmishim.wire.keys import generate

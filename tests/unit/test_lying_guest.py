@@ -21,7 +21,7 @@ from vmishim import client, libvmi
 from vmishim.commands.inspection import SHAPES
 from vmishim.commands.tables import show
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.guests.guest import STRATEGIES, Guest, Strategy
+from vmishim.guests.agent import STRATEGIES, AgentGuest, Strategy
 from vmishim.inspection import objects
 from vmishim.libvmi import AccessContext, Libvmi
 from vmishim.libvmi.constants import TranslateMechanism
@@ -199,7 +199,7 @@ class Liar:
 
 
 class Wire:
-    """What `Guest` needs of a link, with a session's two real ends back to back."""
+    """What `AgentGuest` needs of a link, with a session's two real ends back to back."""
 
     def __init__(self, answer: Callable[[bytes], bytes]) -> None:
         self._pair = Pair()
@@ -241,7 +241,7 @@ class LyingGuest(RuleBasedStateMachine):
         self.held = 0
         with suppress(LibvmiError):
             link: Any = self.wire
-            self.vmi = Libvmi.over(Guest("liar", link, strategy))
+            self.vmi = Libvmi.over(AgentGuest("liar", link, strategy))
 
     def call(self, what: Callable[[Libvmi], Any]) -> Any:
         """Data or LibVMI's error: any other exception fails the test."""
@@ -340,7 +340,7 @@ TestLyingGuest.settings = settings(
 # One test for each lie that had an effect once.
 
 
-def guest(answer: Callable[[Message], Message]) -> tuple[Wire, Guest]:
+def guest(answer: Callable[[Message], Message]) -> tuple[Wire, AgentGuest]:
     """A guest whose agent answers what it is greeted with honestly, and everything else so."""
     honest = Liar(0, 0.0)
 
@@ -350,7 +350,7 @@ def guest(answer: Callable[[Message], Message]) -> tuple[Wire, Guest]:
 
     wire = Wire(reply)
     link: Any = wire
-    return wire, Guest("liar", link)
+    return wire, AgentGuest("liar", link)
 
 
 def chunk(bulk: bytes = b"", walk: int = 0, reads: Sequence[int] = (), head: Sequence[int] = (0, 0)) -> Chunk:
@@ -411,7 +411,7 @@ def test_a_fact_that_is_none_is_an_error(fact: str, value: Any) -> None:
 
     link: Any = Wire(reply)
     with pytest.raises(LinkError, match="the agent"):
-        Guest("liar", link)
+        AgentGuest("liar", link)
 
 
 @pytest.mark.parametrize("value", [[], [1], [1, 2, 3], [-1, 8], [0, 2**30], [2**40, 8], ["a", 1], [True, 1], 7, "ab"])

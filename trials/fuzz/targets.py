@@ -20,7 +20,7 @@ from vmishim.attestation.errors import AttestationError
 from vmishim.attestation.report import Report
 from vmishim.errors import FaultError, LibvmiError, LinkError
 from vmishim.guests import dumps
-from vmishim.guests.guest import Guest
+from vmishim.guests.agent import AgentGuest
 from vmishim.inspection import objects
 from vmishim.kernel import btf as types
 from vmishim.kernel.btf import Btf
@@ -201,7 +201,7 @@ class _Liar:
 
 def _readahead(data: bytes) -> None:
     liar: Any = _Liar(data)
-    vmi = Libvmi.over(Guest("fuzz", liar))
+    vmi = Libvmi.over(AgentGuest("fuzz", liar))
     for read in (objects.tasks, objects.tasks, objects.modules, objects.sockets, objects.without_file):
         with suppress(LibvmiError):
             for _ in islice(read(vmi), MOST):

@@ -35,7 +35,7 @@ from trials.soak.outages import KINDS as OUTAGES
 from trials.soak.outages import SERVICE, Counts, Outages
 from trials.soak.truth import KINDS, Entry, Interval, Kind, Truth
 from vmishim.errors import LibvmiError, LinkError
-from vmishim.guests.guest import Guest, Strategy, connect
+from vmishim.guests.agent import AgentGuest, Strategy, connect
 from vmishim.libvmi import Libvmi, pause
 
 MODULES = "ts_kmp", "ts_bm", "ts_fsm", "crc7"
@@ -105,7 +105,7 @@ class Soak:
         self._seconds = 60.0 * minutes
         self._truth = Truth()
         self._forwarder = Forwarder(vm.port)
-        self._guests: dict[Strategy, Guest] = {}
+        self._guests: dict[Strategy, AgentGuest] = {}
         self._readers: dict[Strategy, Any] = {}
         self._let_go = Counts(0, 0)
 

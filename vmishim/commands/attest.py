@@ -10,7 +10,7 @@ from vmishim.attestation import ask, verify
 from vmishim.commands import CommandError
 from vmishim.commands.tables import dump, show
 from vmishim.guests import domains
-from vmishim.guests.guest import Guest
+from vmishim.guests.agent import AgentGuest
 from vmishim.wire.keys import PublicKey
 
 
@@ -27,7 +27,7 @@ def attest(options: argparse.Namespace) -> int:
     elif domain and domain.agent:
         # Reached without what it requires: what it says is to be seen even then.
         target = domains.reach(replace(domain, attestation=None), strategy="scalar")
-        assert isinstance(target, Guest)
+        assert isinstance(target, AgentGuest)
         try:
             evidence, key = ask(target.link.exchange), target.link.remote
         finally:

@@ -285,9 +285,9 @@ def _unreached(error: LibvmiError, ours: str) -> Finding:
 
 def inside(target: Target, required: Requirements | None = None) -> Iterator[Finding]:
     """What a reached guest says of itself, and its hardware of it. :raises LinkError: it stopped answering"""
-    from vmishim.guests.guest import Guest
+    from vmishim.guests.agent import AgentGuest
 
-    if isinstance(target, Guest):
+    if isinstance(target, AgentGuest):
         yield _attestation(target.link, required)
     profile = target.profile
     theirs = getattr(profile, "agent_version", None)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vmishim.guests import domains
-from vmishim.guests.guest import Strategy
+from vmishim.guests.agent import Strategy
 from vmishim.guests.target import Target
 from vmishim.libvmi import Libvmi
 
@@ -28,10 +28,10 @@ class Meter:
 
     def report(self) -> None:
         """Say it on standard error, in one line."""
-        from vmishim.guests.guest import Guest
+        from vmishim.guests.agent import AgentGuest
 
         taken = time.perf_counter() - self._begun
-        links = [target.link for target in self._targets if isinstance(target, Guest)]
+        links = [target.link for target in self._targets if isinstance(target, AgentGuest)]
         requests, handshakes = (sum(getattr(link, name) for link in links) for name in ("requests", "handshakes"))
         carried = sum(link.bytes_sent + link.bytes_received for link in links)
         counted = ", ".join((_many(requests, "request"), _many(carried, "byte"), _many(handshakes, "handshake")))

@@ -19,7 +19,7 @@ def offsets(options: argparse.Namespace) -> int:
 
     :raises CompileError: bcc or headers are missing
     """
-    from vmishim.guests.guest import MEMBERS
+    from vmishim.guests.agent import MEMBERS
     from vmishim.inject.bcc import member_offsets
     from vmishim.readahead.catalogue import KNOWN
 

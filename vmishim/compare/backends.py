@@ -16,8 +16,8 @@ from vmishim.compare import ours, recorder
 from vmishim.compare.verdict import Run
 from vmishim.errors import LibvmiError
 from vmishim.guests import domains
+from vmishim.guests.agent import STRATEGIES
 from vmishim.guests.domains import Domain
-from vmishim.guests.guest import STRATEGIES
 from vmishim.guests.ramfile import Ram
 from vmishim.kernel import kallsyms
 from vmishim.libvmi import Libvmi

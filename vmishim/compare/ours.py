@@ -11,8 +11,8 @@ from pathlib import Path
 from vmishim.commands.script import execute
 from vmishim.compare.recorder import Recording
 from vmishim.guests import domains
+from vmishim.guests.agent import AgentGuest
 from vmishim.guests.domains import Domain
-from vmishim.guests.guest import Guest
 from vmishim.guests.target import Target
 from vmishim.libvmi import Libvmi
 from vmishim.libvmi.constants import VMIInitData
@@ -40,7 +40,7 @@ def main() -> int:
             return execute(task["script"], task["arguments"], reach, entry)
     finally:
         seconds = time.perf_counter() - begun
-        links = [target.link for target in targets if isinstance(target, Guest)]
+        links = [target.link for target in targets if isinstance(target, AgentGuest)]
         recording.write(
             task["output"],
             seconds=seconds,

@@ -13,7 +13,7 @@ NAMES_MAX = 65536
 """Addresses whose symbols are remembered; the one asked for first makes room."""
 
 
-class RemoteProfile:
+class AgentProfile:
     """`vmishim.kernel.profile.Profile` of an agent's kernel.
 
     :param symbols: names to ask for in the first request, because they will be needed

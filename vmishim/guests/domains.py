@@ -40,7 +40,7 @@ from vmishim.libvmi.constants import VMIInitData
 
 if TYPE_CHECKING:
     from vmishim.attestation import Requirements
-    from vmishim.guests.guest import Strategy
+    from vmishim.guests.agent import Strategy
 
 TIMEOUT = 5.0
 """Seconds that an answer of the agent may take, unless the domain says otherwise."""
@@ -195,7 +195,7 @@ def reach(
         from vmishim.guests.ramfile import RamFile
 
         return RamFile(domain.name, Path(domain.ramfile).expanduser(), symbols=domain.symbols or None)
-    from vmishim.guests import guest
+    from vmishim.guests import agent as guest
     from vmishim.wire import keys
 
     socket = (init_data or {}).get(VMIInitData.KVMI_SOCKET, "")

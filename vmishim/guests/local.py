@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vmishim.errors import LinkError
-from vmishim.guests.guest import Guest, Strategy, connect
+from vmishim.guests.agent import AgentGuest, Strategy, connect
 from vmishim.wire.keys import generate, save_private
 
 
@@ -64,7 +64,7 @@ def agent(*options: str) -> Iterator[tuple[str, Path, str]]:
 
 
 @contextmanager
-def guest(strategy: Strategy = "batch", timeout: float = 5.0) -> Iterator[Guest]:
+def guest(strategy: Strategy = "batch", timeout: float = 5.0) -> Iterator[AgentGuest]:
     """This machine as a guest. :raises LinkError: see `agent`"""
     from vmishim.wire.keys import PublicKey, load_private
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests import domains
+from vmishim.guests.agent import Strategy
 from vmishim.guests.domains import Domain
-from vmishim.guests.guest import Strategy
 from vmishim.inspection import objects
 from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.libvmi import Libvmi

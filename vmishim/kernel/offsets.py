@@ -1,4 +1,4 @@
-"""Where members are in a kernel that shows no BTF: compiled from its headers, kept as a file, given to a `Guest`."""
+"""Offsets of structure members in a kernel without BTF: generated from its headers, and kept in a file."""
 
 from __future__ import annotations
 

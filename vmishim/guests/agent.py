@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmishim.client import Remote
 from vmishim.errors import LinkError, RebootedError
-from vmishim.guests.agent_profile import RemoteProfile
+from vmishim.guests.agent_profile import AgentProfile
 from vmishim.kernel.offsets import Offsets
 from vmishim.link import Link
 from vmishim.memory.pages import Pages
@@ -40,7 +40,7 @@ MEMBERS = (
 )
 
 
-class Guest:
+class AgentGuest:
     """One guest, by its agent. Implements `vmishim.guests.target.Target`.
 
     :param name: the domain's name
@@ -67,7 +67,7 @@ class Guest:
         self.remote = Remote(link.exchange, unsealing)
         symbols = {*SYMBOLS, *(shape.symbol for shape in KNOWN)}
         members = {*MEMBERS, *(member for shape in KNOWN for member in shape.members)}
-        self.profile = RemoteProfile(self.remote, symbols, members, offsets)
+        self.profile = AgentProfile(self.remote, symbols, members, offsets)
         self.words: dict[int, int] = {}
         self.cells: dict[int, bytes] = {}
         self.reader: MemoryReader = self.remote
@@ -149,7 +149,7 @@ def connect(
     requirements: Requirements | None = None,
     kernel_key: PublicKey | None = None,
     freeze: float = 0.0,
-) -> Guest:
+) -> AgentGuest:
     """Connect to an agent.
 
     :param endpoint: ZeroMQ's, ``tcp://HOST:PORT`` or ``ipc://PATH``
@@ -160,7 +160,7 @@ def connect(
     :param offsets: where members are that the kernel does not tell for lack of BTF
     :param requirements: what the agent's machine must show in each session; a report of AMD SEV-SNP is asked for then
     :param kernel_key: the guest's kernel must encrypt, by keys that the holder of this one made
-    :param freeze: seconds, see `Guest`
+    :param freeze: seconds, see `AgentGuest`
     :raises AttestationError: it does not show that
     :raises LinkError: nothing answers there, it has another key, or ours is not permitted
     """
@@ -171,7 +171,7 @@ def connect(
         proofs.append(partial(attest, requirements))
     link = Link(endpoint, private, public, timeout, proofs)
     try:
-        guest = Guest(name, link, strategy, offsets, Unsealing(private, kernel_key), freeze)
+        guest = AgentGuest(name, link, strategy, offsets, Unsealing(private, kernel_key), freeze)
         link.proofs.append(partial(_same_boot, name, guest.profile.boot_id))
         return guest
     except BaseException:
