@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab.vm import LabVM
 from vmishim.bundle import bundle, unit
 from vmishim.guests.agent import AgentGuest, Strategy, connect
+from vmishim.guests.domains import Domain
 from vmishim.wire.keys import PrivateKey, PublicKey, generate, save_private
 
 AGENT = "/usr/lib/vmishim/agent.pyz"
@@ -36,9 +37,12 @@ class InstalledAgent:
         freeze: float = 0.0,
     ) -> AgentGuest:
         """The VM as a guest. Software emulation is slow, hence the long deadline."""
-        return connect(
-            name, self.endpoint, self.private, self.public, timeout, strategy, kernel_key=kernel_key, freeze=freeze
-        )
+        domain = replace(self.domain(name, timeout), kernel_key=kernel_key.text if kernel_key else "", freeze=freeze)
+        return connect(domain, strategy, self.private)
+
+    def domain(self, name: str = "lab", timeout: float = 30.0) -> Domain:
+        """Its entry, but for our key, which is in no file."""
+        return Domain(name, agent=self.endpoint, agent_key=self.public.text, timeout=timeout)
 
 
 def install(vm: LabVM, *arguments: str) -> InstalledAgent:

@@ -26,13 +26,14 @@ from lab.environment import MissingError, genuine
 from lab.image import ImageError, say
 from lab.vm import LabError, LabVM
 from vmishim.commands import enrolment
-from vmishim.commands.script import execute
 from vmishim.compare.backends import NATIVE, Missing, find
 from vmishim.compare.verdict import Run
 from vmishim.errors import LibvmiError
 from vmishim.guests.agent import Strategy
 from vmishim.guests.domains import Domain
+from vmishim.guests.resolver import Resolver
 from vmishim.guests.target import Target
+from vmishim.script import execute
 from vmishim.wire.keys import save_private
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +171,7 @@ def _run(guest: Any) -> Run:
     output = io.StringIO()
     begun = time.perf_counter()
     with contextlib.redirect_stdout(output):
-        execute(SCRIPT, ["lab"], lambda domain, init_data: cast(Target, _Kept(guest)))
+        execute(SCRIPT, ["lab"], Resolver(reach=lambda domain: cast(Target, _Kept(guest))))
     taken = time.perf_counter() - begun
     requests, carried = link.requests - before[0], link.bytes_sent + link.bytes_received - before[1]
     return Run(output=output.getvalue(), seconds=taken, requests=requests, carried=carried)

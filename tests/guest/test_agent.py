@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -115,9 +116,9 @@ def test_an_unmapped_address_is_libvmis_error(agent: InstalledAgent, strategy: S
 
 def test_a_wrong_key_is_refused(agent: InstalledAgent) -> None:
     with pytest.raises(LinkError, match="not permitted"):
-        connect("lab", agent.endpoint, generate(), agent.public)
+        connect(agent.domain(), private=generate())
     with pytest.raises(LinkError):
-        connect("lab", agent.endpoint, agent.private, generate().public, timeout=2)
+        connect(replace(agent.domain(timeout=2), agent_key=generate().public.text), private=agent.private)
 
 
 def test_an_agent_killed_in_the_middle_comes_back(lab: LabVM, agent: InstalledAgent, guest: AgentGuest) -> None:

@@ -33,7 +33,7 @@ def test_a_guest_without_attestation_says_so(guest: AgentGuest) -> None:
 
 def test_an_ids_that_requires_attestation_does_not_read_it(agent: InstalledAgent) -> None:
     with pytest.raises(NoReportError, match="there is no attestation on the agent's machine"):
-        connect("lab", agent.endpoint, agent.private, agent.public, 30.0, requirements=REQUIRED)
+        connect(replace(agent.domain(), attestation=REQUIRED), private=agent.private)
 
 
 def test_the_device_can_be_reached_from_within_the_unit(lab: LabVM, agent: InstalledAgent) -> None:
@@ -68,7 +68,8 @@ def test_a_report_comes_through_the_kernels_configfs() -> None:
         vm.run("insmod", "/run/tsm_provider.ko")
         vm.run("systemctl", "restart", "vmishim-agent")
         required = Requirements(frozenset({b"\x4d" * 48}), vmpl=2, roots=frozenset({authority().root}))
-        with closing(connect("lab", agent.endpoint, agent.private, agent.public, 30.0, requirements=required)) as guest:
+        entry = replace(agent.domain(), attestation=required)
+        with closing(connect(entry, private=agent.private)) as guest:
             assert {1, 2} <= Ids(Libvmi.over(guest)).processes().keys()
             assert ask(guest.link.exchange)[:SIGNED] == raw[:SIGNED]
         assert vm.run("ls", "/sys/kernel/config/tsm/report").stdout == b""
@@ -88,6 +89,6 @@ def refused(
     """What a freshly started agent is refused for."""
     vm.run("systemctl", "restart", "vmishim-agent")
     with pytest.raises(AttestationError) as caught:
-        connect("lab", agent.endpoint, agent.private, key, 30.0, requirements=required)
+        connect(replace(agent.domain(), agent_key=key.text, attestation=required), private=agent.private)
     assert type(caught.value) is error
     return str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_an_ids_changes_its_key(lab: LabVM, agent: InstalledAgent, how: str) -> 
     old = agent.connect()
     assert reads(old)
     permit(lab, how, agent.private, key)
-    new = connect("lab", agent.endpoint, key, agent.public, 30.0)
+    new = connect(agent.domain(), private=key)
     assert reads(old)
     assert reads(new)
     permit(lab, how, key)
@@ -72,8 +73,10 @@ def test_an_ids_changes_its_key(lab: LabVM, agent: InstalledAgent, how: str) -> 
 def test_an_agent_changes_its_key(lab: LabVM, agent: InstalledAgent) -> None:
     made = lab.run("python3", AGENT, "keygen", f"{KEYS}/agent.key.next").stdout.decode()
     key = PublicKey.from_text(made)
-    prepared = connect("lab", agent.endpoint, agent.private, [agent.public, key], 30.0)
-    fresh = connect("lab", agent.endpoint, agent.private, [key, agent.public], 30.0)
+    prepared = connect(replace(agent.domain(), next_agent_key=key.text), private=agent.private)
+    fresh = connect(
+        replace(agent.domain(), agent_key=key.text, next_agent_key=agent.public.text), private=agent.private
+    )
     assert reads(prepared)
     assert reads(fresh)
     assert {prepared.link.remote, fresh.link.remote} == {agent.public}
@@ -86,4 +89,4 @@ def test_an_agent_changes_its_key(lab: LabVM, agent: InstalledAgent) -> None:
     fresh.close()
     with pytest.raises(RefusedError, match="agent's public key has changed"):
         agent.connect()
-    connect("lab", agent.endpoint, agent.private, key, 30.0).close()
+    connect(replace(agent.domain(), agent_key=key.text), private=agent.private).close()

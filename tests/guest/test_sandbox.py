@@ -177,7 +177,7 @@ def test_a_key_struck_out_of_the_file_is_out(lab: LabVM, agent: InstalledAgent) 
     before = statuses(lab)["python3"]["Pid"]
     mine, other = generate(), agent.connect()
     lab.run("sh", "-c", f"echo '{mine.public.text}' >>{KEYS}/permitted")
-    guest = connect("lab", agent.endpoint, mine, agent.public, 30.0)
+    guest = connect(agent.domain(), private=mine)
     lab.run("sh", "-c", f"echo '{agent.private.public.text}' >{KEYS}/permitted")
     with pytest.raises(LinkError, match="not permitted"):
         guest.remote.symbols(["init_task"])
@@ -190,7 +190,7 @@ def test_a_list_that_takes_the_place_of_the_old_one_counts(lab: LabVM, agent: In
     before = statuses(lab)["python3"]["Pid"]
     mine, other = generate(), agent.connect()
     lab.run("sh", "-c", f"echo '{mine.public.text}' >>{KEYS}/permitted")
-    guest = connect("lab", agent.endpoint, mine, agent.public, 30.0)
+    guest = connect(agent.domain(), private=mine)
     lab.write(f"{KEYS}/permitted", f"{agent.private.public.text}\n".encode())
     with pytest.raises(LinkError, match="not permitted"):
         guest.remote.symbols(["init_task"])

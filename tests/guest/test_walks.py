@@ -10,7 +10,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
@@ -24,7 +24,6 @@ from lab.vm import LabVM
 from vmishim.errors import FaultError
 from vmishim.guests import local
 from vmishim.guests.agent import AgentGuest, connect
-from vmishim.wire.keys import PublicKey, load_private
 from vmishim.wire.messages import BULK_MAX, Chunk, Failure, More, Walk, decode, encode, expect
 from vmishim.wire.plan import HEADS_MAX, OPS_MAX, RECORD_MAX, TAKE_MAX, Kind, Load, Op, Plan, Step, Take, Text
 
@@ -89,10 +88,10 @@ class Ground:
 
 @contextmanager
 def _here() -> Iterator[Ground]:
-    with local.agent() as (endpoint, key, public):
+    with local.agent() as domain:
 
         def another() -> AgentGuest:
-            return connect("here", endpoint, load_private(key), PublicKey.from_text(public), 30.0, "scalar")
+            return connect(replace(domain, timeout=30.0), "scalar")
 
         with closing(another()) as guest, planter.here() as ground:
             yield Ground(ground, guest, another)

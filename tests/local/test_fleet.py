@@ -45,8 +45,8 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         with ThreadPoolExecutor() as pool:
             started = list(pool.map(lambda _: stack.enter_context(local.agent()), AGENTS))
         yield {
-            name: f'[{name}]\nagent = "{endpoint}"\nagent_key = "{public}"\nkey = "{key}"\ntimeout = 60.0\n'
-            for name, (endpoint, key, public) in zip(AGENTS, started, strict=True)
+            name: f'[{name}]\nagent = "{one.agent}"\nagent_key = "{one.agent_key}"\nkey = "{one.key}"\ntimeout = 60.0\n'
+            for name, one in zip(AGENTS, started, strict=True)
         }
 
 

@@ -89,7 +89,8 @@ def test_keys_are_in_their_files_only(home: Path, secrets: set[bytes], capfd: py
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     try:
-        with local.agent("--verbose") as (endpoint, key, public):
+        with local.agent("--verbose") as entry:
+            endpoint, key, public = entry.agent, Path(entry.key), entry.agent_key
             for arguments in (
                 ("enroll", "here", endpoint, public, "--key", str(key)),
                 *((command, "here", "--stats") for command in ("ps", "lsmod", "ss")),

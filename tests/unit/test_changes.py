@@ -179,9 +179,10 @@ def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(
     link = SimpleNamespace(handshakes=1)
 
     @contextmanager
-    def target(options: argparse.Namespace) -> Iterator[SimpleNamespace]:
+    def target(domain: str, local: bool) -> Iterator[SimpleNamespace]:
         link.handshakes += 1
-        yield SimpleNamespace(profile=SimpleNamespace(boot_id=booted[0], release="6.1"), link=link)
+        profile = SimpleNamespace(boot_id=booted[0], release="6.1")
+        yield SimpleNamespace(profile=profile, agent=SimpleNamespace(link=link))
 
     def look(vmi: SimpleNamespace) -> Sight:
         if vmi.vmi.profile.boot_id == booted[0]:

@@ -32,6 +32,7 @@ class Guest:
     """What a guest says of itself."""
 
     release = "6.1.0"
+    hostname = boot_id = ""
     page_offset = 0xFFFF_8880_0000_0000
     kaslr_offset = 0x200_0000
     memory_size = 1 << 30
@@ -51,6 +52,9 @@ class Guest:
 
     def size(self, struct: str) -> int:
         return {"task_struct": 9728}[struct]
+
+    def forget(self) -> None:
+        """Nothing was asked of anybody."""
 
 
 @pytest.fixture(autouse=True)

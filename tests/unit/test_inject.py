@@ -355,9 +355,9 @@ def test_an_agent_answers_with_what_was_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_bytes_without_a_guest_say_so() -> None:
     class RamFile:
-        name = "vm1"
+        name, agent = "vm1", None
 
-    with pytest.raises(InjectError, match="vm1 is not read by an agent"):
+    with pytest.raises(InjectError, match="vm1 has no agent, and only an agent can run a program"):
         inject(RamFile(), BUNDLE.pack())  # type: ignore[arg-type]
     with pytest.raises(InjectError, match="no object; give C source as a string"):
         inject(RamFile(), b"int run")  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from vmishim.libvmi.constants import (
     X86Reg,
 )
 from vmishim.libvmi.event import DebugEvent, IntEvent, MemEvent, RegEvent, SingleStepEvent
+from vmishim.memory import pagetable
 from vmishim.memory.reader import KERNEL, PHYSICAL
 
 BASE = 0xFFFF_8880_0000_0000
@@ -37,6 +38,7 @@ class Kernel:
     """A kernel with two symbols."""
 
     release = "6.1.0"
+    hostname = boot_id = ""
     page_offset = BASE
     kaslr_offset = 0
     memory_size = 1 << 30
@@ -65,6 +67,7 @@ class Guest:
     """A stretch of kernel memory at ``BASE``, and what was asked of it."""
 
     name = "web-1"
+    agent = None
 
     def __init__(self, memory: bytes = bytes(range(1, 128)) * 128 + bytes(64)) -> None:
         self.memory = memory
@@ -88,6 +91,13 @@ class Guest:
         if len(data) < count:
             raise FaultError(address + len(data), data)
         return data
+
+    def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
+        try:
+            found = pagetable.walk(lambda at, count: self.read(at, count, PHYSICAL), dtb, address)
+        except FaultError:
+            return 0, 0, []
+        return found.physical, found.size, [entry.value for entry in found.entries]
 
     def hold(self) -> None:
         self.told.append("hold")

@@ -21,6 +21,7 @@ import trials.hostile.relay
 from guest_agent.serve import serve
 from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.guests.agent import connect
+from vmishim.guests.domains import Domain
 from vmishim.link import Link
 from vmishim.memory.reader import KERNEL_FLOOR
 from vmishim.wire.keys import generate
@@ -169,8 +170,9 @@ def booted(boot_id: str) -> Callable[[bytes, bytes], bytes]:
 
 
 def test_a_guest_that_was_booted_anew_is_not_read_by_its_old_symbols(tmp_path: Path) -> None:
-    with Served(f"ipc://{tmp_path}/agent", booted("a")) as first:
-        guest = connect("web-1", first.endpoint, HOST, AGENT.public, strategy="scalar")
+    domain = Domain("web-1", agent=f"ipc://{tmp_path}/agent", agent_key=AGENT.public.text)
+    with Served(domain.agent, booted("a")) as first:
+        guest = connect(domain, "scalar", HOST)
         assert guest.reader.read(KERNEL_FLOOR, 2) == b"aa"
     with Served(first.endpoint, booted("a")):  # the agent alone was restarted
         assert guest.reader.read(KERNEL_FLOOR, 2) == b"aa"
@@ -179,7 +181,7 @@ def test_a_guest_that_was_booted_anew_is_not_read_by_its_old_symbols(tmp_path: P
         for _ in range(2):
             with pytest.raises(RebootedError, match="'web-1' was booted anew"):
                 guest.reader.read(KERNEL_FLOOR, 2)
-        fresh = connect("web-1", first.endpoint, HOST, AGENT.public, strategy="scalar")
+        fresh = connect(domain, "scalar", HOST)
         assert fresh.reader.read(KERNEL_FLOOR, 2) == b"bb"
         fresh.close()
     guest.close()

@@ -435,8 +435,9 @@ class Lying(Link):
 
 def test_the_output_of_a_program_is_not_taken_where_the_kernel_seals(remote: Remote, ids: PrivateKey) -> None:
     """It would be no more than the agent's word, and known to the read-ahead from then on."""
-    target: Any = SimpleNamespace(name="web", remote=remote, link=Lying("ipc:///nowhere", ids, generate().public))
-    with pytest.raises(InjectError, match="web has its kernel encrypt"):
+    agent = SimpleNamespace(sealed=remote.sealed, link=Lying("ipc:///nowhere", ids, generate().public))
+    target: Any = SimpleNamespace(name="web", agent=agent)
+    with pytest.raises(InjectError, match=r"web's kernel encrypts .* injection is refused"):
         inject(target, b"\x7fELF")
 
 

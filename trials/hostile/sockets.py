@@ -45,9 +45,9 @@ class Agent:
 def running(*options: str) -> Iterator[Agent]:
     """An agent of this machine. :raises LinkError: none can run here"""
     before = _children()
-    with local.agent(*options) as (endpoint, key, public):
+    with local.agent(*options) as entry:
         (pid,) = _children() - before
-        yield Agent(endpoint, load_private(key), PublicKey.from_text(public), pid)
+        yield Agent(entry.agent, load_private(Path(entry.key)), PublicKey.from_text(entry.agent_key), pid)
 
 
 def _children() -> set[int]:

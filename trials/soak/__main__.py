@@ -22,7 +22,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +168,8 @@ class Soak:
     def _open(self, strategy: Strategy) -> None:
         if strategy in self._guests:
             self._let_one_go(strategy)
-        endpoint = f"tcp://127.0.0.1:{self._forwarder.port}"
-        guest = connect("lab", endpoint, self._agent.private, self._agent.public, TIMEOUT, strategy)
+        entry = replace(self._agent.domain(timeout=TIMEOUT), agent=f"tcp://127.0.0.1:{self._forwarder.port}")
+        guest = connect(entry, strategy, self._agent.private)
         self._guests[strategy], self._readers[strategy] = guest, reader(Libvmi.over(guest))
 
     def _let_one_go(self, strategy: Strategy) -> None:

@@ -14,6 +14,7 @@ from vmishim.commands import CommandError
 from vmishim.errors import LibvmiError
 from vmishim.guests import domains
 from vmishim.guests.domains import Domain
+from vmishim.guests.resolver import reach
 
 EXIT = {"agreed": 0, "differ": 1, "error": 2}
 
@@ -100,12 +101,11 @@ def _guest(options: argparse.Namespace) -> Domain:
 def _here(stack: ExitStack) -> Domain:
     from vmishim.guests import local
 
-    endpoint, key, public = stack.enter_context(local.agent())
-    return Domain("local", agent=endpoint, agent_key=public, key=str(key))
+    return stack.enter_context(local.agent())
 
 
 def _release(guest: Domain) -> str:
-    target = domains.reach(guest, strategy="scalar")
+    target = reach(guest, strategy="scalar")
     try:
         return target.profile.release
     finally:

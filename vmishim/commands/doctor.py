@@ -23,6 +23,7 @@ import vmishim
 from vmishim.commands.tables import dump, printable
 from vmishim.errors import FaultError, LibvmiError, LinkError
 from vmishim.guests import domains
+from vmishim.guests.resolver import reach
 from vmishim.guests.target import Target
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def domain(name: str) -> Iterator[Finding]:
             return
     begun = time.monotonic()
     try:
-        target = domains.reach(entry)
+        target = reach(entry)
     except LibvmiError as error:
         yield _unreached(error, ours.public.text if entry.agent else "")
         return
@@ -285,23 +286,14 @@ def _unreached(error: LibvmiError, ours: str) -> Finding:
 
 def inside(target: Target, required: Requirements | None = None) -> Iterator[Finding]:
     """What a reached guest says of itself, and its hardware of it. :raises LinkError: it stopped answering"""
-    from vmishim.guests.agent import AgentGuest
-
-    if isinstance(target, AgentGuest):
-        yield _attestation(target.link, required)
-    profile = target.profile
-    theirs = getattr(profile, "agent_version", None)
-    if theirs is None:
-        pass  # a RAM file has no agent
-    elif theirs == vmishim.__version__:
-        yield Finding("version", "ok", f"{theirs} on both sides")
-    else:
-        text = f"ours is {vmishim.__version__}, the agent's {theirs}"
-        yield Finding("version", "note", text, "`vmishim bundle` makes an agent of our version")
-    named = getattr(profile, "hostname", "")
-    yield Finding("kernel", "ok", f"Linux {profile.release}{f' on {named}' if named else ''}, {profile.vcpus} CPUs")
-    if theirs is not None:
-        yield _encryption(getattr(profile, "kernel_encryption", False))
+    agent, profile = target.agent, target.profile
+    if agent is not None:
+        yield _attestation(agent.link, required)
+        yield _versions(agent.version)
+    named = f" on {profile.hostname}" if profile.hostname else ""
+    yield Finding("kernel", "ok", f"Linux {profile.release}{named}, {profile.vcpus} CPUs")
+    if agent is not None:
+        yield _encryption(agent.sealed)
     missing = []
     for name in _SYMBOLS:
         try:
@@ -326,6 +318,13 @@ def inside(target: Target, required: Requirements | None = None) -> Iterator[Fin
         remedy = "physical and user memory can't be read; CONFIG_KALLSYMS_ALL=y tells where it is"
         yield Finding("direct map", "note", "unknown", remedy)
     yield _one_read(target)
+
+
+def _versions(theirs: str) -> Finding:
+    if theirs == vmishim.__version__:
+        return Finding("version", "ok", f"{theirs} on both sides")
+    text = f"ours is {vmishim.__version__}, the agent's {theirs}"
+    return Finding("version", "note", text, "`vmishim bundle` writes an agent of our version")
 
 
 def _encryption(by_kernel: bool) -> Finding:

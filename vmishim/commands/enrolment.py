@@ -16,6 +16,7 @@ from vmishim.commands.tables import dump, show
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests import domains as known
 from vmishim.guests.domains import Domain
+from vmishim.guests.resolver import reach
 from vmishim.wire.keys import PublicKey, generate, load_private, load_public, save_private
 
 
@@ -63,7 +64,7 @@ def enroll(options: argparse.Namespace) -> int:
         return 0
     domain = known.find(options.name)
     try:
-        target = known.reach(domain)
+        target = reach(domain)
     except LinkError as error:
         raise CommandError(f"{options.name} can't be used yet: {error}") from None
     try:

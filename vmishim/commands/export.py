@@ -17,7 +17,7 @@ def config(options: argparse.Namespace) -> int:
     """
     from vmishim.libvmi.config import export_entry
 
-    with target(options) as reached:
+    with target(options.domain) as reached:
         try:
             sys.stdout.write(export_entry(reached.profile, options.domain))
         except (ValueError, KeyError) as error:

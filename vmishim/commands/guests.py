@@ -1,4 +1,4 @@
-"""Guests, as options name them, and what reading them took."""
+"""Guests, as the command line names them, and what reading them cost."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from vmishim.guests import domains
 from vmishim.guests.agent import Strategy
+from vmishim.guests.resolver import reach
 from vmishim.guests.target import Target
 from vmishim.libvmi import Libvmi
 
 
 class Meter:
-    """Counts what all guests of a command take, from its making on."""
+    """Counts what all guests of a command cost, from the moment it is made."""
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
@@ -27,12 +28,11 @@ class Meter:
         self._targets.append(target)
 
     def report(self) -> None:
-        """Say it on standard error, in one line."""
-        from vmishim.guests.agent import AgentGuest
-
+        """Print it on standard error, in one line."""
         taken = time.perf_counter() - self._begun
-        links = [target.link for target in self._targets if isinstance(target, AgentGuest)]
-        requests, handshakes = (sum(getattr(link, name) for link in links) for name in ("requests", "handshakes"))
+        links = [target.agent.link for target in self._targets if target.agent is not None]
+        requests = sum(link.requests for link in links)
+        handshakes = sum(link.handshakes for link in links)
         carried = sum(link.bytes_sent + link.bytes_received for link in links)
         counted = ", ".join((_many(requests, "request"), _many(carried, "byte"), _many(handshakes, "handshake")))
         print(f"vmishim: {self._strategy}: {counted}, {taken:.3f} s", file=sys.stderr)
@@ -43,31 +43,29 @@ def _many(count: int, what: str) -> str:
 
 
 @contextmanager
-def target(options: argparse.Namespace) -> Iterator[Target]:
-    """The guest that ``options.domain`` or ``options.local`` names.
+def target(domain: str, local: bool = False, strategy: Strategy = "batch") -> Iterator[Target]:
+    """A guest for the length of the block.
 
+    :param domain: its name
+    :param local: this machine instead
     :raises LibvmiError: no such domain
     :raises LinkError: its agent can't be reached, or none can run here
     """
-    strategy: Strategy = getattr(options, "strategy", "batch")
-    if getattr(options, "local", False):
-        from vmishim.guests import local
+    if local:
+        from vmishim.guests import local as machine
 
-        with local.guest(strategy) as guest:
+        with machine.guest(strategy) as guest:
             yield guest
         return
-    reached = domains.reach(domains.find(options.domain), strategy=strategy)
-    try:
+    with closing(reach(domains.find(domain), strategy)) as reached:
         yield reached
-    finally:
-        reached.close()
 
 
 @contextmanager
 def libvmi(options: argparse.Namespace) -> Iterator[Libvmi]:
-    """As `target`, through LibVMI's class; with ``options.stats`` it says in the end what was taken."""
+    """The guest that ``options`` name, through LibVMI's class; with ``options.stats``, says at the end what it took."""
     meter = Meter(options.strategy)
-    with target(options) as reached:
+    with target(options.domain, options.local, options.strategy) as reached:
         meter.add(reached)
         yield Libvmi.over(reached)
         if options.stats:

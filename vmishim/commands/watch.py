@@ -23,6 +23,7 @@ from vmishim.commands import CommandError
 from vmishim.commands.guests import target
 from vmishim.commands.tables import printable
 from vmishim.errors import LibvmiError, LinkError, RebootedError
+from vmishim.guests.target import Agent
 from vmishim.inspection.changes import Sight, changes, findings, look
 from vmishim.libvmi import Libvmi
 
@@ -66,6 +67,7 @@ class Watch:
         self._options = options
         self._stack = ExitStack()
         self._vmi: Libvmi | None = None
+        self._agent: Agent | None = None
         self._boot = ""
         self._handshakes = 0
         self._before: Sight | None = None
@@ -75,9 +77,9 @@ class Watch:
 
     def open(self) -> None:
         """Reach the guest. :raises LibvmiError: it can't be reached"""
-        reached = self._stack.enter_context(target(self._options))
-        self._vmi = Libvmi.over(reached)
-        boot = getattr(reached.profile, "boot_id", "")
+        reached = self._stack.enter_context(target(self._options.domain, self._options.local))
+        self._vmi, self._agent = Libvmi.over(reached), reached.agent
+        boot = reached.profile.boot_id
         if self._boot and boot != self._boot:
             self._before = None  # nothing of what was there is there
         self._boot = boot
@@ -86,12 +88,11 @@ class Watch:
 
     def close(self) -> None:
         """Let go of the guest."""
-        self._vmi = None
+        self._vmi = self._agent = None
         self._stack.close()
 
     def _count(self) -> int:
-        link = getattr(self._vmi.vmi, "link", None) if self._vmi else None
-        return getattr(link, "handshakes", 0)
+        return self._agent.link.handshakes if self._agent else 0
 
     def step(self) -> Iterator[Line]:
         """Look once; gives the events, the newest last."""

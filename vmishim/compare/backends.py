@@ -15,10 +15,10 @@ from typing import Any
 from vmishim.compare import ours, recorder
 from vmishim.compare.verdict import Run
 from vmishim.errors import LibvmiError
-from vmishim.guests import domains
 from vmishim.guests.agent import STRATEGIES
 from vmishim.guests.domains import Domain
 from vmishim.guests.ramfile import Ram
+from vmishim.guests.resolver import reach
 from vmishim.kernel import kallsyms
 from vmishim.libvmi import Libvmi
 from vmishim.libvmi.config import export_entry
@@ -117,7 +117,7 @@ def find(domain: Domain, folder: Path, genuine: str = "", local: bool = False) -
         return
     by_file = replace(domain, agent="", agent_key="", key="")
     try:
-        target = domains.reach(by_file, strategy="batch")
+        target = reach(by_file)
     except LibvmiError as error:
         for name in (RAMFILE, NATIVE):
             yield Missing(name, _line(error), f"vmishim doctor {domain.name}")
@@ -137,7 +137,7 @@ def _agent_problem(domain: Domain, by_agent: Domain) -> Any:
         remedy = "put an agent into the guest (vmishim bundle), and its endpoint and key into the entry"
         return lambda name: Missing(name, f"the entry {domain.name} names no agent", remedy)
     try:
-        domains.reach(by_agent, strategy="scalar").close()
+        reach(by_agent, strategy="scalar").close()
     except LibvmiError as error:
         why = _line(error)
         return lambda name: Missing(name, why, f"vmishim doctor {domain.name}")

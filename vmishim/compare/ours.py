@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from vmishim.commands.script import execute
 from vmishim.compare.recorder import Recording
-from vmishim.guests import domains
-from vmishim.guests.agent import AgentGuest
 from vmishim.guests.domains import Domain
+from vmishim.guests.resolver import Resolver, reach
 from vmishim.guests.target import Target
 from vmishim.libvmi import Libvmi
-from vmishim.libvmi.constants import VMIInitData
+from vmishim.script import execute
 
 
 def main() -> int:
@@ -28,19 +26,22 @@ def main() -> int:
     entry, recording = Domain(**task["entry"]), Recording()
     targets: list[Target] = []
 
-    def reach(domain: Domain, init_data: Mapping[VMIInitData, str] | None) -> Target:
-        target = domains.reach(domain, None, task["strategy"])
+    def counted(domain: Domain) -> Target:
+        # Not ``domain``, of which the script may have changed the endpoint: one guest is compared with itself.
+        target = reach(replace(entry, name=domain.name), task["strategy"])
         targets.append(target)
         return target
+
+    resolver = Resolver(find=lambda name, _: replace(entry, name=name), reach=counted)
 
     begun = time.perf_counter()
     try:
         with recording.of(Libvmi, task["record"]):
             begun = time.perf_counter()
-            return execute(task["script"], task["arguments"], reach, entry)
+            return execute(task["script"], task["arguments"], resolver)
     finally:
         seconds = time.perf_counter() - begun
-        links = [target.link for target in targets if isinstance(target, AgentGuest)]
+        links = [target.agent.link for target in targets if target.agent is not None]
         recording.write(
             task["output"],
             seconds=seconds,

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal, Self
 
 from vmishim.client import Remote
 from vmishim.errors import LinkError, RebootedError
 from vmishim.guests.agent_profile import AgentProfile
+from vmishim.guests.domains import Domain
 from vmishim.kernel.offsets import Offsets
 from vmishim.link import Link
 from vmishim.memory.pages import Pages
 from vmishim.memory.reader import Extent, MemoryReader
 from vmishim.readahead.catalogue import KNOWN, found
 from vmishim.readahead.readahead import ReadAhead
-from vmishim.wire.keys import PrivateKey, PublicKey
+from vmishim.wire.keys import PrivateKey, PublicKey, load_private
 from vmishim.wire.sealed import Unsealing
-
-if TYPE_CHECKING:
-    from vmishim.attestation import Requirements
 
 Strategy = Literal["batch", "page", "scalar"]
 """How memory is asked for: ``batch`` reads ahead; ``page`` fetches and keeps whole pages; ``scalar`` asks for each
@@ -78,6 +77,21 @@ class AgentGuest:
             self.words, self.cells = self._cache.words, self._cache.cells
         elif strategy == "page":
             self.reader = self._cache = Pages(self.remote)
+
+    @property
+    def agent(self) -> Self:
+        """The guest is its agent's too: see `vmishim.guests.target.Agent`."""
+        return self
+
+    @property
+    def version(self) -> str:
+        """See `Agent.version`."""
+        return self.profile.agent_version
+
+    @property
+    def sealed(self) -> bool:
+        """See `Agent.sealed`."""
+        return self.remote.sealed
 
     def learned(self, extents: Iterable[Extent]) -> None:
         """Know memory that came another way, from an injected program; see `ReadAhead.learned`."""
@@ -138,41 +152,30 @@ def _same_boot(name: str, boot_id: str, agent: PublicKey, ask: Callable[[bytes],
         raise RebootedError(f"{name!r} was booted anew, and its kernel lies elsewhere now: make a new Libvmi")
 
 
-def connect(
-    name: str,
-    endpoint: str,
-    private: PrivateKey,
-    public: PublicKey | Sequence[PublicKey],
-    timeout: float = 5.0,
-    strategy: Strategy = "batch",
-    offsets: Offsets | None = None,
-    requirements: Requirements | None = None,
-    kernel_key: PublicKey | None = None,
-    freeze: float = 0.0,
-) -> AgentGuest:
-    """Connect to an agent.
+def connect(domain: Domain, strategy: Strategy = "batch", private: PrivateKey | None = None) -> AgentGuest:
+    """Connect to a guest's agent, as its entry says.
 
-    :param endpoint: ZeroMQ's, ``tcp://HOST:PORT`` or ``ipc://PATH``
-    :param private: our key, which the agent must permit
-    :param public: the agent's key, or several while it is being changed
-    :param timeout: seconds one request may take
     :param strategy: how memory is asked for
-    :param offsets: where members are that the kernel does not tell for lack of BTF
-    :param requirements: what the agent's machine must show in each session; a report of AMD SEV-SNP is asked for then
-    :param kernel_key: the guest's kernel must encrypt, by keys that the holder of this one made
-    :param freeze: seconds, see `AgentGuest`
-    :raises AttestationError: it does not show that
-    :raises LinkError: nothing answers there, it has another key, or ours is not permitted
+    :param private: our key, in place of the file that the entry names
+    :raises AttestationError: the agent's machine does not show what the entry requires
+    :raises LinkError: nothing answers there, it has another key, or it does not permit ours; or a key of the entry
+        cannot be read
+    :raises LibvmiError: the entry's offsets cannot be read, or are those of another kernel
     """
+    if private is None:
+        private = load_private(Path(domain.key).expanduser())
+    public = [PublicKey.from_text(text) for text in (domain.agent_key, domain.next_agent_key) if text]
+    offsets = Offsets.read(Path(domain.offsets).expanduser()) if domain.offsets else None
+    kernel_key = PublicKey.from_text(domain.kernel_key) if domain.kernel_key else None
     proofs = []
-    if requirements is not None:
+    if domain.attestation is not None:
         from vmishim.attestation import attest
 
-        proofs.append(partial(attest, requirements))
-    link = Link(endpoint, private, public, timeout, proofs)
+        proofs.append(partial(attest, domain.attestation))
+    link = Link(domain.agent, private, public, domain.timeout, proofs)
     try:
-        guest = AgentGuest(name, link, strategy, offsets, Unsealing(private, kernel_key), freeze)
-        link.proofs.append(partial(_same_boot, name, guest.profile.boot_id))
+        guest = AgentGuest(domain.name, link, strategy, offsets, Unsealing(private, kernel_key), domain.freeze)
+        link.proofs.append(partial(_same_boot, domain.name, guest.profile.boot_id))
         return guest
     except BaseException:
         link.close()

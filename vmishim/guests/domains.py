@@ -29,18 +29,14 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmishim.errors import LibvmiError
-from vmishim.guests.target import Target
-from vmishim.libvmi.constants import VMIInitData
 
 if TYPE_CHECKING:
     from vmishim.attestation import Requirements
-    from vmishim.guests.agent import Strategy
 
 TIMEOUT = 5.0
 """Seconds that an answer of the agent may take, unless the domain says otherwise."""
@@ -78,11 +74,9 @@ class Domain:
     """What the agent's machine must show; None requires nothing."""
 
 
-# How ``vmishim run`` sends an unchanged script another way; set by nobody else.
-stand_in: Domain | None = None
-"""When set, `find` gives it for every name."""
-detour: Callable[[Domain, Mapping[VMIInitData, str] | None], Target] | None = None
-"""When set, `reach` asks it for the target, unless a strategy is named."""
+def is_endpoint(text: str) -> bool:
+    """Whether ``text`` is where an agent may answer, by its scheme."""
+    return text.startswith(_SCHEMES)
 
 
 def path() -> Path:
@@ -132,7 +126,7 @@ def _domain(name: str, entry: Any, file: Path) -> Domain:
     domain = Domain(name, **entry)
     if not domain.agent and not domain.ramfile:
         raise wrong('needs agent = "tcp://..." or ramfile = "..."')
-    if domain.agent and not domain.agent.startswith(_SCHEMES):
+    if domain.agent and not is_endpoint(domain.agent):
         raise wrong(f"agent must start with tcp:// or ipc://, not {domain.agent!r}")
     if domain.agent and not (domain.agent_key and domain.key):
         raise wrong(
@@ -156,8 +150,6 @@ def find(name: str, by_id: bool = False) -> Domain:
     :param by_id: ``name`` is an id
     :raises LibvmiError: ``VM_NOT_FOUND``, with the names that are known; ``NO_CONFIG``: the file is wrong
     """
-    if stand_in is not None:
-        return replace(stand_in, name=name)
     domains = load()
     named = {str(domain.id): domain for domain in domains.values() if domain.id} if by_id else domains
     if name not in named:
@@ -165,58 +157,3 @@ def find(name: str, by_id: bool = False) -> Domain:
         known = f"known are {', '.join(sorted(named))}" if named else f"no {what} is known yet"
         raise LibvmiError(f"VM_NOT_FOUND: no {what} {name!r} in {path()}; {known}. 'vmishim enroll' adds one")
     return named[name]
-
-
-def connect(name_or_id: str, init_data: Mapping[VMIInitData, str] | None = None, *, by_id: bool = False) -> Target:
-    """Reach a domain.
-
-    :param name_or_id: its name, or its ``id`` in digits
-    :param init_data: a ``KVMI_SOCKET`` that is an endpoint (``tcp://...``) replaces the entry's ``agent``
-    :param by_id: ``name_or_id`` is an id
-    :raises LibvmiError: ``VM_NOT_FOUND``: no such domain; ``NO_CONFIG``: its entry is wrong; ``OS``: its memory holds
-        no
-        kernel that we know
-    :raises AttestationError: its machine does not show what is required of it
-    :raises LinkError: its agent cannot be reached, or is not the one that is enrolled
-    """
-    return reach(find(name_or_id, by_id), init_data)
-
-
-def reach(
-    domain: Domain, init_data: Mapping[VMIInitData, str] | None = None, strategy: Strategy | None = None
-) -> Target:
-    """Reach a domain whose entry is known, by its agent if it has one; otherwise as ``connect``.
-
-    :param strategy: how an agent is asked for memory, ``batch`` unless it is said; a RAM file has only one
-    """
-    if detour is not None and strategy is None:
-        return detour(domain, init_data)
-    if domain.ramfile and not domain.agent:
-        from vmishim.guests.ramfile import RamFile
-
-        return RamFile(domain.name, Path(domain.ramfile).expanduser(), symbols=domain.symbols or None)
-    from vmishim.guests import agent as guest
-    from vmishim.wire import keys
-
-    socket = (init_data or {}).get(VMIInitData.KVMI_SOCKET, "")
-    endpoint = socket if socket.startswith(_SCHEMES) else domain.agent
-    private = keys.load_private(Path(domain.key).expanduser())
-    public = [keys.PublicKey.from_text(text) for text in (domain.agent_key, domain.next_agent_key) if text]
-    offsets = None
-    if domain.offsets:
-        from vmishim.kernel.offsets import Offsets
-
-        offsets = Offsets.read(Path(domain.offsets).expanduser())
-    kernel_key = keys.PublicKey.from_text(domain.kernel_key) if domain.kernel_key else None
-    return guest.connect(
-        domain.name,
-        endpoint,
-        private,
-        public,
-        domain.timeout,
-        strategy or "batch",
-        offsets,
-        domain.attestation,
-        kernel_key,
-        domain.freeze,
-    )

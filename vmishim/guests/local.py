@@ -9,19 +9,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from vmishim.errors import LinkError
 from vmishim.guests.agent import AgentGuest, Strategy, connect
+from vmishim.guests.domains import TIMEOUT, Domain
 from vmishim.wire.keys import generate, save_private
 
 
 @contextmanager
-def agent(*options: str) -> Iterator[tuple[str, Path, str]]:
-    """A running agent of this machine, with fresh keys: (endpoint, file of the key it permits, its public key).
+def agent(*options: str) -> Iterator[Domain]:
+    """An agent of this machine, with fresh keys, for the length of the block; gives the entry by which it is reached.
 
-    It ends with the block, or with this process however that ends: it reads a pipe of ours.
+    The agent ends with the block, or with this process however that ends: it reads a pipe that this process holds.
 
     :param options: more options of ``agent.pyz serve``
     :raises LinkError: it can't run here; the text says what is missing (root, BTF, libbpf, lockdown) and what to do
@@ -29,7 +31,7 @@ def agent(*options: str) -> Iterator[tuple[str, Path, str]]:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise LinkError(f"this is {platform.system()} on {platform.machine()}; an agent reads Linux on x86_64 only")
     with tempfile.TemporaryDirectory(prefix="vmishim-") as folder:
-        # The agent becomes another user, who may look at the list of permitted keys; the keys are ours alone.
+        # The agent changes to another user, which may read the list of permitted keys; only we may read the keys.
         Path(folder).chmod(0o711)
         ours, theirs = generate(), generate()
         save_private(Path(folder, "key"), ours)
@@ -38,7 +40,7 @@ def agent(*options: str) -> Iterator[tuple[str, Path, str]]:
         endpoint = f"ipc://{folder}/socket"
         command = [sys.executable, "-m", "guest_agent", "serve", "--until-eof", "--listen", endpoint]
         command += ["--key", f"{folder}/agent.key", "--permitted", f"{folder}/permitted", *options]
-        # The child finds the same package, wherever this one was imported from.
+        # The child must import the same package, wherever this one was imported from.
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         with Path(folder, "log").open("w+") as errors:
@@ -52,7 +54,7 @@ def agent(*options: str) -> Iterator[tuple[str, Path, str]]:
                     child.wait()
                     errors.seek(0)
                     raise LinkError(f"no agent can run on this machine: {_reason(errors.read())}")
-                yield endpoint, Path(folder, "key"), theirs.public.text
+                yield Domain("local", agent=endpoint, agent_key=theirs.public.text, key=f"{folder}/key")
             finally:
                 child.stdin.close()
                 child.stdout.close()
@@ -64,19 +66,17 @@ def agent(*options: str) -> Iterator[tuple[str, Path, str]]:
 
 
 @contextmanager
-def guest(strategy: Strategy = "batch", timeout: float = 5.0) -> Iterator[AgentGuest]:
-    """This machine as a guest. :raises LinkError: see `agent`"""
-    from vmishim.wire.keys import PublicKey, load_private
+def guest(strategy: Strategy = "batch", timeout: float = TIMEOUT) -> Iterator[AgentGuest]:
+    """This machine as a guest.
 
-    with agent() as (endpoint, key, public):
-        target = connect("local", endpoint, load_private(key), PublicKey.from_text(public), timeout, strategy)
-        try:
-            yield target
-        finally:
-            target.close()
+    :param timeout: seconds for one answer
+    :raises LinkError: see `agent`
+    """
+    with agent() as domain, closing(connect(replace(domain, timeout=timeout), strategy)) as target:
+        yield target
 
 
 def _reason(log: str) -> str:
     lines = [line for line in log.strip().splitlines() if line]
     named = [line.removeprefix("vmishim-agent: ") for line in lines if line.startswith("vmishim-agent: ")]
-    return "\n".join(named or lines[-5:]) or "it ended without a word"
+    return "\n".join(named or lines[-5:]) or "it ended without a message"

@@ -215,6 +215,7 @@ class Kernel:
 
     def _describe(self, banner: int) -> None:
         self.release = self._ram.read(self._ram.place(banner), 256).split()[2].decode("ascii", "replace")
+        self.hostname = self.boot_id = ""
         self.page_offset = self._find_page_offset()
         self.kaslr_offset = self.symbol("_text") - TEXT
         self.memory_size = self._find_end()
@@ -269,6 +270,9 @@ class Kernel:
         """See ``Profile.size``."""
         return self.btf.size(struct)
 
+    def forget(self) -> None:
+        """See ``Profile.forget``: the symbol table was read whole, so there is nothing to ask again."""
+
 
 def _is_banner(ram: Ram, at: int) -> bool:
     """Whether this is the text of a version, not a format or a message about one: ``Linux version 6.1.0 (...``."""
@@ -319,6 +323,11 @@ class RamFile:
         self._pages: dict[tuple[int, int], int] = {}
 
     @property
+    def agent(self) -> None:
+        """A RAM file is read without one."""
+        return None
+
+    @property
     def reader(self) -> RamFile:
         """Reads itself."""
         return self
@@ -358,6 +367,14 @@ class RamFile:
         if self._held:
             self._pages[space, page] = physical
         return physical
+
+    def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
+        """See ``Target.lookup``."""
+        try:
+            found = pagetable.walk(self._ram.read, dtb, address, self.profile.levels)
+        except FaultError:
+            return 0, 0, []
+        return found.physical, found.size, [entry.value for entry in found.entries]
 
     def hold(self) -> None:
         """Keep translations until ``release``. The guest runs on: whoever wants it to stand still stops its CPUs."""

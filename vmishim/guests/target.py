@@ -1,18 +1,50 @@
-"""What a backend is to the API class: a guest that can be read, named and held still."""
+"""What a guest is to everything above this package, however it is read."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
 
 from vmishim.kernel.profile import Profile
-from vmishim.memory.reader import MemoryReader
+from vmishim.memory.reader import Extent, MemoryReader
+
+if TYPE_CHECKING:
+    from vmishim.link import Link  # which imports zmq, and a RAM file is read without
+
+
+class Agent(Protocol):
+    """The agent of a guest: what can be asked of it beyond memory, and what asking has cost."""
+
+    @property
+    def link(self) -> Link:
+        """The connection to it, which counts requests, bytes and handshakes."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Its version of vmishim."""
+        ...
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the guest's kernel encrypts what it reads, so that the agent cannot see it (docs/security.md)."""
+        ...
+
+    def learned(self, extents: Iterable[Extent]) -> None:
+        """Take kernel memory that an injected program read into the read-ahead."""
+        ...
 
 
 class Target(Protocol):
-    """One guest, by whatever backend it is read: its agent, or the RAM file of an ordinary VM."""
+    """One guest: by its agent, or by the RAM file of an ordinary VM."""
 
     name: str
     """The domain's name, as ``Libvmi.get_name`` gives it."""
+
+    @property
+    def agent(self) -> Agent | None:
+        """The guest's agent; None if it is read without one."""
+        ...
 
     @property
     def reader(self) -> MemoryReader:
@@ -26,14 +58,25 @@ class Target(Protocol):
 
     words: dict[int, int]
     """Kernel memory known right now, eight bytes by exact start address: the hit path of pointer reads looks here
-    first, and asks ``reader`` for everything else. Empty for a backend that reads ahead of nobody. The object never
+    first, and asks ``reader`` for everything else. Empty for a target that does not read ahead. The object never
     changes."""
     cells: dict[int, bytes]
     """The same for what is not eight bytes long: the hit path of all other reads."""
 
+    def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
+        """Translate ``address``, a canonical one, by the page tables at physical address ``dtb``.
+
+        :returns: (physical address, page size in bytes, values of the entries from the root down); size 0: not mapped
+        :raises LinkError: the guest could not be asked
+        """
+        ...
+
     def hold(self) -> None:
-        """Everything read until ``release`` is as of one hold (LibVMI's ``vmi_pause_vm``). Nested: the caller
-        counts."""
+        """Everything read until ``release`` is as of one hold (LibVMI's ``vmi_pause_vm``). The caller counts nested
+        holds.
+
+        :raises LinkError: the guest could not be asked, or its agent does not stop it; then nothing is held
+        """
         ...
 
     def release(self) -> None:
@@ -46,17 +89,4 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Let go of the guest. Further reads raise ``LinkError``."""
-        ...
-
-
-@runtime_checkable
-class Walking(Protocol):
-    """A target that walks page tables by itself. Of others, the API class reads the tables and walks them."""
-
-    def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
-        """Translate ``address`` by the page tables at ``dtb``.
-
-        :returns: (physical address, page size, values of the entries from the root down); size 0: it is not mapped
-        :raises LinkError: the guest could not be asked
-        """
         ...

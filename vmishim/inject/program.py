@@ -6,14 +6,12 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
-from vmishim.client import Remote
 from vmishim.errors import LinkError
-from vmishim.guests.target import Target
+from vmishim.guests.target import Agent, Target
 from vmishim.inject.clang import compile_core
 from vmishim.inject.errors import InjectError
-from vmishim.link import Link
 from vmishim.memory.reader import KERNEL_FLOOR, Extent
 from vmishim.wire.injection import EXTENT_HEAD, MAGIC, OUTPUT_HEAD
 from vmishim.wire.messages import (
@@ -81,7 +79,12 @@ class InjectedProgram:
 
     def __init__(self, target: Target, name: str, data: bytes) -> None:
         self.name = name
-        self._target = target
+        self._agent = _agent(target)
+        if self._agent.sealed:
+            raise InjectError(
+                f"{target.name}'s kernel encrypts what is read, but only its agent would vouch for a program's output: "
+                "injection is refused"
+            )
         self._data = data
         self._number: int | None = None
         self._load()
@@ -96,14 +99,12 @@ class InjectedProgram:
         if self._number is None:
             raise InjectError(f"the program {self.name} is closed")
         try:
-            reply = _ask(self._target, Run(self._number, input), Memory)
+            reply = _ask(self._agent, Run(self._number, input), Memory)
         except _GoneError:
             self._load()
-            reply = _ask(self._target, Run(self._number, input), Memory)
+            reply = _ask(self._agent, Run(self._number, input), Memory)
         extents = parse_output(reply.bulk)
-        learned = getattr(self._target, "learned", None)
-        if learned is not None:
-            learned([extent for extent in extents if extent.data and extent.address >= KERNEL_FLOOR])
+        self._agent.learned([extent for extent in extents if extent.data and extent.address >= KERNEL_FLOOR])
         return extents
 
     def close(self) -> None:
@@ -111,7 +112,7 @@ class InjectedProgram:
         number, self._number = self._number, None
         if number is not None:
             with contextlib.suppress(_GoneError):  # unloaded by the agent already
-                _ask(self._target, Eject(number), Answer)
+                _ask(self._agent, Eject(number), Answer)
 
     def __enter__(self) -> Self:
         return self
@@ -126,12 +127,7 @@ class InjectedProgram:
         return f"<InjectedProgram {self.name!r}, {state}>"
 
     def _load(self) -> None:
-        remote: Any = getattr(self._target, "remote", None)
-        if isinstance(remote, Remote) and remote.sealed:
-            raise InjectError(
-                f"{self._target.name} has its kernel encrypt what is read; a program's output would be the agent's word"
-            )
-        values = _ask(self._target, Inject(self.name, self._data), Answer, LOAD_TIMEOUT).values
+        values = _ask(self._agent, Inject(self.name, self._data), Answer, LOAD_TIMEOUT).values
         if len(values) != 1 or type(values[0]) is not int:
             raise LinkError("the agent loaded a program and gave it no number")
         self._number = values[0]
@@ -177,7 +173,7 @@ def inject(
 def injected(target: Target) -> list[Listed]:
     """The programs in a guest's agent, those of other sessions too. :raises LinkError: the agent could not be asked"""
     try:
-        return [Listed(*values) for values in _ask(target, Injected(), Answer).values]
+        return [Listed(*values) for values in _ask(_agent(target), Injected(), Answer).values]
     except TypeError:
         raise LinkError("the agent's list of programs makes no sense") from None
 
@@ -213,12 +209,15 @@ class _GoneError(InjectError):
 M = TypeVar("M", bound=Message)
 
 
-def _ask(target: Target, request: Message, kind: type[M], timeout: float | None = None) -> M:
-    link: Any = getattr(target, "link", None)
-    if not isinstance(link, Link):
-        raise InjectError(f"{target.name} is not read by an agent, so there is nothing to run a program")
-    allowed = None if timeout is None else max(timeout, link.timeout)
-    reply = decode(link.exchange(encode(request), allowed))
+def _agent(target: Target) -> Agent:
+    if target.agent is None:
+        raise InjectError(f"{target.name} has no agent, and only an agent can run a program")
+    return target.agent
+
+
+def _ask(agent: Agent, request: Message, kind: type[M], timeout: float | None = None) -> M:
+    allowed = None if timeout is None else max(timeout, agent.link.timeout)
+    reply = decode(agent.link.exchange(encode(request), allowed))
     if isinstance(reply, kind):
         return reply
     if isinstance(reply, Rejected):

@@ -19,6 +19,7 @@ from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests import domains
 from vmishim.guests.agent import Strategy
 from vmishim.guests.domains import Domain
+from vmishim.guests.resolver import reach
 from vmishim.inspection import objects
 from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.libvmi import Libvmi
@@ -66,7 +67,7 @@ def ask(domain: Domain, what: str, strategy: Strategy = "batch") -> list[Entry]:
     :param what: a key of `LISTS`
     :raises LibvmiError: it can't be reached, or read
     """
-    with Libvmi.over(domains.reach(domain, strategy=strategy)) as vmi:
+    with Libvmi.over(reach(domain, strategy=strategy)) as vmi:
         return objects.whole(vmi, LISTS[what])
 
 

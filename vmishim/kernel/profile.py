@@ -19,6 +19,10 @@ class Profile(Protocol):
 
     release: str
     """``uname -r`` of the guest."""
+    hostname: str
+    """Its host name; empty when unknown."""
+    boot_id: str
+    """Which boot of it this is (``/proc/sys/kernel/random/boot_id``); empty when unknown."""
     page_offset: int
     """Kernel virtual address of physical address 0 in the direct map (``PAGE_OFFSET``); 0 when it cannot be known."""
     kaslr_offset: int
@@ -47,4 +51,8 @@ class Profile(Protocol):
 
     def size(self, struct: str) -> int:
         """``sizeof(struct NAME)``. :raises KeyError: no such structure."""
+        ...
+
+    def forget(self) -> None:
+        """Forget the symbols that were asked for, and ask again (LibVMI's ``vmi_symcache_flush``)."""
         ...

@@ -18,6 +18,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from struct import Struct
@@ -25,8 +26,9 @@ from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vmishim.errors import FaultError, LibvmiError, LinkError
-from vmishim.guests import domains
-from vmishim.guests.target import Target, Walking
+from vmishim.guests import resolver
+from vmishim.guests.domains import Domain, is_endpoint
+from vmishim.guests.target import Target
 from vmishim.kernel.profile import Profile
 from vmishim.libvmi import config as configuration
 from vmishim.libvmi.config import MEMBERS, Config, ConfiguredProfile
@@ -192,7 +194,10 @@ class Libvmi(Scalars):
     ) -> None:
         found = self._find(domain, init_flags, init_data, mode, partial)
         given = None if partial else configuration.read(config_mode, config, domain)
-        target = domains.reach(found, init_data)
+        socket = (init_data or {}).get(VMIInitData.KVMI_SOCKET, "")
+        if found.agent and is_endpoint(socket):
+            found = replace(found, agent=socket)
+        target = resolver.current().reach(found)
         try:
             self._open(target, given, found.id, initialised=not partial)
         except BaseException:
@@ -212,7 +217,7 @@ class Libvmi(Scalars):
     @staticmethod
     def _find(
         domain: str, init_flags: int, init_data: Mapping[VMIInitData, str] | None, mode: VMIMode | None, partial: bool
-    ) -> domains.Domain:
+    ) -> Domain:
         for kind, value in (init_data or {}).items():
             if not isinstance(kind.value, int) or not isinstance(value, str):
                 raise RuntimeError("Passing anything else than a string as init_data value is not implemented")
@@ -225,7 +230,7 @@ class Libvmi(Scalars):
         domain.encode()
         if init_flags & INIT_EVENTS:
             raise LibvmiError("EVENTS: vmishim has no events; leave out INIT_EVENTS")
-        return domains.find(domain, by_id=not init_flags & INIT_DOMAINNAME)
+        return resolver.current().find(domain, not init_flags & INIT_DOMAINNAME)
 
     def _open(self, target: Target, given: Config | None, vmid: int = 0, initialised: bool = True) -> None:
         self._vmid = vmid
@@ -570,16 +575,11 @@ class Libvmi(Scalars):
 
     def _translate(self, dtb: int, vaddr: int) -> Translation:
         root, vaddr, levels = self._tables(dtb), unsigned(vaddr), self._profile.levels
-        if isinstance(self._target, Walking):
-            physical, size, values = self._target.lookup(root, pagetable.canonical(vaddr, levels))
-            if not size:
-                raise LibvmiError(FAILURE)
-            entries = pagetable.entries(root, vaddr, values, size, levels, self._encryption())
-            return Translation(vaddr, physical, size, entries)
-        try:
-            return pagetable.walk(self._physical, root, vaddr, levels, self._encryption())
-        except FaultError:
-            raise LibvmiError(FAILURE) from None
+        physical, size, values = self._target.lookup(root, pagetable.canonical(vaddr, levels))
+        if not size:
+            raise LibvmiError(FAILURE)
+        entries = pagetable.entries(root, vaddr, values, size, levels, self._encryption())
+        return Translation(vaddr, physical, size, entries)
 
     def _kernel_tables(self) -> int:
         """Physical address of the kernel's page tables (LibVMI's ``kpgd``)."""
@@ -910,7 +910,7 @@ class Libvmi(Scalars):
             raise RuntimeError("init_flags must be either INIT_DOMAINAME or INIT_DOMAINID")
         domain.encode()
         try:
-            found = domains.find(domain, by_id=not init_flags & INIT_DOMAINNAME)
+            found = resolver.current().find(domain, not init_flags & INIT_DOMAINNAME)
         except LibvmiError:
             raise LibvmiError(FAILURE) from None
         return VMIMode.FILE if found.ramfile else VMIMode.KVM
@@ -1099,9 +1099,7 @@ class Libvmi(Scalars):
     def symcache_flush(self) -> None:
         """Forget symbols that were added or asked for. Source: ``vmi_symcache_flush``."""
         self._symbols = {}
-        forget = getattr(self._target.profile, "forget", None)
-        if forget is not None:  # a profile that remembers what it asked
-            forget()
+        self._target.profile.forget()
 
     def symcache_add(self, base_addr: int, pid: int, symbol: str, va: int) -> None:
         """Believe that ``symbol`` is at ``va``.

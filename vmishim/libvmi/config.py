@@ -354,6 +354,8 @@ class ConfiguredProfile:
         self._map: _Given | None = SystemMap(sysmap) if sysmap else self._layouts
         self.profile_path = json_path
         self.release = guest.release
+        self.hostname = guest.hostname
+        self.boot_id = guest.boot_id
         self.page_offset = guest.page_offset
         self.memory_size = guest.memory_size
         self.vcpus = guest.vcpus
@@ -432,6 +434,11 @@ class ConfiguredProfile:
             with suppress(KeyError):
                 return self._layouts.size(struct)
         return self._guest.size(struct)
+
+    def forget(self) -> None:
+        """As ``Profile.forget``; what was given stays."""
+        self._symbols.clear()
+        self._guest.forget()
 
     def _compare(self, what: str, given: int, truth: int) -> None:
         if given != truth and not self._warned:
