@@ -1,12 +1,19 @@
-"""The errors of vmishim: a small tree, one edge each.
+"""The errors of vmishim: one tree.
 
-``LibvmiError``      what LibVMI's own bindings raise; every failure a script can meet is one of these
-``└ LinkError``      the connection to the agent failed: a dead peer, a wrong key, a forged or truncated frame
-``  └ RebootedError``  the guest was booted anew: what is known of its kernel is of the boot before
-``FaultError``       guest memory that cannot be read; becomes ``LibvmiError('VMI_FAILURE')`` in the API class only
+``LibvmiError``            what LibVMI's own bindings raise; every failure a script can meet is one of these
+``├ FaultError``           guest memory at an address cannot be read
+``├ UnknownNameError``     this kernel has no such symbol, structure or member
+``└ LinkError``            the agent could not be asked: a dead peer, a wrong key, a forged or truncated frame
+``  └ RebootedError``      the guest was booted again: what is known of its kernel is from the boot before
+
+``str()`` of the first two is LibVMI's ``VMI_FAILURE``, which scripts compare with. What failed is in the attributes,
+and in a note that a traceback shows.
 """
 
 from __future__ import annotations
+
+FAILURE = "VMI_FAILURE"
+"""LibVMI's name for most failures."""
 
 
 class LibvmiError(Exception):
@@ -14,6 +21,38 @@ class LibvmiError(Exception):
 
     Source: ``libvmi.LibvmiError`` of the libvmi Python bindings, which carry nothing but that name.
     """
+
+
+class FaultError(LibvmiError):
+    """Guest memory at ``address`` cannot be read.
+
+    :ivar address: first unreadable byte
+    :ivar data: the bytes that could be read before it (possibly none); what LibVMI returns with ``padding=True``
+    """
+
+    def __init__(self, address: int, data: bytes = b"") -> None:
+        super().__init__(FAILURE)
+        self.address = address
+        self.data = data
+        self.add_note(f"no readable memory at {address:#x}")
+
+    def __reduce__(self) -> tuple[type[FaultError], tuple[int, bytes]]:
+        return type(self), (self.address, self.data)
+
+
+class UnknownNameError(LibvmiError):
+    """The guest's kernel has no symbol, structure or member called ``name``.
+
+    :ivar name: the symbol, or ``structure.member``
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(FAILURE)
+        self.name = name
+        self.add_note(f"this kernel has no {name}")
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str]]:
+        return type(self), (self.name,)
 
 
 class LinkError(LibvmiError):
@@ -24,20 +63,7 @@ class LinkError(LibvmiError):
 
 
 class RebootedError(LinkError):
-    """The guest was booted anew since it was connected to, and its kernel lies elsewhere now: connect again.
+    """The guest was booted again since you connected to it, and its kernel is at other addresses now: connect again.
 
     Raised at the first request that reaches the new boot, and at each one after it.
     """
-
-
-class FaultError(Exception):
-    """Guest memory at ``address`` cannot be read.
-
-    :ivar address: first unreadable byte
-    :ivar data: the bytes that could be read before it (possibly none); what LibVMI hands out with ``partial=True``
-    """
-
-    def __init__(self, address: int, data: bytes = b"") -> None:
-        super().__init__(f"no readable memory at {address:#x}")
-        self.address = address
-        self.data = data

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmishim.errors import FaultError, LibvmiError, LinkError
+from vmishim.errors import FaultError, LibvmiError, LinkError, UnknownNameError
 from vmishim.guests import domains
 from vmishim.kernel.profile import Member
 from vmishim.libvmi import STRING_LIMIT, AccessContext, Libvmi, Registers, check, pause
@@ -181,8 +181,22 @@ def test_a_fault_is_libvmi_s_failure(vmi: Libvmi) -> None:
         lambda: vmi.get_kernel_struct_offset("nonsense", "nonsense"),
         lambda: vmi.pagetable_lookup(TABLES, 0),
     ):
-        with pytest.raises(LibvmiError, match=r"^VMI_FAILURE$"):
+        with pytest.raises(LibvmiError) as caught:
             call()
+        assert (str(caught.value), caught.value.args) == ("VMI_FAILURE", ("VMI_FAILURE",))
+        assert not isinstance(caught.value, LinkError)
+
+
+def test_a_failure_says_what_failed(vmi: Libvmi, target: Guest) -> None:
+    end = BASE + len(target.memory)
+    with pytest.raises(FaultError) as fault:
+        vmi.read_va(end - 4, 0, 8)
+    assert (fault.value.address, fault.value.data) == (end, target.memory[-4:])
+    assert fault.value.__notes__ == [f"no readable memory at {end:#x}"]
+    with pytest.raises(UnknownNameError) as unknown:
+        vmi.get_kernel_struct_offset("task_struct", "no_such_member")
+    assert unknown.value.name == "task_struct.no_such_member"
+    assert unknown.value.__notes__ == ["this kernel has no task_struct.no_such_member"]
 
 
 def test_a_broken_link_is_never_memory_that_is_not_there(vmi: Libvmi, target: Guest) -> None:
@@ -264,8 +278,9 @@ def test_a_target_that_walks_is_asked_once() -> None:
     assert found.x86_ia32e.pte_location == 0xA000
     assert found.x86_ia32e.pml4e_value == 0x8001
     assert vmi.pagetable_lookup(TABLES + 5, BASE + 8 - (1 << 60)) == 0x5008
-    with pytest.raises(LibvmiError, match=r"^VMI_FAILURE$"):
+    with pytest.raises(FaultError) as fault:
         vmi.pagetable_lookup(TABLES, BASE)
+    assert fault.value.address == BASE
     assert target.told == [f"lookup 0x7000 {BASE + 8:#x}"] * 2 + [f"lookup 0x7000 {BASE:#x}"]
     assert target.asked == []
 
@@ -323,9 +338,10 @@ def test_check() -> None:
         check(1, "OS")
 
 
-def test_errors_survive_a_process_pool() -> None:
-    fault = pickle.loads(pickle.dumps(LinkError("gone")))
-    assert (type(fault), str(fault)) == (LinkError, "gone")
+@pytest.mark.parametrize("error", [LinkError("gone"), FaultError(BASE, b"before"), UnknownNameError("init_task")])
+def test_errors_survive_a_process_pool(error: Exception) -> None:
+    came = pickle.loads(pickle.dumps(error))
+    assert (type(came), str(came), vars(came)) == (type(error), str(error), vars(error))
 
 
 # Names of guests.

@@ -372,7 +372,8 @@ def _one_read(target: Target) -> Finding:
         begun = time.perf_counter()
         comm = target.reader.read(address, 16).split(b"\0")[0].decode(errors="replace")
     except (KeyError, FaultError) as error:
-        return Finding("one read", "bad", f"the first task can't be read: {error}", report)
+        what = f"no readable memory at {error.address:#x}" if isinstance(error, FaultError) else str(error)
+        return Finding("one read", "bad", f"the first task can't be read: {what}", report)
     if not comm.startswith("swapper"):
         return Finding("one read", "bad", f"the first task is {comm!r}, not swapper", report)
     return Finding("one read", "ok", f"the first task is {comm}, {(time.perf_counter() - begun) * 1e6:,.0f} us")

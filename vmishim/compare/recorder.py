@@ -23,6 +23,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+FAILURES = {"LibvmiError", "FaultError", "UnknownNameError"}
+"""Names of the errors that stand for a ``LibvmiError`` of the genuine bindings: it, and what vmishim raises for it."""
+
 Call = tuple[str, Any, Any]
 """Name, arguments, result, each in the form that `form` gives."""
 
@@ -145,7 +148,7 @@ class Recording:
             arguments.append({"named": [[key, form(each)] for key, each in sorted(kwargs.items())]})
         if error is None:
             result = form(value)
-        elif type(error).__name__ == "LibvmiError":
+        elif type(error).__name__ in FAILURES:
             # What follows the name of the failure is ours, for people.
             result = {"raises": f"LibvmiError {str(error).partition(':')[0]}"}
         else:

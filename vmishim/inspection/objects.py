@@ -16,7 +16,7 @@ from functools import wraps
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ParamSpec, TypeVar
 
-from vmishim.errors import LibvmiError, LinkError
+from vmishim.errors import LibvmiError, LinkError, UnknownNameError
 from vmishim.libvmi import TASK_LIMIT, Libvmi, pause
 
 Entry = TypeVar("Entry")
@@ -392,10 +392,8 @@ def whole(vmi: Libvmi, read: Callable[[Libvmi], Iterable[Entry]], tries: int = T
         with pause(vmi):
             try:
                 return list(read(vmi))
-            except LinkError:
-                raise
-            except LibvmiError:
-                if tries <= 0:
+            except LibvmiError as error:
+                if tries <= 0 or isinstance(error, LinkError):
                     raise
 
 
@@ -420,9 +418,7 @@ def _state_offset(vmi: Libvmi) -> int:
     low half of a ``long`` before."""
     try:
         return vmi.get_kernel_struct_offset("task_struct", "__state")
-    except LinkError:
-        raise
-    except LibvmiError:
+    except UnknownNameError:
         return vmi.get_kernel_struct_offset("task_struct", "state")
 
 
@@ -451,9 +447,7 @@ def _module_memory(vmi: Libvmi) -> tuple[int, list[int]]:
 def _symbol(vmi: Libvmi, name: str) -> int | None:
     try:
         return vmi.translate_ksym2v(name)
-    except LinkError:
-        raise
-    except LibvmiError:
+    except UnknownNameError:
         return None
 
 

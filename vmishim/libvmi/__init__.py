@@ -25,7 +25,7 @@ from struct import Struct
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vmishim.errors import FaultError, LibvmiError, LinkError
+from vmishim.errors import FAILURE, FaultError, LibvmiError, LinkError, UnknownNameError
 from vmishim.guests import resolver
 from vmishim.guests.domains import Domain, is_endpoint
 from vmishim.guests.target import Target
@@ -91,8 +91,6 @@ __all__ = [
     "check",
     "pause",
 ]
-
-FAILURE = "VMI_FAILURE"
 
 STRING_CHUNK = 256
 """Bytes asked for first when a string is read: a name or a path fits, and one request is enough."""
@@ -351,14 +349,11 @@ class Libvmi(Scalars):
     def _read(self, address: int, count: int, space: int, text: bool = False) -> bytes:
         if type(address) is not int or address >> 64:
             address = unsigned(address)
-        try:
-            if space == PHYSICAL:
-                return self._physical(address, count)
-            if self._lower <= address < self._upper:
-                address = pagetable.canonical(address, self._profile.levels)
-            return self._reader.read(address, count, space, text=text)
-        except FaultError:
-            raise LibvmiError(FAILURE) from None
+        if space == PHYSICAL:
+            return self._physical(address, count)
+        if self._lower <= address < self._upper:
+            address = pagetable.canonical(address, self._profile.levels)
+        return self._reader.read(address, count, space, text=text)
 
     def _bytes(self, address: int, count: int, space: int) -> tuple[bytes, int]:
         count = operator.index(count)
@@ -381,9 +376,7 @@ class Libvmi(Scalars):
             chunk = PAGE_SIZE
             try:
                 data = self._read(address, count, space, text=True)
-            except LinkError:
-                raise
-            except LibvmiError:
+            except FaultError:
                 if not text:
                     raise
                 return text.decode()
@@ -407,7 +400,7 @@ class Libvmi(Scalars):
         """``dtb`` without PCID and flags, if there can be page tables."""
         root = unsigned(dtb) & pagetable.FRAME
         if not root or not self._paging:
-            raise LibvmiError(FAILURE)
+            raise FaultError(root)
         return root
 
     def _place(self, ctx: AccessContext) -> tuple[int, int]:
@@ -474,19 +467,10 @@ class Libvmi(Scalars):
         """
         try:
             return self._bytes(paddr, count, PHYSICAL)
-        except LinkError:
-            raise
-        except LibvmiError:
+        except FaultError as fault:
             if not padding:
                 raise
-        data = self._readable(paddr, count)
-        return data.ljust(count, b"\0"), len(data)
-
-    def _readable(self, paddr: int, count: int) -> bytes:
-        try:
-            return self._physical(paddr, count)
-        except FaultError as fault:
-            return fault.data
+            return fault.data.ljust(count, b"\0"), len(fault.data)
 
     def read_str(self, ctx: AccessContext) -> str:
         """Read a NUL-terminated string where ``ctx`` says.
@@ -577,7 +561,7 @@ class Libvmi(Scalars):
         root, vaddr, levels = self._tables(dtb), unsigned(vaddr), self._profile.levels
         physical, size, values = self._target.lookup(root, pagetable.canonical(vaddr, levels))
         if not size:
-            raise LibvmiError(FAILURE)
+            raise FaultError(vaddr)
         entries = pagetable.entries(root, vaddr, values, size, levels, self._encryption())
         return Translation(vaddr, physical, size, entries)
 
@@ -612,9 +596,7 @@ class Libvmi(Scalars):
         """
         try:
             return self.pagetable_lookup(self.pid_to_dtb(pid), vaddr)
-        except LinkError:
-            raise
-        except LibvmiError:
+        except FaultError:
             # The process may have got new page tables (execve): look once more, as LibVMI does.
             if self._dtbs.pop(pid, None) is None:
                 raise
@@ -624,7 +606,7 @@ class Libvmi(Scalars):
         try:
             return self._profile.symbol(name)
         except KeyError:
-            raise LibvmiError(FAILURE) from None
+            raise UnknownNameError(name) from None
 
     def translate_ksym2v(self, symbol: str) -> int:
         """Virtual address of a kernel symbol, KASLR applied.
@@ -686,13 +668,7 @@ class Libvmi(Scalars):
         dtb = self._context_tables(ctx)
         space = self._place(ctx)[1]
 
-        def symbols() -> Iterator[tuple[str, int]]:
-            try:
-                yield from elf.exports(lambda address, count: self._reader.read(address, count, space), ctx.addr)
-            except FaultError:
-                raise LibvmiError(FAILURE) from None
-
-        return dtb, symbols()
+        return dtb, elf.exports(lambda address, count: self._reader.read(address, count, space), ctx.addr)
 
     def _context_tables(self, ctx: AccessContext) -> int:
         if ctx.tr_mechanism is TranslateMechanism.PROCESS_PID:
@@ -945,7 +921,7 @@ class Libvmi(Scalars):
         try:
             return self._profile.member(*MEMBERS[name]).offset
         except KeyError:
-            raise LibvmiError(FAILURE) from None
+            raise UnknownNameError(name) from None
 
     def get_offset(self, offset_name: str) -> int:
         """An offset or address by LibVMI's name for it.
@@ -982,7 +958,7 @@ class Libvmi(Scalars):
         try:
             return self._profile.member(struct_name, member).offset
         except KeyError:
-            raise LibvmiError(FAILURE) from None
+            raise UnknownNameError(f"{struct_name}.{member}") from None
 
     def get_memsize(self) -> int:
         """Bytes of guest memory, up to the end of the highest. Source: ``vmi_get_memsize``."""
