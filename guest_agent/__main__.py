@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import vmishim
 from guest_agent import attestation, sandbox
 from guest_agent.agent import Agent
 from guest_agent.freezer import Freezer
@@ -20,6 +19,7 @@ from guest_agent.kernel import Kernel, LoadError
 from guest_agent.loader import Loader
 from guest_agent.sealed import Sealer, obstacle
 from vmishim.errors import LibvmiError, LinkError
+from vmishim.version import __version__
 from vmishim.wire.keys import PermittedKeys, PublicKey, generate, load_private, save_private
 from vmishim.wire.sessions import Sessions
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    whole.add_argument("--version", action="version", version=f"vmishim-agent {vmishim.__version__}")
+    whole.add_argument("--version", action="version", version=f"vmishim-agent {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="answer requests until told to stop")
     serve.add_argument(
@@ -202,7 +202,7 @@ def _serve(options: argparse.Namespace) -> int:
         sandbox.confine(sandbox.serving())
         # From here on nothing is opened.
         permitted.refresh()
-        log.info("vmishim-agent %s reads Linux %s", vmishim.__version__, os.uname().release)
+        log.info("vmishim-agent %s reads Linux %s", __version__, os.uname().release)
         log.info("listening at %s, key %s", endpoint, key.public.fingerprint)
         log.info("%s: %s", "attested by" if evidence.bulk else "no attestation", evidence.text)
         log.info("%s encrypts what is read", "the kernel" if sealer else "this process")

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import vmishim
 from guest_agent.freezer import FreezeError, Freezer
 from guest_agent.injections import Injections, cut, explain
 from guest_agent.kernel import Gathered, Kernel
@@ -18,6 +17,7 @@ from guest_agent.loader import InjectionError
 from guest_agent.programs import LoadError
 from guest_agent.sealed import Sealer
 from vmishim.errors import LinkError
+from vmishim.version import __version__
 from vmishim.wire.messages import (
     BULK_MAX,
     Answer,
@@ -191,7 +191,7 @@ class Agent:
                     return Failure("oversize", f"a hello asks about at most {NAMES_MAX} names")
                 log.info("an IDS of version %.40r is here", version)
                 facts = kernel.facts()
-                facts["version"] = vmishim.__version__
+                facts["version"] = __version__
                 facts["kernel_encryption"] = self._sealer is not None
                 facts["symbols"] = [kernel.symbol(name) for name in symbols]
                 facts["members"] = [kernel.member(name) for name in members]

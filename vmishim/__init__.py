@@ -7,7 +7,7 @@ is used: the guest agent carries this package's ``wire`` part and must not load 
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+from vmishim.version import __version__
 
 _LAZY = {
     "Libvmi": "vmishim.libvmi",

@@ -17,6 +17,7 @@ from vmishim.errors import LibvmiError
 PARTS = (
     "vmishim/__init__.py",
     "vmishim/errors.py",
+    "vmishim/version.py",
     "vmishim/wire",
     "vmishim/kernel/__init__.py",
     "vmishim/kernel/btf.py",

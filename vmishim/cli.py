@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import NoReturn
 
-import vmishim
+from vmishim.version import __version__
 
 EXAMPLES = """\
 examples:
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    whole.add_argument("--version", action="version", version=f"vmishim {vmishim.__version__}")
+    whole.add_argument("--version", action="version", version=f"vmishim {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     def command(name: str, function: str, text: str, examples: str, notes: str = "") -> argparse.ArgumentParser:
@@ -331,7 +331,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :raises SystemExit: the command line is wrong (2), or a script that was run says so
     """
-    options = parser().parse_args(arguments)
+    whole = parser()
+    options = whole.parse_args(arguments)
+    options.parser = whole
     module, _, name = options.function.partition(":")
     try:
         command: Command = getattr(importlib.import_module(f"vmishim.commands.{module}"), name)
@@ -357,8 +359,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> str | None:
     """What an error says to a person, on one line; None for those that are bugs."""
     from vmishim.commands import CommandError
-    from vmishim.commands.tables import printable
     from vmishim.errors import LibvmiError
+    from vmishim.output import printable
 
     if isinstance(error, CommandError):
         text = str(error)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from struct import Struct
 from typing import Any
 
-import vmishim
 from vmishim.errors import FaultError, LinkError
 from vmishim.memory.reader import KERNEL, KERNEL_FLOOR
+from vmishim.version import __version__
 from vmishim.wire.messages import (
     BULK_MAX,
     Answer,
@@ -63,7 +63,7 @@ class Remote:
 
         :raises LinkError: there is no agent, or we can't talk to it
         """
-        request = Hello(vmishim.__version__, list(symbols), list(members))
+        request = Hello(__version__, list(symbols), list(members))
         facts = expect(self._exchange(encode(request)), Welcome).facts
         _checked(facts.get("symbols"), len(symbols), _is_address)
         _checked(facts.get("members"), len(members), _is_member)

@@ -1,97 +1,182 @@
-"""Imports point one way, so that each part can be read, tested and shipped without those above it."""
+"""Imports point down only, so that each part can be read, tested and shipped without those above it."""
 
 from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("vmishim", "guest_agent", "compat/libvmi")
+
+TABLE: dict[str, set[str]] = {
+    # What both sides have.
+    "vmishim.errors": set(),
+    "vmishim.version": set(),
+    "vmishim.wire": {"vmishim.errors"},
+    "vmishim.kernel": {"vmishim.errors"},
+    # The guest's side.
+    "guest_agent": set(),
+    "guest_agent.sandbox": {"vmishim.errors"},
+    "guest_agent.programs": {"vmishim.errors", "vmishim.kernel", "vmishim.wire"},
+    "guest_agent.bytecode": {"guest_agent.programs", "vmishim.wire"},
+    "guest_agent.loader": {
+        *("guest_agent.bytecode", "guest_agent.programs", "guest_agent.sandbox", "vmishim.errors", "vmishim.wire")
+    },
+    "guest_agent.injections": {"guest_agent.loader", "guest_agent.programs", "vmishim.wire"},
+    "guest_agent.freezer": {"guest_agent.sandbox", "vmishim.errors"},
+    "guest_agent.kernel": {"guest_agent.programs", "vmishim.kernel", "vmishim.wire"},
+    "guest_agent.sealed": {"guest_agent.kernel", "guest_agent.programs", "vmishim.errors", "vmishim.wire"},
+    "guest_agent.attestation": {"vmishim.wire"},
+    "guest_agent.agent": {
+        *("guest_agent.freezer", "guest_agent.injections", "guest_agent.kernel", "guest_agent.loader"),
+        *("guest_agent.programs", "guest_agent.sealed", "vmishim.errors", "vmishim.version", "vmishim.wire"),
+    },
+    "guest_agent.serve": {"vmishim.errors", "vmishim.wire"},
+    "guest_agent.__main__": {
+        *("guest_agent.agent", "guest_agent.attestation", "guest_agent.freezer", "guest_agent.injections"),
+        *("guest_agent.kernel", "guest_agent.loader", "guest_agent.sandbox", "guest_agent.sealed"),
+        *("guest_agent.serve", "vmishim.errors", "vmishim.version", "vmishim.wire"),
+    },
+    # The IDS's side.
+    "vmishim.attestation": {"vmishim.errors", "vmishim.wire"},
+    "vmishim.memory": {"vmishim.errors"},
+    "vmishim.link": {"vmishim.errors", "vmishim.wire"},
+    "vmishim.client": {"vmishim.errors", "vmishim.memory", "vmishim.version", "vmishim.wire"},
+    "vmishim.readahead": {"vmishim.client", "vmishim.errors", "vmishim.kernel", "vmishim.memory", "vmishim.wire"},
+    "vmishim.guests": {
+        *("vmishim.attestation", "vmishim.client", "vmishim.errors", "vmishim.kernel", "vmishim.link"),
+        *("vmishim.memory", "vmishim.readahead", "vmishim.wire"),
+    },
+    "vmishim.inject": {"vmishim.errors", "vmishim.guests", "vmishim.kernel", "vmishim.memory", "vmishim.wire"},
+    "vmishim.libvmi": {"vmishim.errors", "vmishim.guests", "vmishim.inject", "vmishim.kernel", "vmishim.memory"},
+    "vmishim": {"vmishim.errors", "vmishim.libvmi", "vmishim.version"},
+    "libvmi": {"vmishim.libvmi"},
+    "vmishim.inspection": {"vmishim.errors", "vmishim.guests", "vmishim.libvmi"},
+    "vmishim.script": {"vmishim.errors", "vmishim.guests"},
+    "vmishim.output": set(),
+    "vmishim.compare": {
+        *("libvmi", "vmishim.errors", "vmishim.guests", "vmishim.kernel", "vmishim.libvmi", "vmishim.output"),
+        *("vmishim.script", "vmishim.version"),
+    },
+    "vmishim.bundle": {"vmishim.errors"},
+    "vmishim.commands": {
+        *("vmishim.attestation", "vmishim.bundle", "vmishim.compare", "vmishim.errors", "vmishim.guests"),
+        *("vmishim.inject", "vmishim.inspection", "vmishim.libvmi", "vmishim.link", "vmishim.output"),
+        *("vmishim.readahead", "vmishim.script", "vmishim.version", "vmishim.wire"),
+    },
+    "vmishim.cli": {"vmishim.commands", "vmishim.errors", "vmishim.output", "vmishim.version"},
+    # What is not shipped.
+    "lab": {
+        *("guest_agent.programs", "vmishim.bundle", "vmishim.commands", "vmishim.compare", "vmishim.errors"),
+        *("vmishim.guests", "vmishim.script", "vmishim.wire"),
+    },
+    "bench": {
+        *("guest_agent.__main__", "guest_agent.agent", "guest_agent.kernel", "lab", "libvmi", "vmishim.errors"),
+        *("vmishim.guests", "vmishim.inspection", "vmishim.kernel", "vmishim.libvmi", "vmishim.readahead"),
+        "vmishim.wire",
+    },
+    "trials": {
+        *("guest_agent.agent", "guest_agent.kernel", "lab", "vmishim.attestation", "vmishim.client"),
+        *("vmishim.errors", "vmishim.guests", "vmishim.inspection", "vmishim.kernel", "vmishim.libvmi"),
+        *("vmishim.link", "vmishim.memory", "vmishim.wire"),
+    },
+}
+"""What each package or module may import besides itself. A module belongs to the longest name here that is its own or
+that of a package around it."""
 
 
 def modules() -> dict[str, Path]:
-    """Every module we ship, by its name; the package ``libvmi`` by that."""
+    """Every module, by its name; the package ``compat/libvmi`` by the name under which it is imported."""
     found = {}
-    for package in PACKAGES:
-        folder = ROOT / package
-        for path in folder.rglob("*.py"):
-            parts = path.relative_to(folder.parent).with_suffix("").parts
-            found[".".join(parts).removesuffix(".__init__")] = path
+    for folder in ("vmishim", "guest_agent", "compat/libvmi", "lab", "bench", "trials"):
+        above = (ROOT / folder).parent
+        for path in (ROOT / folder).rglob("*.py"):
+            name = ".".join(path.relative_to(above).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
     return found
 
 
 MODULES = modules()
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Names of what a file imports, anywhere in it; of ours down to the module."""
-    for node in ast.walk(ast.parse(path.read_text())):
+@cache
+def imports(name: str, by_string: bool = True) -> frozenset[str]:
+    """Everything that a module imports, wherever in it: in functions and for types too. Of ours, module by module.
+
+    :param by_string: what it hands to ``import_module`` as well
+    """
+    found: set[str] = set()
+    text = MODULES[name].read_text()
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.module, f"{path}: imports are absolute"
-            names = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
-            # "from package import module" needs the package's own __init__ too.
-            yield node.module
-            yield from names
+            assert node.module, f"{name}: imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & MODULES.keys()
+            if names - MODULES.keys():
+                found.add(node.module)
+    if by_string and "import_module" in text:
+        constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+        found |= {value for value in constants if isinstance(value, str) and "." in value} & MODULES.keys()
+    return frozenset(found - {name})
 
 
 def importers(name: str) -> set[str]:
-    return {module for module, path in MODULES.items() if any(top(found) == name for found in imports(path))}
+    """The modules that are shipped and import a library."""
+    shipped = (module for module in MODULES if top(module) in ("vmishim", "guest_agent", "libvmi"))
+    return {module for module in shipped if name in map(top, imports(module))}
 
 
 def top(name: str) -> str:
     return name.partition(".")[0]
 
 
-def part(name: str) -> str:
-    """Which layer a module belongs to."""
-    if name in ("vmishim", "vmishim.errors"):
-        return "ground"
-    for layer in (
-        "vmishim.wire",
-        "vmishim.attestation",
-        "vmishim.memory",
-        "vmishim.kernel",
-        "vmishim.readahead",
-        "vmishim.commands",
-        "guest_agent",
-        "libvmi",
-    ):
-        if name == layer or name.startswith(f"{layer}."):
-            return layer
+def row(name: str) -> str:
+    """The row of the table that a module belongs to."""
+    while name not in TABLE:
+        name, _, last = name.rpartition(".")
+        assert last, "no row"
     return name
 
 
-ABOVE = {
-    "ground": set[str](),
-    "vmishim.wire": {"ground"},
-    "vmishim.libvmi.constants": {"ground"},
-    "vmishim.attestation": {"ground", "vmishim.wire"},
-    "vmishim.kernel": {"ground", "vmishim.wire", "vmishim.libvmi.constants", "vmishim.memory"},
-    "vmishim.memory": {"ground", "vmishim.wire", "vmishim.kernel"},
-    "guest_agent": {"ground", "vmishim.wire", "vmishim.kernel"},
-    "vmishim.link": {"ground", "vmishim.wire"},
-    "libvmi": {"ground", "vmishim.libvmi", "vmishim.libvmi.constants", "vmishim.libvmi.event"},
-}
-"""What each layer may import, besides itself; the modules that are not here are the top, and free."""
-
-
-@pytest.mark.parametrize("layer", ABOVE)
-def test_a_layer_imports_only_what_is_below_it(layer: str) -> None:
-    below = {
-        f"{name} imports {found}"
-        for name, path in MODULES.items()
-        if part(name) == layer
-        for found in imports(path)
-        if top(found) in ("vmishim", "guest_agent", "libvmi", "bench", "lab", "trials", "compat")
-        if part(found) not in ABOVE[layer] | {layer}
+def used(of: str) -> dict[str, str]:
+    """The rows that the modules of a row import, each with one import that shows it."""
+    return {
+        row(found): f"{name} imports {found}"
+        for name in MODULES
+        if row(name) == of
+        for found in imports(name)
+        if found in MODULES and row(found) != of
     }
-    assert below == set()
+
+
+def test_the_table_has_no_circle() -> None:
+    assert set().union(*TABLE.values()) <= TABLE.keys()
+    TopologicalSorter(TABLE).prepare()  # raises CycleError
+
+
+def test_every_module_is_of_one_row_and_every_row_of_a_module() -> None:
+    assert {row(name) for name in MODULES} == TABLE.keys()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_row_imports_only_what_it_may(name: str) -> None:
+    assert {shown for found, shown in used(name).items() if found not in TABLE[name]} == set()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_row_may_import_nothing_that_it_does_not(name: str) -> None:
+    assert TABLE[name] - used(name).keys() == set()
+
+
+def test_modules_have_no_circle_within_their_row() -> None:
+    TopologicalSorter({name: imports(name) & MODULES.keys() for name in MODULES}).prepare()  # raises CycleError
 
 
 def test_each_side_has_one_module_that_imports_zmq() -> None:
@@ -99,10 +184,10 @@ def test_each_side_has_one_module_that_imports_zmq() -> None:
 
 
 def test_only_the_wire_touches_ciphers() -> None:
-    beside = {name for name in importers("cryptography") if part(name) != "vmishim.wire"}
+    beside = {name for name in importers("cryptography") if row(name) != "vmishim.wire"}
     assert beside == {"vmishim.attestation.chain"}  # which verifies signatures, and encrypts nothing
 
 
 def test_the_wire_needs_the_standard_library_and_cryptography() -> None:
-    needed = {top(found) for name, path in MODULES.items() if part(name) == "vmishim.wire" for found in imports(path)}
+    needed = {top(found) for name in MODULES if row(name) == "vmishim.wire" for found in imports(name)}
     assert needed - sys.stdlib_module_names == {"cryptography", "vmishim"}

@@ -19,12 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.unit.pair import Pair
 from vmishim import client, libvmi
 from vmishim.commands.inspection import SHAPES
-from vmishim.commands.tables import show
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests.agent import STRATEGIES, AgentGuest, Strategy
 from vmishim.inspection import objects
 from vmishim.libvmi import AccessContext, Libvmi
 from vmishim.libvmi.constants import TranslateMechanism
+from vmishim.output import show
 from vmishim.wire.messages import (
     BULK_MAX,
     JSON_MAX,

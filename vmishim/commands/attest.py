@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from vmishim.attestation import ask, verify
 from vmishim.commands import CommandError
-from vmishim.commands.tables import dump, show
 from vmishim.guests import domains
 from vmishim.guests.agent import connect
+from vmishim.output import dump, show
 from vmishim.wire.keys import PublicKey
 
 

@@ -1,11 +1,9 @@
-"""``vmishim completion``: what a shell needs to complete the command line, made from the parser itself."""
+"""``vmishim completion``: a script by which a shell completes the command line, generated from the parser."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-
-from vmishim.cli import parser
 
 _PREAMBLE = {
     "bash": '_vmishim_domains() { compgen -W "$(vmishim domains --names 2>/dev/null)" -- "$1"; }',
@@ -14,20 +12,20 @@ _PREAMBLE = {
 
 
 def completion(options: argparse.Namespace) -> int:
-    """Print the script."""
+    """Print the script; ``options.parser`` is the parser of the whole command line."""
     if options.shell == "fish":  # shtab has none for it
-        print("\n".join(fish()))
+        print("\n".join(fish(options.parser)))
         return 0
     import shtab
 
-    print(shtab.complete(parser(), options.shell, preamble=_PREAMBLE[options.shell]))
+    print(shtab.complete(options.parser, options.shell, preamble=_PREAMBLE[options.shell]))
     return 0
 
 
-def fish() -> Iterator[str]:
+def fish(parser: argparse.ArgumentParser) -> Iterator[str]:
     """The lines of a fish completion script."""
     yield "complete -c vmishim -f"
-    commands = next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     texts = {choice.dest: choice.help for choice in commands._choices_actions}
     for name, command in commands.choices.items():
         yield f"complete -c vmishim -n __fish_use_subcommand -a {name} -d {_quoted(texts[name])}"

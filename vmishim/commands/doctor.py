@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import vmishim
-from vmishim.commands.tables import dump, printable
 from vmishim.errors import FaultError, LibvmiError, LinkError
 from vmishim.guests import domains
 from vmishim.guests.resolver import reach
 from vmishim.guests.target import Target
+from vmishim.output import dump, printable
+from vmishim.version import __version__
 
 if TYPE_CHECKING:
     from vmishim.attestation import Requirements
@@ -105,7 +105,7 @@ def _wrapped(text: str, room: int) -> list[str]:
 
 def host() -> Iterator[Finding]:
     """Python and the libraries that everything needs."""
-    yield Finding("vmishim", "ok", f"{vmishim.__version__}, {Path(vmishim.__file__).parent}")
+    yield Finding("vmishim", "ok", f"{__version__}, {Path(__file__).parents[1]}")
     yield Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
     for name, floor in _FLOOR.items():
         wanted = ".".join(map(str, floor))
@@ -321,9 +321,9 @@ def inside(target: Target, required: Requirements | None = None) -> Iterator[Fin
 
 
 def _versions(theirs: str) -> Finding:
-    if theirs == vmishim.__version__:
+    if theirs == __version__:
         return Finding("version", "ok", f"{theirs} on both sides")
-    text = f"ours is {vmishim.__version__}, the agent's {theirs}"
+    text = f"ours is {__version__}, the agent's {theirs}"
     return Finding("version", "note", text, "`vmishim bundle` writes an agent of our version")
 
 

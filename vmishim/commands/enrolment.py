@@ -12,11 +12,11 @@ import tomllib
 from pathlib import Path
 
 from vmishim.commands import CommandError
-from vmishim.commands.tables import dump, show
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests import domains as known
 from vmishim.guests.domains import Domain
 from vmishim.guests.resolver import reach
+from vmishim.output import dump, show
 from vmishim.wire.keys import PublicKey, generate, load_private, load_public, save_private
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from vmishim.commands import CommandError
 from vmishim.commands.guests import libvmi
-from vmishim.commands.tables import dump, show, watched
 from vmishim.inspection import fleet, objects
 from vmishim.inspection.changes import ends
 from vmishim.inspection.fleet import Answer
 from vmishim.inspection.objects import Module, Socket, Task
+from vmishim.output import dump, show, watched
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 
 from vmishim.commands import CommandError
 from vmishim.commands.guests import target
-from vmishim.commands.tables import printable
 from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.guests.target import Agent
 from vmishim.inspection.changes import Sight, changes, findings, look
 from vmishim.libvmi import Libvmi
+from vmishim.output import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -23,9 +23,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import vmishim
 from vmishim.compare.backends import NATIVE, RAMFILE, Backend, Missing
 from vmishim.compare.verdict import Run, Verdict, compare, moved
+from vmishim.version import __version__
 
 REFERENCE = (NATIVE, RAMFILE, "agent-scalar", "agent-page", "agent-batch")
 """Which backend the others are held to: the first of these that there is."""
@@ -277,7 +277,7 @@ def assemble(
             row[f"{what}_ratio"] = round(row[what] / base, 3) if base and row[what] is not None else None
     words = {row["answers"] for row in rows}
     return {
-        "vmishim": vmishim.__version__,
+        "vmishim": __version__,
         "script": job.script,
         "arguments": list(job.arguments),
         "domain": job.domain,

@@ -1,0 +1,3 @@
+"""The version of this package, and of the agent that it bundles."""
+
+__version__ = "0.1.0"
