@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
-/* The values that pass between the programs and the agent. The one definition of each: the agent reads these layouts
- * from the object's BTF (guest_agent/programs.py), so nothing here is typed a second time in Python. */
+/* The values that pass between the programs and the agent. The agent reads the layouts from the object's BTF
+ * (guest_agent/programs.py). Limits and enumerations stand in Python too, for the IDS's side, which has no object;
+ * tests/unit/test_plan_header.py compares them with this file. */
 #ifndef VMISHIM_PLAN_H
 #define VMISHIM_PLAN_H
 

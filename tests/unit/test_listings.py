@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from vmishim.errors import LinkError
-from vmishim.readahead.catalogue import HEADS_MAX, Place
+from vmishim.readahead.catalogue import TABLE_HEADS_MAX, Place
 from vmishim.wire.plan import Step
 
 HOLDER = 0xFFFF888000000000
@@ -25,8 +25,8 @@ class Memory:
 
 
 def test_a_table_is_where_its_holder_says() -> None:
-    settled = TABLE.settled(Memory(0xFFFFC90000005000, HEADS_MAX - 1))
-    assert (settled.start, settled.heads) == (0xFFFFC90000005008, HEADS_MAX)
+    settled = TABLE.settled(Memory(0xFFFFC90000005000, TABLE_HEADS_MAX - 1))
+    assert (settled.start, settled.heads) == (0xFFFFC90000005008, TABLE_HEADS_MAX)
     assert settled.doors == (HOLDER, 0xFFFFC90000005008)
 
 
@@ -34,7 +34,7 @@ def test_a_table_is_where_its_holder_says() -> None:
     ("pointer", "mask"),
     [
         (0xFFFFC90000005000, 0xFFFFFFFF),
-        (0xFFFFC90000005000, HEADS_MAX),
+        (0xFFFFC90000005000, TABLE_HEADS_MAX),
         (0, 0xFFF),
         (0x7F0000000000, 0xFFF),
         (0xFFFFFFFFFFFFFFFF, 0xFFF),

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from vmishim.wire.plan import (
     HEADS_MAX,
-    NODES_MAX,
     OPS_MAX,
     RECORD_MAX,
     REGISTERS,
     TAKE_MAX,
+    WALK_NODES_MAX,
     Kind,
     Load,
     Op,
@@ -69,7 +69,7 @@ def plans(draw: st.DrawFn) -> Plan:
         next=draw(st.sampled_from((0, 8))) if step in RINGS else 0,
         bias=0 if step in RINGS else draw(near),
         nulls=draw(st.integers(0, 2**62)),
-        max_nodes=draw(st.integers(1, NODES_MAX)),
+        max_nodes=draw(st.integers(1, WALK_NODES_MAX)),
     )
 
 
@@ -131,7 +131,7 @@ def test_a_plan_with_any_part_replaced_is_refused_or_within_bounds(plan: Plan, d
         ({"next": 8, "step": Step.CHAIN}, "CHAIN follows next only"),
         ({"nulls": 2**62 + 1}, "nulls"),
         ({"max_nodes": 0}, "max_nodes"),
-        ({"max_nodes": NODES_MAX + 1}, "0x1000000"),
+        ({"max_nodes": WALK_NODES_MAX + 1}, "0x1000000"),
         ({"ops": (Take(0, 0, 8),) * (OPS_MAX + 1)}, "49 operations, at most 48"),
         ({"ops": (Take(0, 0, 0),)}, "size of operation 0 (Take) is 0x0"),
         ({"ops": (Text(0, 0, TAKE_MAX + 1),)}, "size of operation 0 (Text) is 0x1001, outside 0x1..0x1000"),

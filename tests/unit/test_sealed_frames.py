@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import struct
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -20,8 +19,7 @@ from hypothesis import strategies as st
 
 from guest_agent.agent import Agent
 from guest_agent.programs import object_bytes
-from guest_agent.sealed import KEYS_MAX, WALKS_MAX
-from tests.unit.test_inject import ROOT, section
+from tests.unit.test_inject import section
 from tests.unit.test_plan import plans
 from vmishim.client import Remote
 from vmishim.errors import LinkError
@@ -29,7 +27,7 @@ from vmishim.inject import InjectError, inject
 from vmishim.kernel.btf import Btf
 from vmishim.link import Link
 from vmishim.wire import sealed
-from vmishim.wire.keys import KEY_SIZE, PrivateKey, PublicKey, generate
+from vmishim.wire.keys import PrivateKey, PublicKey, generate
 from vmishim.wire.messages import (
     AgentError,
     Answer,
@@ -267,14 +265,6 @@ def test_a_plan_is_laid_out_as_the_programs_read_it(plan: Plan) -> None:
         expected = {"kind": [Load, Take].index(kind) if kind in (Load, Take) else 2, "src": op.src, "offset": op.offset}
         expected |= {"slot": slot, "dst": op.dst if isinstance(op, Load) else 0, "zero": 0}
         assert found == expected | {"size": op.tags if isinstance(op, Load) else op.size}
-
-
-def test_limits_are_those_of_the_programs() -> None:
-    defined = dict(re.findall(r"#define (\w+) (\d+) ", (ROOT / "bpf" / "plan.h").read_text()))
-    assert defined["KEYS_MAX"] == str(KEYS_MAX)
-    assert defined["WALKS_MAX"] == str(WALKS_MAX)
-    assert defined["KEY_SIZE"] == str(KEY_SIZE)
-    assert defined["BLOCK"] == str(sealed.BLOCK)
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from vmishim.wire.plan import Op, Plan, Step
 
 NODES_MAX = 1 << 20
 """Nodes of one list that are brought; a list that is longer is read on one by one."""
-HEADS_MAX = 1 << 20
+TABLE_HEADS_MAX = 1 << 20
 """Heads of the largest table that is walked: twice as many as the kernel makes by itself (tcp_init, net/ipv4/tcp.c)."""
 LISTENING_NULLS_BASE = 1 << 29
 """Number that ends the first chain of the listeners' table (include/net/inet_hashtables.h)."""
@@ -89,10 +89,10 @@ class Place:
         pointer, mask, first = self.table
         start = int.from_bytes(reader.read(pointer, 8, KERNEL), "little") + first
         heads = int.from_bytes(reader.read(mask, 4, KERNEL), "little") + 1
-        if heads > HEADS_MAX or not KERNEL_FLOOR <= start < (1 << 64) - heads * self.stride:
+        if heads > TABLE_HEADS_MAX or not KERNEL_FLOOR <= start < (1 << 64) - heads * self.stride:
             raise LinkError(
                 f"the guest says that its table {self.name!r} lies at {start:#x} and has {heads:,} chains (at most "
-                f"{HEADS_MAX:,} are walked): if that may be true, read it with `vmishim run --strategy page`"
+                f"{TABLE_HEADS_MAX:,} are walked): if that may be true, read it with `vmishim run --strategy page`"
             )
         return replace(self, start=start, heads=heads)
 

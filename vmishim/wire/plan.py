@@ -28,7 +28,7 @@ HEADS_MAX = 1 << 16
 """Heads that may be listed one by one."""
 STEPS_MAX = 1 << 23
 """Steps of one run of a walk, each to a head or a node (``bpf_loop``'s own limit)."""
-NODES_MAX = 1 << 24
+WALK_NODES_MAX = 1 << 24
 """Nodes one walk may visit."""
 _BLOCK = 64
 """Records that are unpacked in one go."""
@@ -124,7 +124,7 @@ class Plan:
     next: int = 0
     bias: int = 0
     nulls: int = 0
-    max_nodes: int = NODES_MAX
+    max_nodes: int = WALK_NODES_MAX
     offsets: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """Where each operation's slot is in a record, bytes."""
     record: struct.Struct = field(init=False, repr=False, compare=False)
@@ -139,7 +139,7 @@ class Plan:
         _bounded("link", self.link, -(1 << 20), 1 << 20)
         _bounded("bias", self.bias, -(1 << 20), 1 << 20)
         _bounded("nulls", self.nulls, 0, 2**62)
-        _bounded("max_nodes", self.max_nodes, 1, NODES_MAX)
+        _bounded("max_nodes", self.max_nodes, 1, WALK_NODES_MAX)
         if self.next not in (0, 8):
             raise PlanError(f"next is 0 or 8, not {self.next}")
         ring = self.step in (Step.RING, Step.RING_NODE)
