@@ -26,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="kernel of ci/kernels.toml to boot for guest tests, or 'all'; may be given again (default: its default)",
     )
+    parser.addoption(
+        "--genuine",
+        action="store_true",
+        help="run the contract on LibVMI's own bindings too, not only on their record",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

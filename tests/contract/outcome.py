@@ -26,11 +26,18 @@ def outcome(vmi: Any, case: Case, places: Places) -> dict[str, Any]:
         return {"raises": type(error).__name__}
 
 
-def kind(result: dict[str, Any]) -> str:
-    """An outcome without what differs from guest to guest: types, lengths, names, errors."""
+def kind(case: Case, result: dict[str, Any]) -> str:
+    """An outcome without what differs from guest to guest: types, lengths, names, errors.
+
+    A number that is a result by itself, such as a count or an error, is told from others if it is 0 or negative. One
+    that was read from memory is not: what memory holds is no part of the contract.
+    """
     if "raises" in result:
         return " ".join(["raises", result["raises"], *([result["text"]] if "text" in result else [])])
-    return _kind(result["value"])
+    value = result["value"]
+    if case.call.startswith("read_") and isinstance(value, dict) and "int" in value:
+        return "int"
+    return _kind(value)
 
 
 def _kind(form: Any) -> str:

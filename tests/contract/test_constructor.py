@@ -26,7 +26,7 @@ from vmishim.libvmi.constants import (
 Make = Callable[..., Any]
 
 
-@pytest.fixture(params=["ramfile", "genuine"])
+@pytest.fixture
 def make(
     request: pytest.FixtureRequest, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Make]:

@@ -56,10 +56,11 @@ def run(scene: Scene, installed: InstalledAgent, tmp_path: Path) -> Run:
 
 
 @pytest.mark.parametrize("example", ["process_list.py", "module_list.py"])
-def test_an_example_prints_the_same_by_every_backend(run: Run, scene: Scene, example: str) -> None:
-    expected = run(example, "genuine")
+def test_an_example_prints_the_same_by_every_backend(run: Run, genuine_too: bool, example: str) -> None:
+    expected = run(example, "ramfile")
     assert len(expected) > 1
-    assert run(example, "ramfile") == expected
+    if genuine_too:
+        assert run(example, "genuine") == expected
     by_agent = run(example, "agent")
     # The agent serves while the guest runs: workers of the kernel may have come and gone.
     steady = [line for line in expected if "kworker" not in line]
