@@ -314,15 +314,15 @@ class _Measured:
         kept = whole - reads - exchange - taken_in
         size = f"{len(chunk.bulk):,} bytes"
         found = (
-            ("the script and its reads, each answered here", reads, "IDS, Python"),
+            ("the script and its cached reads", reads, "IDS, Python"),
             ("round trip of an empty request", empty, "both, network"),
             ("walking the list", agent["walk"], "guest, eBPF"),
-            ("request understood, reply put together", agent["answer"] - agent["walk"], "guest, Python"),
+            ("decoding the request, building the reply", agent["answer"] - agent["walk"], "guest, Python"),
             (f"sealing {size}", agent["seal"], "guest, cryptography"),
             (f"carrying {size}", carried, "network"),
             (f"opening {size}", opened, "IDS, cryptography"),
-            ("records into cells", taken_in, "IDS, Python"),
-            ("cells made known, those before forgotten", kept, "IDS, Python"),
+            ("turning records into cells", taken_in, "IDS, Python"),
+            ("storing cells, dropping old ones", kept, "IDS, Python"),
         )
         return [Part(what, max(seconds, 0.0) * 1e3, where) for what, seconds, where in found]
 

@@ -1,11 +1,10 @@
-"""The table and the figure that earlier work is compared by: its ways to read beside ours, and what distance does.
+"""Compare with earlier work: its read strategies beside ours, and the effect of a slow network.
 
     python -m bench.paper
 
 One lab VM holds 100, 300 and 1,000 processes, modules and TCP sockets; each strategy lists them, and so do the genuine
 bindings. Then this machine's lists are read with 10 us to 10 ms added to each round trip. Writes
-docs/paper.{md,json,svg}; takes some
-minutes, needs root.
+docs/paper.{md,json,svg}; takes some minutes and needs root.
 """
 
 from __future__ import annotations
@@ -372,10 +371,13 @@ FIRST = (f"{THEIRS}, first", "batch, first", "native, first", "batch, flushed", 
 def _tables(paper: Paper) -> Iterator[tuple[str, Rows]]:
     yield "Time of a listing, medians", _times(paper.cases, TIMES)
     ratios = (("scalar", "batch"), (THEIRS, "batch"), ("page", "batch"), ("batch", "native"))
-    yield "The first by the second", _ratios(paper.cases, (*ratios, ("batch", "native, flushed")))
-    yield "The first listing, connection and all, and one after a flush of all caches", _times(paper.cases, FIRST)
+    yield "Ratios", _ratios(paper.cases, (*ratios, ("batch", "native, flushed")))
+    yield (
+        "The first listing, including the connection, and a listing after all caches were flushed",
+        _times(paper.cases, FIRST),
+    )
     pairs = ((f"{THEIRS}, first", "batch, first"), ("batch, first", "native, first"))
-    yield "The first by the second, again", _ratios(paper.cases, (*pairs, ("batch, flushed", "native, flushed")))
+    yield "Ratios of first and flushed listings", _ratios(paper.cases, (*pairs, ("batch, flushed", "native, flushed")))
     yield "Requests and bytes of a listing", _requests(paper.cases)
     for distance in paper.distances:
         yield (
@@ -431,7 +433,7 @@ def document(paper: Paper) -> str:
     tables = [f"### {title}\n\n{report.markdown(rows)}" for title, rows in _tables(paper)]
     measured = len(tables) - len(paper.distances)
     parts = [
-        "# Beside earlier work",
+        "# Comparison with earlier work",
         "Written by `python -m bench.paper`; do not edit.",
         _METHOD,
         f"## Linux {paper.kernel}, {paper.where}",
@@ -447,41 +449,57 @@ def document(paper: Paper) -> str:
 
 _METHOD = """\
 [`bench/workloads.py`](../bench/workloads.py), unchanged, lists 100, 300 and 1,000 processes, kernel modules and TCP
-sockets of one VM, in one run, by five strategies:
+sockets of one VM in one run, by five strategies:
 
-- **scalar**: each read is a request, as SEVmonitor has it.
-- **eBPFmonitor**: an eBPF program collects the addresses of all objects in one run; the agent's user space then copies
-  one object after the other, and sends all of them in one reply, which the IDS's side keeps.
+- **scalar**: each read is a request, as in SEVmonitor.
+- **eBPFmonitor**: an eBPF program collects the addresses of all objects in one run. The agent's user space then copies
+  one object after the other and sends all of them in one reply, which the IDS's side keeps.
 - **page**: each 4 KiB page is a request, and is kept for the length of the listing.
-- **batch**: ours. The eBPF program that walks the list copies what is wanted, too.
-- **native**: the genuine libvmi 3.7.1 on the VM's memory file, the VM paused, in an environment of its own.
+- **batch**: vmishim's. The eBPF program that walks the list also copies what is wanted.
+- **native**: the genuine libvmi 3.7.1 on the VM's memory file, with the VM paused, in an environment of its own.
 
-What is modelled of the others is their way to read, as we understand it, and nothing else: not their code, and not
-their transport. All but native run over our link, with its encryption, our Python and our agent. For eBPFmonitor's
-strategy the agent is changed in one place, [`bench/sequential.py`](../bench/sequential.py): its walk brings addresses
-only, and each object is copied by a run of its own of the program that reads memory, from the first byte that is wanted
-of it to the last. What comes is kept by our read-ahead as it is, which knows the fields that are wanted. Where the
-original does less, it is slower than this; what is left between the two is where the copying is done.
+The others are modelled by how they read, as we understand it: neither their code nor their transport is used. All but
+native run over our link, with its encryption, our Python and our agent. For eBPFmonitor's strategy the agent differs in
+one place, [`bench/sequential.py`](../bench/sequential.py): its walk brings only addresses, and each object is copied by
+a separate run of the program that reads memory, from the first wanted byte to the last. Our read-ahead, which knows the
+wanted fields, keeps the result as usual. Where the original does less, it is slower than this model; the difference
+that remains between the two is where the copying is done.
 
-Every strategy is held to what was planted: a listing that lacks one of the planted objects ends the run. The modules
-are copies of one small module, under names of their own. Each listing is of fresh memory, in the steady state: what an
-unchanged script reads was learned in three listings before. **flushed**: what was kept is forgotten, names too, so that
-the head's is looked up anew, which native does in its symbol map and ours by a request. **first**: from nothing to the
-end of the first listing; for ours with connection, handshake and the kernel's facts, for native with its constructor.
-Times are medians; a time marked ~ was not run to its end: it is that of the reads that were done, by their share of
-all."""
+Every strategy is checked against what was planted: a listing that lacks a planted object ends the run. The modules are
+copies of one small module under different names. Each listing reads fresh memory in the steady state: three listings
+before it learned what an unchanged script reads. **flushed**: all caches were flushed, names too, so that the head's
+address is looked up again; native does this in its symbol map, ours by a request. **first**: from nothing to the end of
+the first listing; for ours this includes connection, handshake and the kernel's facts, for native its constructor.
+Times are medians. A time marked ~ was not run to its end: it is projected from the reads that were done."""
 
 _NETWORK = """\
-The lists of this machine, its agent at a TCP port, through a forwarder of our own
-([`bench/delay.py`](../bench/delay.py)) that keeps everything back for half a round trip in each direction. A
-request that asks for nothing takes {direct:.0f} us without it. The forwarder by itself, which wakes and copies once in
-each direction, adds {floor:.0f} us: that is the floor, no round trip through it can be shorter. The model has nothing
-fitted to it:
+The lists of this machine, read from its agent at a TCP port through our own forwarder
+([`bench/delay.py`](../bench/delay.py)), which delays everything by half a round trip in each direction. Without it, an
+empty request takes {direct:.0f} us. The forwarder itself, which wakes and copies once in each direction, adds
+{floor:.0f} us: that is the floor, no round trip through it can be shorter. The model has no fitted parameters:
 
     time = requests x (round trip + floor) + base
 
-where the requests are counted and the base is the listing without the forwarder. Lines are the model, dots what was
-measured, rings what was projected."""
+where the requests are counted and the base is the listing without the forwarder. Lines are the model, dots are
+measured, rings are projected."""
+
+
+def from_json(record: dict[str, Any]) -> Paper:
+    """The record of a run: docs/paper.json."""
+
+    def costs(of: dict[str, Any]) -> dict[str, Cost]:
+        return {strategy: Cost(**cost) for strategy, cost in of.items()}
+
+    distances = [
+        Distance(
+            **each
+            | {"base": costs(each["base"])}
+            | {"delays": [Delay(**delay | {"costs": costs(delay["costs"])}) for delay in each["delays"]]}
+        )
+        for each in record["distances"]
+    ]
+    cases = [report.case_from_json(case) for case in record["cases"]]
+    return Paper(**record | {"cases": cases, "distances": distances})
 
 
 def drawn(paper: Paper) -> str:

@@ -154,12 +154,17 @@ def time_rows(cases: Sequence[Case]) -> Rows:
     ratios = (("scalar", "batch"), ("page", "batch"), ("batch", "native"))
     rows: Rows = [("listing", *(f"{strategy}\nms" for strategy in STRATEGIES), *("/\n".join(pair) for pair in ratios))]
     for case in cases:
-        costs = [
-            _projected(number(case.costs[strategy].ms), case, strategy) if strategy in case.costs else "-"
-            for strategy in STRATEGIES
-        ]
-        rows.append((case.name, *costs, *(_projected(number(case.times(*pair), "x"), case, *pair) for pair in ratios)))
+        of = (_projected(number(case.times(*pair), "x"), case, *pair) for pair in ratios)
+        rows.append((case.name, *_ms(case), *of))
     return rows
+
+
+def _ms(case: Case) -> list[str]:
+    """Median milliseconds by strategy."""
+    return [
+        _projected(number(case.costs[strategy].ms), case, strategy) if strategy in case.costs else "-"
+        for strategy in STRATEGIES
+    ]
 
 
 def _projected(text: str, case: Case, *strategies: str) -> str:
@@ -314,8 +319,8 @@ def crowded(load: float, cpus: int) -> str:
     if load <= max(cpus, 2) * 1.5:
         return ""
     return (
-        f"Other work ran on this machine meanwhile: a load of up to {load:.0f} on {cpus} CPUs. Medians "
-        "are longer than on a quiet machine, ratios off by as much as the load changed; the fastest runs suffer least."
+        f"Other work ran on this machine meanwhile: a load of up to {load:.0f} on {cpus} CPUs. Medians are longer than "
+        "on a quiet machine, and ratios are off by as much as the load changed; the fastest runs suffer least."
     )
 
 
@@ -337,7 +342,7 @@ def document(grounds: Sequence[Ground], command: str, of_fleet: dict[str, Any] |
         "",
         _METHOD,
         "",
-        "![Time of a listing, each way to read](benchmark.svg)",
+        "![Time of a listing by each read strategy](benchmark.svg)",
     ]
     for ground in grounds:
         out += ["", f"## Linux {ground.kernel}, {ground.where}", ""]
@@ -362,39 +367,43 @@ def document(grounds: Sequence[Ground], command: str, of_fleet: dict[str, Any] |
 
 
 _METHOD = """\
-The measured code is one file, [`bench/workloads.py`](../bench/workloads.py): three listings as LibVMI's users write
-them, a read at a time. The genuine bindings' interpreter runs it on the memory file of the VM, vmishim runs it through
-the agent in that VM, in the same run:
+The measured code is one file, [`bench/workloads.py`](../bench/workloads.py): three listings, written as LibVMI's users
+write them, one read at a time. In one run, the genuine bindings execute it on the VM's memory file, and vmishim
+executes it through the agent in that VM:
 
-- **scalar**: each read is a request, as SEVmonitor has it.
-- **page**: each 4 KiB page is a request, and is kept for the length of the listing, as 00SEVen and MemProcFS do.
-- **batch**: a list's head makes the agent walk the list in the guest's kernel. Listing after listing, as an IDS makes
-  them, each on a snapshot of its own; what was learned in the first three comes along.
-- **native**: the genuine libvmi 3.7.1 on the VM's memory, the VM paused and LibVMI's caches warm. No agent, no
-  encryption, no confidential VM: the yardstick.
+- **scalar**: each read is a request, as in SEVmonitor.
+- **page**: each 4 KiB page is a request, and is kept for the length of the listing, as in 00SEVen and MemProcFS.
+- **batch**: a read of a list's head makes the agent walk the list in the guest's kernel. Listings follow one another,
+  as in an IDS, and each has its own snapshot; the walk also brings what was learned in the first three listings.
+- **native**: the genuine libvmi 3.7.1 on the VM's memory, with the VM paused and LibVMI's caches warm. No agent, no
+  encryption, no confidential VM: this is the reference.
 
-Times are medians of one run; machines differ, and so do runs, ratios less than times. A ratio is the first way's time
-by the second's: scalar/batch says how many times faster batch is, batch/native what it costs beside native. Planted
-processes and sockets are checked to be in every listing that is measured, whichever way it was read. A time marked ~ is
-projected: that listing would take many minutes, so it is its number of reads times what the first of them took."""
+Times are medians of one run. Machines differ, and so do runs; ratios vary less than times. A ratio divides the first
+strategy's time by the second's: scalar/batch says how many times faster batch is, batch/native what it costs compared
+with native. Each measured listing, by any strategy, is checked to contain all planted processes and sockets. A time
+marked ~ is projected, because that listing would take many minutes: it is the number of reads times the duration of the
+first of them.
+
+To measure on your machine: `make bench`, or `python -m bench --kernel 6.1 --local` for all that is on this page but the
+fleet."""
 
 _EMULATED = """\
 The VM runs under software emulation (TCG): the agent's Python, its cryptography and the kernel's walk are interpreted,
-several times slower than on hardware, and every request crosses QEMU's user-mode network stack. Native has no part in
-that, it reads a file on this machine. So ratios to native are worse here than they would be under KVM; scalar pays the
-emulated round trip for each read, so ratios to scalar are better."""
+several times slower than on hardware, and each request crosses QEMU's user-mode network stack. Native is not affected:
+it reads a file on this machine. So ratios to native are worse here than under KVM. Scalar pays for the emulated round
+trip with each read, so ratios to scalar are better."""
 
 
 def _bound(ground: Ground) -> str:
     """Why no batch is faster."""
     text = (
-        "What bounds it: a batch listing is one round trip to the agent, the walk, what it brought unpacked into "
-        "Python's dictionaries, and the script's own reads, each a call in Python."
+        "What limits it: a batch listing is one round trip to the agent, the walk, unpacking its result into Python's "
+        "dictionaries, and the script's own reads, each a call in Python."
     )
     most = max(ground.cases, key=lambda case: case.reads)
     calls = most.reads * ground.cached.get("batch", 0.0) / 1e6
     if calls:
-        text += f" Of {most.name}, {number(calls)} ms are its {most.reads:,} calls, which no walk can save"
+        text += f" Listing {most.name} makes {most.reads:,} calls, {number(calls)} ms that no walk can save"
         text += f": {number(calls / most.costs['native'].ms, 'x')} of native." if "native" in most.costs else "."
     return text
 
@@ -419,19 +428,20 @@ def plotted(grounds: Sequence[Ground]) -> str:
 
 
 def quote(grounds: Sequence[Ground]) -> str:
-    """What the README says of it."""
-    out = []
+    """The README's block: the plot, and of each listing the case that is nearest to 300 objects."""
+    rows: Rows = [("listing", "kernel", *(f"{strategy}\nms" for strategy in STRATEGIES))]
     for ground in grounds:
-        out += [f"Linux {ground.kernel}, {ground.where}:", "", markdown(time_rows(ground.cases)), ""]
+        for listing in dict.fromkeys(case.listing for case in ground.cases):
+            cases = [case for case in ground.cases if case.listing == listing]
+            case = min(cases, key=lambda case: abs(case.size - 300))
+            rows.append((case.name, f"{ground.kernel.split('-')[0]}, {ground.where.split(' (')[0]}", *_ms(case)))
     emulated = "The VM is emulated in software, agent and all. " if any(ground.emulated for ground in grounds) else ""
-    out += [
-        f"Medians of one run; {grounds[0].machine}{', busy' * any(map(busy, grounds))}. {emulated}"
-        "[docs/benchmark.md](docs/benchmark.md) has requests, bytes, where the time goes, how it was measured, and "
-        "which goals were not reached.",
-        "",
-        "![Time of a listing, each way to read](docs/benchmark.svg)",
-    ]
-    return "\n".join(out)
+    text = (
+        f"Medians of one run; {grounds[0].machine}{', busy' * any(map(busy, grounds))}. {emulated}All sizes, requests, "
+        "bytes, the method, and the goals that were not reached: [docs/benchmark.md](docs/benchmark.md)."
+    )
+    plot = "![Time of a listing by each read strategy](docs/benchmark.svg)"
+    return "\n\n".join([plot, markdown(rows), fill(text, 120, break_on_hyphens=False, break_long_words=False)])
 
 
 def marked(page: str, name: str, text: str) -> str:
@@ -473,13 +483,14 @@ def fleet(result: dict[str, Any]) -> str:
     asking = [row["asking_ms"] for row in rows if row["asking_ms"] is not None]
     agent = [row["agent_ms"] for row in rows if row["agent_ms"] is not None]
     text = f"""
-        Written by `python -m bench.fleet`: {result["agents"]} agents of one machine, each listed anew: connection,
-        handshake, the kernel's facts, one list (`{result["list"]}`). {result["machine"]}; load {result["load"]}.
-        Medians of {result["runs"]} runs. All agents share its processors with those who ask, so listings a second are
-        what both sides cost together. Told apart, a listing takes {_range(asking, " ms")} of processor time on the
-        asking side, which bounds what a machine can ask for when the agents are elsewhere, and {_range(agent, " ms")}
-        in the guest. A worker was killed amidst the asking: its guests are asked again by another. Agents were killed
-        before it: their listings fail once their time is up, and all others had come after the seconds given."""
+        Written by `python -m bench.fleet`: {result["agents"]} agents on one machine. Each listing makes a new
+        connection and handshake, asks for the kernel's facts, and reads one list (`{result["list"]}`).
+        {result["machine"]}; load {result["load"]}. Medians of {result["runs"]} runs. The agents share the processors
+        with the asking side, so listings/s is what both sides cost together. Taken apart, a listing takes
+        {_range(asking, " ms")} of processor time on the asking side, which limits how much one machine can ask for
+        when the agents run elsewhere, and {_range(agent, " ms")} in the guest. In one run a worker was killed during
+        the listings: another worker took over its guests. In another, agents were killed beforehand: their listings
+        fail when their time is up; s is when all others had arrived."""
     text = " ".join(text.split())
     return "\n\n".join(["## A fleet", fill(text, 120, break_on_hyphens=False), markdown(fleet_rows(result))])
 
@@ -487,6 +498,17 @@ def fleet(result: dict[str, Any]) -> str:
 def as_json(ground: Ground) -> dict[str, Any]:
     """Everything, times in seconds to the microsecond."""
     return {name: rounded(value) for name, value in asdict(ground).items()}
+
+
+def from_json(record: dict[str, Any]) -> Ground:
+    """What `as_json` gave."""
+    parts = [Part(**part) for part in record["parts"]]
+    return Ground(**record | {"cases": [case_from_json(case) for case in record["cases"]], "parts": parts})
+
+
+def case_from_json(record: dict[str, Any]) -> Case:
+    """One case of a record."""
+    return Case(**record | {"costs": {strategy: Cost(**cost) for strategy, cost in record["costs"].items()}})
 
 
 def rounded(value: Any) -> Any:
