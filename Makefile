@@ -24,6 +24,10 @@ lint: ## style and types only
 	@ci/setup --no-vm
 	@ci/check --lint
 
+docs: ## the documentation site with the API reference, into site/
+	@ci/setup --no-vm
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
+
 release: ## wheel, source and agent of the last commit into dist/, from pinned tools, the same bytes each time
 	@ci/setup --no-vm
 	@ci/release
@@ -32,8 +36,8 @@ setup: ## packages, virtual environment, eBPF objects, lab image
 	@ci/setup
 
 clean: ## remove what was made here; the lab image stays in its cache
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site
 	@$(MAKE) --silent -C bpf clean
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test kernels bench soak lint release setup clean
+.PHONY: help demo test kernels bench soak lint docs release setup clean

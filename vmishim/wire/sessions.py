@@ -103,9 +103,10 @@ class Sessions:
     def handle(self, frame: bytes, serve: Callable[[bytes, bytes], bytes]) -> Answered:
         """Answer ``frame``; with a refusal if it is neither a hello nor the authentic next request of a session.
 
+        Raises nothing of its own, whatever ``frame`` holds. What ``serve`` or ``on_end`` raise goes through.
+
         :param serve: from session id and request to reply; called for authentic requests only
-        :raises: nothing of its own, whatever ``frame`` holds; what ``serve`` or ``on_end`` raise goes through, and
-            ``LinkError`` if ``serve`` returns more than ``MAX_MESSAGE``: that request then has no reply
+        :raises LinkError: ``serve`` returned more than ``MAX_MESSAGE``: that request has no reply
         """
         if frame and frame[0] != VERSION:
             return Answered(refusal(Reason.OTHER_VERSION))
