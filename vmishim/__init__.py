@@ -1,7 +1,7 @@
 """vmishim: LibVMI's Python API for confidential VMs, answered by an eBPF agent in the guest.
 
-``from vmishim import Libvmi`` is the class scripts know as ``libvmi.Libvmi``. Nothing heavy is imported until a name
-is used: the guest agent carries this package's ``wire`` part and must not load the host side with it.
+``from vmishim import Libvmi`` is the class that scripts know as ``libvmi.Libvmi``. Nothing heavy is imported until a
+name is used: the guest agent ships this package's ``wire`` part and must not load the host side.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""``vmishim``: the command line. Here is what may be said; what is done about it is in `vmishim.commands`.
+"""``vmishim``: the command line. Options are declared here; `vmishim.commands` carries the commands out.
 
-Only the called command is imported, and only when it is called: ``vmishim --version`` takes as long as Python does.
+A command's module is imported only when that command runs, so ``vmishim --version`` starts as fast as Python does.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from vmishim.version import __version__
 
 EXAMPLES = """\
 examples:
-  sudo vmishim ps --local                   the processes of this machine, read by eBPF
-  vmishim keygen                            make your key; its public half goes into the guest
+  sudo vmishim ps --local                   list the processes of this machine, read by eBPF
+  vmishim keygen                            make your key; put its public half into the guest
   vmishim enroll web-1 tcp://10.0.0.5:5555 "vmishim-public-v1 ..."
-  vmishim ps web-1 --tree                   the processes of a guest
-  vmishim lsmod web-1 --json | jq .         its modules, for programs
-  vmishim ss web-1                          its TCP sockets, and whose they are
-  vmishim ps --domains 'web-*'              the processes of many guests at once
+  vmishim ps web-1 --tree                   list the processes of a guest
+  vmishim lsmod web-1 --json | jq .         list its modules as JSON
+  vmishim ss web-1                          list its TCP sockets and their owners
+  vmishim ps --domains 'web-*'              list the processes of many guests at once
   vmishim run process_list.py web-1         run an unchanged LibVMI script on it
-  vmishim compare process_list.py web-1     the same on all its backends: are the answers the same, what do they cost
-  vmishim doctor web-1                      what works, what does not, what to do
+  vmishim compare process_list.py web-1     run it on all backends; compare answers and costs
+  vmishim doctor web-1                      check what works, and how to fix what does not
 
-A DOMAIN is a guest that was enrolled (vmishim domains lists them). Exit status: 0 all well, 1 something was wrong with
-the guest or the machine, 2 something was wrong with the command line.
+A DOMAIN is an enrolled guest (list them with vmishim domains). Exit status: 0 success, 1 a problem with the guest or
+the machine, 2 a problem with the command line.
 """
 
 PS = """\
@@ -52,19 +52,19 @@ sudo vmishim ss --local --stats
 """
 
 FLEET = """\
-With --domains: a table with a column for the guest, or with --json one object a line as guests answer. A guest that
-can't be read is a line of its own, with "error", and does not hold the others up; the exit status is 1 then.
+With --domains the table has a column for the guest; with --json each object is one line, printed as guests answer. A
+guest that can't be read gets one line with "error" and does not delay the others; the exit status is then 1.
 """
 
 Command = Callable[[argparse.Namespace], int]
 
-# For shtab: which shell function completes a positional.
+# For shtab: the shell function that completes a positional argument.
 _DOMAINS = {"bash": "_vmishim_domains", "zsh": "_vmishim_domains", "fish": "(vmishim domains --names 2>/dev/null)"}
 _FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": ""}
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line."""
+    """argparse, with one-line errors."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
 
     ps = command("ps", "inspection:ps", "list the processes of a guest, or of many", PS, FLEET)
     _guests(ps)
-    ps.add_argument("--tree", action="store_true", help="children below their parents")
+    ps.add_argument("--tree", action="store_true", help="show children below their parents")
     _listing(ps)
 
     lsmod = command("lsmod", "inspection:lsmod", "list the kernel modules of a guest, or of many", LSMOD, FLEET)
@@ -109,11 +109,11 @@ def parser() -> argparse.ArgumentParser:
     watch = command(
         "watch",
         "watch:watch",
-        "watch processes, modules and sockets come and go, and what is worth a second look",
+        "watch processes, modules and sockets start and end, and flag what is suspicious",
         "vmishim watch web-1\n"
         "sudo vmishim watch --local --interval 0.5\n"
-        "vmishim watch web-1 >>web-1.log               a line for each event, for as long as it runs",
-        "q or Ctrl-C ends it. Not on a terminal it writes a line for each event.",
+        "vmishim watch web-1 >>web-1.log               log events until you stop it",
+        "Quit with q or Ctrl-C. If the output is not a terminal, it writes one line for each event.",
     )
     _guest(watch)
     watch.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between looks (%(default)g)")
@@ -121,15 +121,15 @@ def parser() -> argparse.ArgumentParser:
     run = command(
         "run",
         "script:run",
-        "run an unchanged LibVMI script: its `import libvmi` is vmishim",
-        "vmishim run process_list.py web-1              the script's own arguments stand behind it\n"
-        "vmishim run --stats process_list.py web-1      say what it took, too\n"
+        "run an unchanged LibVMI script; its `import libvmi` imports vmishim",
+        "vmishim run process_list.py web-1              put the script's own arguments after it\n"
+        "vmishim run --stats process_list.py web-1      also print time and requests\n"
         "vmishim run --strategy scalar --stats process_list.py web-1\n"
         "sudo vmishim run --local process_list.py any-name",
-        "The script's arguments, output, traceback and exit status are its own. Our options stand before it.\n"
-        "With --local every domain that the script names is this machine.",
+        "The script keeps its arguments, output, traceback and exit status. Put vmishim's options before the script.\n"
+        "With --local every domain that the script names means this machine.",
     )
-    run.add_argument("--local", action="store_true", help="read this machine, whatever domain the script names")
+    run.add_argument("--local", action="store_true", help="read this machine, whichever domain the script names")
     _strategy(run)
     run.add_argument("script", metavar="SCRIPT", help="the script's file").complete = _FILES  # type: ignore[attr-defined]
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments")
@@ -142,25 +142,34 @@ def parser() -> argparse.ArgumentParser:
         "vmishim compare --only agent-page,agent-batch --runs 20 -o page-or-batch process_list.py web-1\n"
         "sudo vmishim compare --local process_list.py any-name",
         "Backends: agent-scalar, agent-page, agent-batch; ramfile, if the guest's entry names one; native, the\n"
-        "genuine LibVMI bindings on that file. One guest is meant, whatever the script calls it. Our options stand\n"
-        "before the script. Exit status: 0 the answers agree, 1 they differ, 2 there was an error.\n"
-        "docs/compare.md says more.",
+        "genuine LibVMI bindings on that file. All run on one guest, whatever name the script uses. Put vmishim's\n"
+        "options before the script. Exit status: 0 the answers agree, 1 they differ, 2 error. See docs/compare.md.",
     )
     compare.add_argument("--local", action="store_true", help="compare on this machine; needs root")
-    compare.add_argument("--domain", metavar="DOMAIN", help="the guest, if the script's arguments do not name it")
+    compare.add_argument("--domain", metavar="DOMAIN", help="the guest, if it is not among the script's arguments")
     compare.add_argument(
         "--genuine",
         metavar="PYTHON",
         help="an interpreter that can import LibVMI's genuine bindings (default: VMISHIM_GENUINE_PYTHON)",
     )
-    compare.add_argument("--qmp", metavar="SOCKET", help="QEMU's monitor: the guest is stopped while its file is read")
-    compare.add_argument("--only", metavar="BACKEND,BACKEND", help="these backends and no others")
-    compare.add_argument("--runs", type=int, default=5, metavar="N", help="how often each is timed (%(default)s)")
     compare.add_argument(
-        "--timeout", type=float, default=300.0, metavar="S", help="seconds for one run of the script (%(default)g)"
+        "--qmp", metavar="SOCKET", help="QEMU's monitor socket, to stop the guest while its RAM file is read"
+    )
+    compare.add_argument("--only", metavar="BACKEND,BACKEND", help="use only these backends")
+    compare.add_argument("--runs", type=int, default=5, metavar="N", help="times each backend is timed (%(default)s)")
+    compare.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="time limit for one run of the script, seconds (%(default)g)",
     )
     compare.add_argument(
-        "-o", "--output", default="compare", metavar="NAME", help="writes NAME.json and NAME.html (%(default)s)"
+        "-o",
+        "--output",
+        default="compare",
+        metavar="NAME",
+        help="write the report to NAME.json and NAME.html (%(default)s)",
     )
     compare.add_argument("script", metavar="SCRIPT", help="the script's file").complete = _FILES  # type: ignore[attr-defined]
     compare.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments")
@@ -168,58 +177,58 @@ def parser() -> argparse.ArgumentParser:
     keygen = command(
         "keygen",
         "enrolment:keygen",
-        "make a private key, print the public one",
-        "vmishim keygen                                 make yours, once\n"
-        "vmishim keygen ~/.config/vmishim/audit-key     another, for guests that are to know you by it",
+        "make a private key and print its public key",
+        "vmishim keygen                                 make your key, once\n"
+        "vmishim keygen ~/.config/vmishim/audit-key     make another key, for other guests",
     )
     keygen.add_argument(
         "path",
         type=Path,
         nargs="?",
         metavar="PATH",
-        help="file to make, mode 0600; an existing one is kept (default: ~/.config/vmishim/key)",
+        help="file to create, mode 0600; an existing key is kept (default: ~/.config/vmishim/key)",
     )
 
     enroll = command(
         "enroll",
         "enrolment:enroll",
-        "give a guest a name, and try to reach it",
+        "add a guest under a name, and try to reach it",
         "vmishim enroll web-1 tcp://10.0.0.5:5555 vmishim-public-v1 k3Zn...=\n"
         "vmishim enroll web-1 tcp://10.0.0.5:5555 agent.pub --replace",
     )
-    enroll.add_argument("name", metavar="NAME", help="the domain's name, as scripts will give it")
-    enroll.add_argument("endpoint", metavar="ENDPOINT", help="where its agent listens, tcp://HOST:PORT")
+    enroll.add_argument("name", metavar="NAME", help="the domain's name, as scripts use it")
+    enroll.add_argument("endpoint", metavar="ENDPOINT", help="its agent's address, tcp://HOST:PORT")
     enroll.add_argument(
         "agent_key",
         metavar="AGENT_PUBLIC_KEY",
         nargs="+",
-        help="the line that `agent.pyz keygen` printed, or a file of it",
+        help="the line that `agent.pyz keygen` printed, or a file with that line",
     )
     enroll.add_argument("--key", type=Path, metavar="PATH", help="your private key (default: ~/.config/vmishim/key)")
     enroll.add_argument(
         "--kernel-key",
         metavar="KEY",
         nargs="+",
-        help="the guest's kernel must encrypt by itself, by the word of this key: the line that `agent.pyz keygen "
-        "/etc/vmishim/kernel.key` printed there, or a file of it",
+        help="require encryption in the guest's kernel, confirmed by this key: the line that `agent.pyz keygen "
+        "/etc/vmishim/kernel.key` printed in the guest, or a file with that line",
     )
-    enroll.add_argument("--replace", action="store_true", help="replace an entry of that name")
-    enroll.add_argument("--no-check", action="store_true", help="write it down without trying to connect")
+    enroll.add_argument("--replace", action="store_true", help="replace an existing entry of this name")
+    enroll.add_argument("--no-check", action="store_true", help="save the entry without connecting")
 
     domains = command(
         "domains",
         "enrolment:domains",
-        "list the guests that are enrolled",
+        "list the enrolled guests",
         "vmishim domains\nvmishim domains --json",
     )
     shape = domains.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="for programs")
-    shape.add_argument("--names", action="store_true", help="names only, one a line")
+    shape.add_argument("--json", action="store_true", help="print JSON")
+    shape.add_argument("--names", action="store_true", help="print names only, one per line")
 
     config = command(
         "config",
         "export:config",
-        "write a libvmi.conf entry for LibVMI itself, by the guest's own word",
+        "write a libvmi.conf entry for genuine LibVMI, from what the guest reports",
         "vmishim config --export web-1 >>~/etc/libvmi.conf",
     )
     which = config.add_argument("--export", dest="domain", required=True, metavar="DOMAIN", help="which guest")
@@ -228,7 +237,7 @@ def parser() -> argparse.ArgumentParser:
     bundle = command(
         "bundle",
         "export:bundle",
-        "write the agent's one file and its systemd unit, to copy into a guest",
+        "write the agent (one file) and its systemd unit, to copy into a guest",
         "vmishim bundle\nvmishim bundle -o image/usr/lib/vmishim/agent.pyz",
     )
     bundle.add_argument(
@@ -238,48 +247,55 @@ def parser() -> argparse.ArgumentParser:
     offsets = command(
         "offsets",
         "offsets:offsets",
-        "write where members are in a kernel without BTF, by its headers",
+        "generate structure offsets from kernel headers, for a kernel without BTF",
         "vmishim offsets --headers /usr/src/linux-headers-6.1.0-56-cloud-amd64 >web-1.json",
         'Then add to web-1 in domains.toml: offsets = "web-1.json". Needs bcc (apt install python3-bpfcc).',
     )
     offsets.add_argument(
-        "--headers", type=Path, required=True, metavar="FOLDER", help="linux-headers-RELEASE of the guest"
+        "--headers", type=Path, required=True, metavar="FOLDER", help="the guest's linux-headers-RELEASE folder"
     )
-    offsets.add_argument("members", nargs="*", metavar="MEMBER", help="more than listings need, as 'dentry d_name'")
+    offsets.add_argument(
+        "members",
+        nargs="*",
+        metavar="MEMBER",
+        help="members to add to those that listings need, such as 'dentry d_name'",
+    )
 
     doctor = command(
         "doctor",
         "doctor:doctor",
-        "say what works, what does not, and what to do",
-        "vmishim doctor                                 our own side, and the guests that are enrolled\n"
-        "vmishim doctor web-1                           all the way into a guest\n"
+        "check the setup, and say how to fix what does not work",
+        "vmishim doctor                                 check this side and all enrolled guests\n"
+        "vmishim doctor web-1                           check everything from here into a guest\n"
         "sudo vmishim doctor --local                    can an agent run on this machine?",
-        "docs/troubleshooting.md has more on each of its answers.",
+        "docs/troubleshooting.md explains each answer.",
     )
     _guest(doctor, needed=False)
-    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
 
     attest = command(
         "attest",
         "attest:attest",
-        "check what AMD SEV-SNP says of a guest and its agent's key",
-        "vmishim attest web-1                           as its entry in domains.toml requires\n"
-        "vmishim attest web-1 --save report.bin         keep the report, and the certificates that came with it\n"
+        "check the AMD SEV-SNP attestation report of a guest and its agent's key",
+        "vmishim attest web-1                           check against its entry in domains.toml\n"
+        "vmishim attest web-1 --save report.bin         save the report and its certificates\n"
         "vmishim attest --report report.bin --chain milan.pem --chain vcek.der",
-        "No network is used: docs/deploy.md says where AMD keeps certificates that did not come with the report.",
+        "This uses no network. docs/deploy.md says where to get certificates that did not come with the report.",
     )
     attest.add_argument("domain", nargs="?", metavar="DOMAIN", help="the guest's name").complete = _DOMAINS  # type: ignore[attr-defined]
-    attest.add_argument("--report", type=Path, metavar="FILE", help="check this report instead of the agent's")
+    attest.add_argument(
+        "--report", type=Path, metavar="FILE", help="check the report in this file, do not ask the agent"
+    )
     attest.add_argument(
         "--chain", type=Path, action="append", default=[], metavar="FILE", help="more certificates, PEM or DER"
     )
-    attest.add_argument("--save", type=Path, metavar="FILE", help="write report and certificates there, unchecked")
-    attest.add_argument("--json", action="store_true", help="for programs")
+    attest.add_argument("--save", type=Path, metavar="FILE", help="save the report and certificates, unchecked")
+    attest.add_argument("--json", action="store_true", help="print JSON")
 
     completion = command(
         "completion",
         "completion:completion",
-        "write a shell's completion script",
+        "write a completion script for your shell",
         "vmishim completion bash >~/.local/share/bash-completion/completions/vmishim\n"
         "vmishim completion zsh >~/.zfunc/_vmishim      with ~/.zfunc on your fpath\n"
         "vmishim completion fish >~/.config/fish/completions/vmishim.fish",
@@ -290,46 +306,46 @@ def parser() -> argparse.ArgumentParser:
 
 def _guests(command: argparse.ArgumentParser) -> None:
     which = _guest(command)
-    which.add_argument("--domains", metavar="PATTERN", help="every guest whose name is like this, such as 'web-*'")
-    # vmishim.inspection.fleet.DEADLINE, which a test compares.
+    which.add_argument("--domains", metavar="PATTERN", help="every guest whose name matches, such as 'web-*'")
+    # vmishim.inspection.fleet.DEADLINE; a test keeps the two equal.
     command.add_argument(
-        "--deadline", type=float, default=30.0, metavar="S", help="seconds that --domains may take (%(default)g)"
+        "--deadline", type=float, default=30.0, metavar="S", help="time limit for --domains, seconds (%(default)g)"
     )
     command.add_argument(
-        "--engine", default="", metavar="dask://HOST:PORT", help="ask --domains from the workers of a Dask cluster"
+        "--engine", default="", metavar="dask://HOST:PORT", help="read --domains from the workers of a Dask cluster"
     )
 
 
 def _guest(command: argparse.ArgumentParser, needed: bool = True) -> argparse._MutuallyExclusiveGroup:
     which = command.add_mutually_exclusive_group(required=needed)
     which.add_argument("domain", nargs="?", metavar="DOMAIN", help="the guest's name").complete = _DOMAINS  # type: ignore[attr-defined]
-    which.add_argument("--local", action="store_true", help="this very machine; needs root")
+    which.add_argument("--local", action="store_true", help="this machine; needs root")
     return which
 
 
 def _listing(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--json", action="store_true", help="for programs: objects in a list, addresses as hex strings"
+        "--json", action="store_true", help="print a JSON list of objects, with addresses as hex strings"
     )
     _strategy(command)
 
 
 def _strategy(command: argparse.ArgumentParser) -> None:
-    # vmishim.guests.agent.STRATEGIES, which a test compares: importing it takes longer than all of this.
+    # vmishim.guests.agent.STRATEGIES, whose import takes longer than building this parser; a test keeps them equal.
     command.add_argument(
         "--strategy",
         choices=("batch", "page", "scalar"),
         default="batch",
-        help="how to read: whole lists ahead, page by page, or each read by itself (%(default)s)",
+        help="how to read: whole lists ahead, page by page, or one request per read (%(default)s)",
     )
-    command.add_argument("--stats", action="store_true", help="say on standard error what it took")
+    command.add_argument("--stats", action="store_true", help="print time, requests and bytes on standard error")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status: 0, 1 (or what the command says) after one clear line on standard error,
-    130 after Ctrl-C, 141 when nobody reads our output any more.
+    """Run a command and return its exit status: 0; 1 (or the command's own) after one clear line on standard error; 130
+    after Ctrl-C; 141 when standard output was closed.
 
-    :raises SystemExit: the command line is wrong (2), or a script that was run says so
+    :raises SystemExit: the command line is wrong (2), or a script that ``run`` executes exits
     """
     whole = parser()
     options = whole.parse_args(arguments)
@@ -343,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Python flushes standard output once more as it ends, and would complain.
+        # Python flushes standard output again at exit, and would report the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -357,7 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> str | None:
-    """What an error says to a person, on one line; None for those that are bugs."""
+    """An error's message for people, on one line; None if the error is a bug."""
     from vmishim.commands import CommandError
     from vmishim.errors import LibvmiError
     from vmishim.output import printable
@@ -367,13 +383,13 @@ def _explain(error: Exception) -> str | None:
     elif isinstance(error, LibvmiError):
         text = str(error)
         if text == "VMI_FAILURE":
-            text = "the guest's memory does not read like a Linux kernel there (VMI_FAILURE); try vmishim doctor"
-        text = re.sub(r"^[A-Z_]{2,}: ", "", text)  # LibVMI's name of the failure is for programs
+            text = "no Linux kernel structure at that place in the guest's memory (VMI_FAILURE); run vmishim doctor"
+        text = re.sub(r"^[A-Z_]{2,}: ", "", text)  # LibVMI's name for the failure is for programs
     elif isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     else:
         return None
-    # What an agent says may be in there.
+    # The text may hold what an agent sent.
     return "; ".join(printable(line.strip()) for line in text.splitlines() if line.strip())
 
 

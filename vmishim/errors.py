@@ -1,10 +1,10 @@
 """The errors of vmishim: one tree.
 
-``LibvmiError``            what LibVMI's own bindings raise; every failure a script can meet is one of these
+``LibvmiError``            what LibVMI's own bindings raise; every failure that a script can see is one
 ``├ FaultError``           guest memory at an address cannot be read
 ``├ UnknownNameError``     this kernel has no such symbol, structure or member
-``└ LinkError``            the agent could not be asked: a dead peer, a wrong key, a forged or truncated frame
-``  └ RebootedError``      the guest was booted again: what is known of its kernel is from the boot before
+``└ LinkError``            the connection to the agent failed: a dead peer, a wrong key, a forged or truncated frame
+``  └ RebootedError``      the guest was booted again: what is known of its kernel is out of date
 
 ``str()`` of the first two is LibVMI's ``VMI_FAILURE``, which scripts compare with. What failed is in the attributes,
 and in a note that a traceback shows.
@@ -17,9 +17,9 @@ FAILURE = "VMI_FAILURE"
 
 
 class LibvmiError(Exception):
-    """A LibVMI call failed. ``str(error)`` is LibVMI's name of the failure, such as ``VMI_FAILURE`` or ``OS``.
+    """A LibVMI call failed. ``str(error)`` is LibVMI's name for the failure, such as ``VMI_FAILURE`` or ``OS``.
 
-    Source: ``libvmi.LibvmiError`` of the libvmi Python bindings, which carry nothing but that name.
+    Source: ``libvmi.LibvmiError`` of the libvmi Python bindings, which carry only that name.
     """
 
 
@@ -56,9 +56,9 @@ class UnknownNameError(LibvmiError):
 
 
 class LinkError(LibvmiError):
-    """The agent could not be asked, or what came back could not be trusted. Never raised for unreadable memory.
+    """The agent could not be reached, or its reply could not be trusted. Never raised for unreadable memory.
 
-    A ``LibvmiError``, so that a script's ``except LibvmiError`` still works. The text says what to do next.
+    It is a ``LibvmiError``, so a script's ``except LibvmiError`` still works. The text says what to do next.
     """
 
 

@@ -1,4 +1,4 @@
-"""Output: a table for people that fits their terminal, JSON for programs, progress beside both."""
+"""Output: tables that fit the terminal, JSON for programs, and progress."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 
 PATIENCE = 0.5
-"""Seconds of work after which progress is shown."""
+"""Seconds after which progress is shown."""
 
 
 def printable(text: str) -> str:
-    """``text`` with everything escaped that is not to be seen: names come from the guest, which may be hostile, and
-    must not drive the terminal."""
+    """``text`` with unprintable characters escaped: names come from a guest that may be hostile, and must not control
+    the terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; whole numbers, and gaps among them, stand to the right. On a terminal too narrow for it, columns
-    whose title begins with ``-`` are left out, and then the last one is cut."""
+    """Print a table, with numbers aligned to the right. On a narrow terminal, columns whose title begins with ``-`` are
+    left out first, and then the last column is cut."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Not on a terminal nothing is cut: whoever reads it looks for whole words.
+    # Cut nothing unless this is a terminal: programs that read this need whole words.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False, emoji=False)
     whole = list(zip(columns, zip(*rows, strict=True), strict=True))
     texts = {title: [printable(str(cell)) for cell in cells] for title, cells in whole}
@@ -59,7 +59,7 @@ def dump(value: Any) -> None:
 
 
 def watched(items: Iterable[Item], what: str) -> Iterator[Item]:
-    """The same items; counts them on standard error, if that is a terminal and they take long."""
+    """The same items; if they take long and standard error is a terminal, it shows a count."""
     if not sys.stderr.isatty():
         yield from items
         return

@@ -32,7 +32,7 @@ def test_a_guest_without_attestation_says_so(guest: AgentGuest) -> None:
 
 
 def test_an_ids_that_requires_attestation_does_not_read_it(agent: InstalledAgent) -> None:
-    with pytest.raises(NoReportError, match="there is no attestation on the agent's machine"):
+    with pytest.raises(NoReportError, match="the agent's machine gives no attestation report"):
         connect(replace(agent.domain(), attestation=REQUIRED), private=agent.private)
 
 
@@ -62,7 +62,8 @@ def test_a_report_comes_through_the_kernels_configfs() -> None:
         vm.run("modprobe", "tsm")
         vm.run("mount", "-t", "configfs", "none", "/sys/kernel/config")
         assert refused(vm, agent, agent.public, REQUIRED, NoReportError).startswith(
-            "there is no attestation on the agent's machine: /sys/kernel/config/tsm/report: No such device or address; "
+            "the agent's machine gives no attestation report: "
+            "/sys/kernel/config/tsm/report: No such device or address; "
         )
 
         vm.run("insmod", "/run/tsm_provider.ko")

@@ -114,4 +114,4 @@ def test_memory_that_moves_is_told_from_a_difference(compare: Compare, monkeypat
     (native,) = made["missing"]
     assert native["name"] == "native"
     assert "pip install libvmi==3.7.1" in native["remedy"]
-    assert "no native: no interpreter with LibVMI's genuine bindings was named" in out
+    assert "no native: no interpreter with LibVMI's genuine bindings was given" in out

@@ -87,6 +87,6 @@ def test_an_agent_changes_its_key(lab: LabVM, agent: InstalledAgent) -> None:
     assert {prepared.link.remote, fresh.link.remote} == {key}
     prepared.close()
     fresh.close()
-    with pytest.raises(RefusedError, match="agent's public key has changed"):
+    with pytest.raises(RefusedError, match="agent's key has changed"):
         agent.connect()
     connect(replace(agent.domain(), agent_key=key.text), private=agent.private).close()

@@ -91,13 +91,13 @@ def test_events_are_lines_and_findings_are_named(tmp_path: Path) -> None:
         with planting(str(program), "infinity") as hidden:
             seen.until(f" + process {hidden.pid} miner")
             program.unlink()
-            seen.until(f" ! process {hidden.pid} miner", "<- its executable has no name in any file system")
+            seen.until(f" ! process {hidden.pid} miner", "<- its executable was deleted, or never was in a file system")
             end(hidden)
             seen.until(f" - process {hidden.pid} ")
         with socket.create_server(("127.0.0.1", 0)) as server:
             place = f"127.0.0.1:{server.getsockname()[1]}"
             new = seen.until(f" + socket {place} listen")
-            assert new.endswith(f"({os.getpid()})  <- listens where nobody listened before")
+            assert new.endswith(f"({os.getpid()})  <- listens on a port that had no listener before")
             with socket.create_connection(server.getsockname()) as client:
                 near = f"127.0.0.1:{client.getsockname()[1]}"
                 seen.until(f" + socket {near} - {place}, ")

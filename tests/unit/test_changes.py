@@ -14,7 +14,7 @@ from rich.console import Console
 
 from vmishim import cli
 from vmishim.commands import watch
-from vmishim.commands.watch import Picture, Watch, drawn
+from vmishim.commands.watch import Screen, Watch, drawn
 from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.inspection import changes
 from vmishim.inspection.changes import Event, Sight
@@ -148,11 +148,11 @@ def test_it_goes_on_after_every_failure(watched: tuple[Watch, list[Sight | Libvm
         [],
         ["! agent does not answer: nobody; there"],
         [],
-        ["! agent answers again", "! guest has lists that can't be read: VMI_FAILURE"],
+        ["! agent answers again", "! guest its lists can't be read: VMI_FAILURE"],
         [],
         ["+ process 7 sh, uid 1000, parent 1"],
     ]
-    assert made.picture.state.startswith("1 processes, ")
+    assert made.screen.state.startswith("1 processes, ")
 
 
 def test_a_guest_that_boots_time_and_again_has_not_lost_all_it_had(
@@ -164,8 +164,8 @@ def test_a_guest_that_boots_time_and_again_has_not_lost_all_it_had(
     assert list(made.step()) == []
     made._handshakes = 0  # each of these looks makes a session of its own
     assert [text for *_, text, _ in made.step()] == [
-        "made a new session: it was restarted, or the connection to it broke",
-        "has lists that can't be read: 'web-1' was booted anew",
+        "made a new session: the agent was restarted, or the connection broke",
+        "its lists can't be read: 'web-1' was booted anew",
     ]
     assert not coming
 
@@ -197,19 +197,19 @@ def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(
     made.open()
     assert list(made.step()) == []
     booted[0] = "second"
-    assert [text for *_, text, _ in made.step()] == ["answers again, and was booted anew"]
+    assert [text for *_, text, _ in made.step()] == ["answers again; the guest was rebooted"]
     assert list(made.step()) == []
-    assert made.picture.state.startswith("1 processes, ")
+    assert made.screen.state.startswith("1 processes, ")
     link.handshakes += 1
     assert [text for *_, text, _ in made.step()] == [
-        "made a new session: it was restarted, or the connection to it broke"
+        "made a new session: the agent was restarted, or the connection broke"
     ]
     assert list(made.step()) == []
 
 
 def test_the_newest_is_on_top_and_nothing_drives_the_terminal() -> None:
     console = Console(width=80, height=8, record=True, markup=False, force_terminal=False)
-    shown = Picture("web-1")
+    shown = Screen("web-1")
     for number in range(20):
         shown.add("+", "process", f"{number} \x1b[2J[red]")
     console.print(drawn(shown, console, 2.0))
@@ -221,4 +221,4 @@ def test_the_newest_is_on_top_and_nothing_drives_the_terminal() -> None:
 
 def test_an_interval_is_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["watch", "--local", "--interval", "0"]) == 1
-    assert capsys.readouterr().err == "vmishim: --interval takes a number of seconds above 0\n"
+    assert capsys.readouterr().err == "vmishim: --interval must be a number of seconds above 0\n"

@@ -277,7 +277,7 @@ def test_numbers_are_short() -> None:
         "1,234 ms",
     ]
     assert [report.ratio(of) for of in (None, 0.163, 12.34, 123.4)] == ["-", "0.16x", "12.3x", "123x"]
-    assert verdict.told(("read_va", "[4096, 0, 16]", 0)) == "read_va(4096, 0, 16)"
+    assert verdict.described(("read_va", "[4096, 0, 16]", 0)) == "read_va(4096, 0, 16)"
 
 
 # The command, where there is nothing to compare.
@@ -305,7 +305,7 @@ def test_an_entry_may_have_both_backends(config: Path) -> None:
         (["no-such.py"], "there is no script no-such.py"),
         (["script.py"], "no domain is known yet"),
         (["--domain", "web-9", "script.py"], "no domain 'web-9'"),
-        (["--domain", "gone", "script.py"], "there is none; no agent-scalar: the entry gone names no agent"),
+        (["--domain", "gone", "script.py"], "there is none; no agent-scalar: the entry gone has no agent"),
         (["--domain", "gone", "--only", "ramfile,nativ", "script.py"], "there is no backend nativ"),
         (["--domain", "gone", "--qmp", "nowhere", "script.py"], "no QEMU monitor answers there"),
         (["--runs", "0", "script.py"], "--runs takes a number"),

@@ -21,16 +21,19 @@ HEX = "ab" * 48
     [
         ("", "needs measurement"),
         ("measurement = []", "needs measurement"),
-        (f"measurement = '{HEX}'", "measurement is a list of texts"),
-        ("measurement = ['abcd']", "measurement is 48 bytes in hex, not 'abcd'"),
+        (f"measurement = '{HEX}'", "measurement must be a list of strings"),
+        ("measurement = ['abcd']", "measurement must be 48 bytes in hex, not 'abcd'"),
         (f"measurement = ['{HEX}']\nmesurement = ['{HEX}']", "unknown setting 'mesurement'; known are allow, chain"),
         (f"measurement = ['{HEX}']\nallow = ['debugging']", "allow can name smt, migration, debug, cxl"),
-        (f"measurement = ['{HEX}']\nvmpl = 4", "vmpl is a number from 0 to 3, not 4"),
-        (f"measurement = ['{HEX}']\nvmpl = true", "vmpl is a number from 0 to 3, not True"),
-        (f"measurement = ['{HEX}']\nhost_data = 7", "host_data is 32 bytes in hex, not 7"),
-        (f"measurement = ['{HEX}']\nminimum_tcb = {{ ucode = 3 }}", "minimum_tcb names numbers of bootloader, fmc"),
-        (f"measurement = ['{HEX}']\nminimum_tcb = {{ snp = 256 }}", "minimum_tcb names numbers"),
-        (f"measurement = ['{HEX}']\nroots = ['{HEX}']", "roots is 32 bytes in hex"),
+        (f"measurement = ['{HEX}']\nvmpl = 4", "vmpl must be a number from 0 to 3, not 4"),
+        (f"measurement = ['{HEX}']\nvmpl = true", "vmpl must be a number from 0 to 3, not True"),
+        (f"measurement = ['{HEX}']\nhost_data = 7", "host_data must be 32 bytes in hex, not 7"),
+        (
+            f"measurement = ['{HEX}']\nminimum_tcb = {{ ucode = 3 }}",
+            "minimum_tcb must give numbers up to 255 for bootloader, fmc",
+        ),
+        (f"measurement = ['{HEX}']\nminimum_tcb = {{ snp = 256 }}", "minimum_tcb must give numbers"),
+        (f"measurement = ['{HEX}']\nroots = ['{HEX}']", "roots must be 32 bytes in hex"),
     ],
 )
 def test_requirements_that_make_no_sense_are_refused(tmp_path: Path, table: str, told: str) -> None:

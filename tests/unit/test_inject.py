@@ -245,9 +245,9 @@ def test_a_bundle_comes_back_as_it_was() -> None:
         ([INPUT], [(1, 0)], WIDE + RETURN_0, "instruction 1"),
         ([INPUT], [(-1, 0)], WIDE + RETURN_0, "instruction -1"),
         ([INPUT], [(99, 0)], WIDE + RETURN_0, "instruction 99"),
-        ([INPUT], [], RETURN_0[:-1], "parts"),
-        ([INPUT], [], b"", "parts"),
-        ([MapDefinition("input", 2, 4, -1, 1, 0)], [], RETURN_0, "sizes"),
+        ([INPUT], [], RETURN_0[:-1], "cut short"),
+        ([INPUT], [], b"", "cut short"),
+        ([MapDefinition("input", 2, 4, -1, 1, 0)], [], RETURN_0, "size outside"),
         ([MapDefinition("input", 2, 4, 8, 1, 0, True)], [], RETURN_0, "pinned"),
     ],
 )

@@ -57,7 +57,7 @@ def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path, mask: int) -> Non
 def test_a_key_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     one, two = generate(), generate()
     save_private(tmp_path / "key", one)
-    with pytest.raises(LinkError, match="exists already"):
+    with pytest.raises(LinkError, match="already exists"):
         save_private(tmp_path / "key", two)
     assert load_private(tmp_path / "key") == one
     save_private(tmp_path / "key", two, overwrite=True)
@@ -68,7 +68,7 @@ def test_a_key_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
 def test_a_key_is_not_written_through_a_link(tmp_path: Path) -> None:
     target = tmp_path / "elsewhere"
     (tmp_path / "key").symlink_to(target)
-    with pytest.raises(LinkError, match="exists already"):
+    with pytest.raises(LinkError, match="already exists"):
         save_private(tmp_path / "key", generate())
     save_private(tmp_path / "key", generate(), overwrite=True)
     assert not target.exists()
@@ -191,6 +191,6 @@ def test_permitted_keys_fail_closed(tmp_path: Path) -> None:
     assert not permitted.problems
     path.unlink()
     assert key not in permitted
-    assert "nobody is permitted" in permitted.problems[0]
+    assert "no key is permitted" in permitted.problems[0]
     with pytest.raises(LinkError, match="cannot read"):
         PermittedKeys(path)

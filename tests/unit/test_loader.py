@@ -71,8 +71,8 @@ def test_names_that_are_no_text_do_not_end_it(start: Callable[[], Loader]) -> No
     exits = bytes.fromhex("b700000000000000 9500000000000000")
     for data, told in (
         (renamed, "a program 'w\ufffdlk'"),
-        (Bundle(os.uname().release, "GPL", maps, [], exits).pack(), "map .* has no name"),
-        (Bundle(os.uname().release, "\ud800", maps[:2], [], exits).pack(), "its license is no text"),
+        (Bundle(os.uname().release, "GPL", maps, [], exits).pack(), "the map name .* is not ASCII text"),
+        (Bundle(os.uname().release, "\ud800", maps[:2], [], exits).pack(), "the license is not ASCII text"),
     ):
         with pytest.raises(InjectionError, match=told):
             load(data)

@@ -1,7 +1,7 @@
-"""Whether an agent runs where it should: in a guest of AMD SEV-SNP, launched from what it should be launched from.
+"""Attestation: does an agent run in an AMD SEV-SNP guest that was launched from the expected image?
 
-The guest's own hardware signs a report with the agent's key in it (`vmishim.wire.attestation`). Here that report is
-checked, without a network: certificates come with it, or from files.
+The guest's hardware signs a report that contains the agent's key (`vmishim.wire.attestation`). This package checks the
+report without a network: certificates come with it, or from files.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from vmishim.wire.messages import Attest, Evidence, encode, expect
 __all__ = ["Attested", "Requirements", "ask", "attest", "verify"]
 
 Exchange = Callable[[bytes], bytes]
-"""From a request of ours to the agent's reply."""
+"""Sends a request and returns the agent's reply."""
 
 
 @dataclass(frozen=True)
 class Attested:
-    """A genuine report, and what vouches for it."""
+    """A genuine report, and the certificates that vouch for its signer."""
 
     report: Report
     endorsement: Endorsement
 
     @property
     def facts(self) -> dict[str, str]:
-        """What is known now, for people and programs."""
+        """The report's facts, for people and programs."""
         report, endorsement = self.report, self.endorsement
         return {
             "processor": endorsement.product,
@@ -45,7 +45,7 @@ class Attested:
             "TCB": str(report.reported_tcb),
             "TCB at launch": str(report.launch_tcb),
             "HOST_DATA": report.host_data.hex(),
-            "chip": report.chip_id.hex() if any(report.chip_id) else "not told",
+            "chip": report.chip_id.hex() if any(report.chip_id) else "not given",
             "guest SVN": str(report.guest_svn),
             "report version": str(report.version),
         }
@@ -54,12 +54,12 @@ class Attested:
 def ask(exchange: Exchange) -> bytes:
     """The agent's report and the certificates that came with it, unchecked.
 
-    :raises NoReportError: it has none; the text has its word why
-    :raises LinkError: it can't be asked, or is of a version that does not know of reports
+    :raises NoReportError: it has none; the text has the agent's reason
+    :raises LinkError: it can't be reached, or its version does not support reports
     """
     evidence = expect(exchange(encode(Attest())), Evidence)
     if not evidence.bulk:
-        raise NoReportError(f"there is no attestation on the agent's machine: {evidence.text}")
+        raise NoReportError(f"the agent's machine gives no attestation report: {evidence.text}")
     return evidence.bulk
 
 
@@ -70,42 +70,42 @@ def verify(
     roots: Iterable[str] = (),
     now: datetime | None = None,
 ) -> Attested:
-    """Check that a report is genuine and vouches for ``key``. What it says is not judged, see `Requirements.check`.
+    """Check that a report is genuine and vouches for ``key``. For what it says, see `Requirements.check`.
 
     :param evidence: the report, and after it the table of certificates that came with it, if any
-    :param key: the agent's; None takes a report for any
+    :param key: the agent's key; None accepts a report for any key
     :param chain: files of more certificates
     :param roots: more root keys to trust, by `vmishim.attestation.chain.fingerprint`
-    :param now: when the certificates must be valid, if not now
-    :raises AttestationError: it is not; the class and the text say why
+    :param now: the time at which the certificates must be valid, if not now
+    :raises AttestationError: it is not genuine, or is for another key; the class and the text say why
     """
     raw = evidence[:REPORT_SIZE]
     if len(raw) != REPORT_SIZE:
-        raise FormatError(f"a report has {REPORT_SIZE} bytes, not {len(raw)}")
+        raise FormatError(f"a report must have {REPORT_SIZE} bytes, not {len(raw)}")
     if len(evidence) > REPORT_SIZE + CERTIFICATES_MAX:
-        # Whoever sent it is not trusted yet; entries of a table that name the same bytes have these parsed many times.
+        # The sender is not trusted yet: many table entries may name the same bytes, which are parsed for each.
         size = len(evidence) - REPORT_SIZE
-        raise FormatError(f"certificates of {size} bytes; a guest gets {CERTIFICATES_MAX} at most")
+        raise FormatError(f"{size} bytes of certificates came with the report; the limit is {CERTIFICATES_MAX}")
     certificates = table(evidence[REPORT_SIZE:])
     for file in chain:
         try:
             certificates += read(file.read_bytes())
         except OSError as error:
-            raise ChainError(f"the certificates in {file} can't be read: {error.strerror}") from None
+            raise ChainError(f"cannot read the certificates in {file}: {error.strerror}") from None
     leaf = signer(raw, certificates)
     report = Report.parse(raw)
     trusted = dict.fromkeys(roots, "a root of your own") | ROOTS
     endorsement = endorse(leaf, report, certificates, trusted, now or datetime.now(UTC))
     if key is not None and report.report_data != report_data(key):
-        raise BindingError(f"the report does not vouch for the agent's key, {key.fingerprint}")
+        raise BindingError(f"the report vouches for another key than the agent's, {key.fingerprint}")
     return Attested(report, endorsement)
 
 
 def attest(requirements: Requirements, key: PublicKey, exchange: Exchange) -> Attested:
-    """Have an agent show that it is where it should be, in a session that ``key`` has opened.
+    """Request an agent's report and check it against the requirements, in a session with the holder of ``key``.
 
-    :raises AttestationError: it is not; the class and the text say why
-    :raises LinkError: it can't be asked
+    :raises AttestationError: it does not meet them; the class and the text say why
+    :raises LinkError: it can't be reached
     """
     attested = verify(ask(exchange), key, requirements.chain, requirements.roots)
     requirements.check(attested.report)

@@ -1,4 +1,4 @@
-"""From AMD's root to the key that signed a report: ARK, then ASK or ASVK, then VCEK or VLEK.
+"""The certificate chain from AMD's root to the key that signed a report: ARK, then ASK or ASVK, then VCEK or VLEK.
 
 Sources: AMD's documents 57230, "VCEK Certificate and KDS Interface Specification", and 58369, the same for the VLEK;
 for the table of certificates 56421, "SEV-ES Guest-Hypervisor Communication Block Standardization", section 4.1.8.1.
@@ -32,8 +32,8 @@ ROOTS = {
     "429a69c9422aa258ee4d8db5fcda9c6470ef15f8cd5a9cebd6cbc7d90b863831": "Genoa",
     "4f125410563a2ab9a50356f9243f6fe0b6f73de98603f53f90339c70e9d7ad08": "Turin",
 }
-"""AMD's root keys (ARK) by `fingerprint`: the processors that each vouches for. Held against AMD's certificates as two
-independent projects ship them, google/go-sev-guest and virtee/sev."""
+"""AMD's root keys (ARK) by `fingerprint`, with the processors that each vouches for. Compared with the certificates
+that two independent projects ship, google/go-sev-guest and virtee/sev."""
 
 _AMD = "1.3.6.1.4.1.3704.1"
 _TCB = {
@@ -58,7 +58,7 @@ class Endorsement:
 
     :ivar product: the processors that the root vouches for, such as Milan
     :ivar kind: ``VCEK`` or ``VLEK``
-    :ivar expires: when the first of the three certificates ends
+    :ivar expires: when the first of the three certificates expires
     """
 
     product: str
@@ -67,30 +67,30 @@ class Endorsement:
 
 
 def fingerprint(certificate: Certificate) -> str:
-    """SHA-256 of the certificate's public key (its SubjectPublicKeyInfo) in hex; it stays when it is issued anew."""
+    """SHA-256 of the certificate's public key (its SubjectPublicKeyInfo) in hex; unchanged when it is reissued."""
     key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(key).hexdigest()
 
 
 def read(data: bytes) -> list[Certificate]:
-    """Certificates of a file: one in DER, or any number in PEM. :raises ChainError: there is none"""
+    """Certificates of a file: one in DER, or any number in PEM. :raises ChainError: not a valid certificate"""
     pem = re.findall(b"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", data)
     try:
-        # The library warns of serial numbers of 0, which is what AMD gives to all that it issues to chips, and more.
+        # The library warns about serial number 0, which AMD uses for all certificates of chips, among other things.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = [x509.load_pem_x509_certificate(each) for each in pem] or [x509.load_der_x509_certificate(data)]
             for each in found:
-                each.public_key(), each.subject, each.issuer, each.extensions  # which the library looks at only now
+                each.public_key(), each.subject, each.issuer, each.extensions  # parsed by the library only now
         return found
     except (ValueError, TypeError, UnsupportedAlgorithm, *_NO_CERTIFICATE) as error:
-        raise ChainError(f"what should be a certificate is none: {error}") from None
+        raise ChainError(f"not a valid certificate: {error}") from None
 
 
 def table(data: bytes) -> list[Certificate]:
-    """Certificates of the table that the host hands a guest with its report. What else is in there is left alone.
+    """Certificates of the table that the host gives a guest with its report; other entries are ignored.
 
-    :raises ChainError: it makes no sense
+    :raises ChainError: the table is cut short, or has an invalid certificate
     """
     found = []
     for start in range(0, len(data) - _ENTRY.size + 1, _ENTRY.size):
@@ -107,13 +107,15 @@ def table(data: bytes) -> list[Certificate]:
 def signer(raw: bytes, certificates: Sequence[Certificate]) -> Certificate:
     """The certificate whose key signed the report ``raw``.
 
-    :raises ChainError: none can have, since none is a VCEK's or VLEK's
-    :raises SignatureError: none has
+    :raises ChainError: no certificate is a VCEK's or VLEK's
+    :raises SignatureError: none of their keys signed the report
     """
     keys = [(each, each.public_key()) for each in certificates]
     chips = [(each, key) for each, key in keys if isinstance(key, ec.EllipticCurvePublicKey)]
     if not chips:
-        raise ChainError("no certificate of a VCEK or VLEK came with the report, or in the files of `chain`")
+        raise ChainError(
+            "no VCEK or VLEK certificate came with the report, and none is in the files of `chain`; see docs/deploy.md"
+        )
     # Section 10.2.3 of document 56860: r and s of 72 bytes each, the lowest byte first, then zeros.
     start = SIGNED.stop
     r, s = (int.from_bytes(raw[at : at + 72], "little") for at in (start, start + 72))
@@ -123,29 +125,30 @@ def signer(raw: bytes, certificates: Sequence[Certificate]) -> Certificate:
                 key.verify(encode_dss_signature(r, s), raw[SIGNED], ec.ECDSA(hashes.SHA384()))
                 return each
     raise SignatureError(
-        "the report is not signed by the key of the VCEK or VLEK that came with it: altered, or stale?"
+        "the report's signature does not match its VCEK or VLEK certificate: is the report altered, or the "
+        "certificate outdated?"
     )
 
 
 def endorse(
     leaf: Certificate, report: Report, certificates: Sequence[Certificate], roots: Mapping[str, str], now: datetime
 ) -> Endorsement:
-    """Follow the signer's certificate to a root, and hold what it says against the report.
+    """Follow the signer's certificate to a root, and compare its contents with the report.
 
-    :param roots: trusted root keys by `fingerprint`, with the name of what each vouches for
-    :raises ChainError: the certificates do not lead there, or one is not valid at ``now``
-    :raises EndorsementError: they speak of another chip, TCB or kind of key
+    :param roots: trusted root keys by `fingerprint`, each with the processors it vouches for
+    :raises ChainError: the certificates do not lead to a trusted root, or one is not valid at ``now``
+    :raises EndorsementError: they are for another chip, TCB or kind of key
     """
     intermediate = _issuer(leaf, certificates)
     root = _issuer(intermediate, certificates)
     product = roots.get(fingerprint(root))
     if product is None:
-        raise ChainError(f"the certificates lead to {_name(root)}, no root that is trusted: {fingerprint(root)}")
-    _issuer(root, [root])  # the key is AMD's; so must be what else the certificate says, above all until when
+        raise ChainError(f"the certificates lead to {_name(root)}, which is not a trusted root: {fingerprint(root)}")
+    _issuer(root, [root])  # the key is trusted; the rest of the certificate, above all its expiry, must be signed too
     expires = min(map(_expires, (leaf, intermediate, root)))
     for each in (leaf, intermediate, root):
         if not _begins(each) <= now <= _expires(each):
-            raise ChainError(f"the certificate of {_name(each)} is valid from {_begins(each)} to {_expires(each)} only")
+            raise ChainError(f"the certificate of {_name(each)} is only valid from {_begins(each)} to {_expires(each)}")
     kind = _compare(leaf, report)
     return Endorsement(product, kind, expires)
 
@@ -155,7 +158,7 @@ def _issuer(certificate: Certificate, among: Sequence[Certificate]) -> Certifica
     if not named:
         issuer = certificate.issuer.rfc4514_string()
         raise ChainError(
-            f"who signed the certificate of {_name(certificate)} is not there: {issuer}; see docs/deploy.md"
+            f"the issuer of the certificate of {_name(certificate)} is missing: {issuer}; see docs/deploy.md"
         )
     for each in named:
         key = each.public_key()
@@ -163,7 +166,7 @@ def _issuer(certificate: Certificate, among: Sequence[Certificate]) -> Certifica
             with contextlib.suppress(InvalidSignature):
                 key.verify(certificate.signature, certificate.tbs_certificate_bytes, _PSS, hashes.SHA384())
                 return each
-    raise ChainError(f"the certificate of {_name(certificate)} is not signed by {_name(named[0])}, as it says")
+    raise ChainError(f"the certificate of {_name(certificate)} is not signed by its issuer, {_name(named[0])}")
 
 
 def _is_authority(certificate: Certificate) -> bool:
@@ -181,21 +184,22 @@ def _compare(leaf: Certificate, report: Report) -> str:
     }
     kind = {(True, False): "VCEK", (False, True): "VLEK"}.get((_HARDWARE_ID in said, _PROVIDER_ID in said))
     if kind != report.signing_key:
-        raise EndorsementError(f"the report says that a {report.signing_key} signed it, the certificate is a {kind}'s")
+        found = f"a {kind}" if kind else "neither a VCEK nor a VLEK"
+        raise EndorsementError(f"the report names a {report.signing_key} as its signer; the certificate is for {found}")
     tcb = Tcb(**{"fmc": 0} | {name: _number(said[oid]) for oid, name in _TCB.items() if oid in said})
     if tcb != report.reported_tcb:
-        raise EndorsementError(f"the signing key is of TCB {tcb}; the report is of {report.reported_tcb}")
+        raise EndorsementError(f"the signing key is for TCB {tcb}, but the report has TCB {report.reported_tcb}")
     chip = said.get(_HARDWARE_ID, b"")
     if kind == "VCEK" and chip.ljust(64, b"\0") != report.chip_id:
         what = report.chip_id.hex() if any(report.chip_id) else "masked by its host"
-        raise EndorsementError(f"the signing key is of chip {chip.hex()}; the report's is {what}")
+        raise EndorsementError(f"the signing key is for chip {chip.hex()}, but the report's chip is {what}")
     return kind
 
 
 def _number(value: bytes) -> int:
-    """An INTEGER of one byte, in DER."""
+    """A one-byte INTEGER in DER."""
     if value[:1] != b"\2" or len(value) not in (3, 4) or value[1] != len(value) - 2:
-        raise EndorsementError(f"the certificate's TCB is no number: {value.hex()}")
+        raise EndorsementError(f"the certificate's TCB is not a one-byte number: {value.hex()}")
     return int.from_bytes(value[2:], "big")
 
 
@@ -204,7 +208,7 @@ def _name(certificate: Certificate) -> str:
     return str(named[0].value) if named else certificate.subject.rfc4514_string()
 
 
-# From cryptography 42 on a date without its time zone is deprecated; the floor is 38.
+# cryptography 42 deprecates dates without a time zone; the oldest supported version, 38, has nothing else.
 
 
 def _begins(certificate: Certificate) -> datetime:

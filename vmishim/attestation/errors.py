@@ -1,4 +1,4 @@
-"""Why a guest's report is refused: a class for each reason, so that a program can tell them apart."""
+"""Errors of attestation: one class per reason, so that programs can tell them apart."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from vmishim.errors import LinkError
 
 
 class AttestationError(LinkError):
-    """What answers has not shown that it is the guest it should be. Nothing is read from it then."""
+    """The peer has not proved that it is the expected guest. Nothing is read from it."""
 
 
 class NoReportError(AttestationError):
-    """There is no report: the machine is no SEV-SNP guest, or its kernel hands none out."""
+    """There is no report: the machine is not an SEV-SNP guest, or its kernel provides none."""
 
 
 class FormatError(AttestationError):
-    """What came is no attestation report that we know."""
+    """The data is not a supported attestation report."""
 
 
 class ChainError(AttestationError):
-    """Certificates do not lead from the report's signer to a root that is trusted."""
+    """The certificates do not lead from the report's signer to a trusted root."""
 
 
 class SignatureError(AttestationError):
-    """No certificate's key has signed the report: it was altered, or the certificate is another chip's or TCB's."""
+    """No certificate's key signed the report: it was altered, or the certificate is for another chip or TCB."""
 
 
 class EndorsementError(AttestationError):
-    """The signer's certificate speaks of another chip, firmware or kind of key than the report."""
+    """The signer's certificate is for another chip, firmware or kind of key than the report."""
 
 
 class BindingError(AttestationError):
@@ -34,11 +34,11 @@ class BindingError(AttestationError):
 
 
 class MeasurementError(AttestationError):
-    """The guest was launched from something else."""
+    """The guest was launched from another image (its measurement differs)."""
 
 
 class PolicyError(AttestationError):
-    """The guest was launched with a policy that allows more than it may."""
+    """The guest's launch policy allows more than you permit."""
 
 
 class TcbError(AttestationError):
@@ -46,7 +46,7 @@ class TcbError(AttestationError):
 
 
 class VmplError(AttestationError):
-    """The report was asked for at another privilege level."""
+    """The report was requested at another privilege level (VMPL)."""
 
 
 class HostDataError(AttestationError):

@@ -1,7 +1,7 @@
-"""An attestation report of AMD SEV-SNP, as values.
+"""The fields of an AMD SEV-SNP attestation report.
 
 Tables and sections are those of AMD's document 56860, "SEV Secure Nested Paging Firmware ABI Specification", revision
-1.55; what later versions of the report added is said where it stands.
+1.55; fields that later report versions added are marked.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from vmishim.attestation.errors import FormatError
 from vmishim.wire.attestation import REPORT_SIZE
 
 SIGNED = slice(0, 0x2A0)
-"""The part of a report that the signature is over."""
+"""The signed part of a report."""
 VERSIONS = (2, 3, 4, 5)
 """Version 3 added the processor's CPUID, 5 the mitigation vectors; 4 is laid out as 3."""
 PERMISSIONS = {"smt": 1 << 16, "migration": 1 << 18, "debug": 1 << 19, "cxl": 1 << 21}
-"""Bits of GUEST_POLICY (section 4.3, table 9) that allow something: SMT, association with a migration agent, debugging
+"""Bits of GUEST_POLICY (section 4.3, table 9) that give permissions: SMT, association with a migration agent, debugging
 (the host may decrypt the guest's memory), CXL devices and memory."""
 SIGNING_KEYS = {0: "VCEK", 1: "VLEK"}
-"""SIGNING_KEY of the report: the chip's own key, or one that AMD lends to a cloud provider."""
+"""SIGNING_KEY of the report: the chip's own key, or one that AMD issues to a cloud provider."""
 
-# Table 22, by struct's letters; x is what is reserved, or of no use here.
+# Table 22 in struct's format letters; x marks reserved and unused bytes.
 _FIELDS = {
     "version": "I", "guest_svn": "I", "policy": "Q", "family_id": "16s", "image_id": "16s", "vmpl": "I",
     "signature_algo": "I", "current_tcb": "8s", "platform_info": "Q", "flags": "I4x", "report_data": "64s",
@@ -43,11 +43,11 @@ class Tcb:
     snp: int
     microcode: int
     fmc: int = 0
-    """Of Turin and later only."""
+    """Turin and later only."""
 
     @classmethod
     def parse(cls, raw: bytes, family: int = 0) -> Tcb:
-        """:param raw: 8 bytes :param family: the processor's; from Turin on the parts are in other places"""
+        """:param raw: 8 bytes :param family: the processor's family; since Turin the layout is another one"""
         if family >= _FAMILY_TURIN:
             return cls(fmc=raw[0], bootloader=raw[1], tee=raw[2], snp=raw[3], microcode=raw[7])
         return cls(bootloader=raw[0], tee=raw[1], snp=raw[6], microcode=raw[7])
@@ -60,7 +60,7 @@ class Tcb:
 
 @dataclass(frozen=True)
 class Report:
-    """The fields of an ATTESTATION_REPORT, by the names of table 22. Parsing one says nothing about its truth."""
+    """The fields of an ATTESTATION_REPORT, named as in table 22. Parsing does not check the signature."""
 
     version: int
     guest_svn: int
@@ -80,31 +80,31 @@ class Report:
     report_id: bytes
     report_id_ma: bytes
     reported_tcb: Tcb
-    """What the signing key was made for."""
+    """The TCB that the signing key was made for."""
     cpuid: tuple[int, int, int] | None
     """Family, model and stepping; None before version 3."""
     chip_id: bytes
-    """Zeros if the host masks it, and under a VLEK."""
+    """Zeros if the host masks it, or if a VLEK signed."""
     committed_tcb: Tcb
     launch_tcb: Tcb
     launch_mit_vector: int
-    """0 before version 5, as the next."""
+    """0 before version 5, like the next field."""
     current_mit_vector: int
 
     @classmethod
     def parse(cls, raw: bytes) -> Report:
-        """The report in ``raw``. :raises FormatError: there is none, or none of a version that we know"""
+        """Parse a report. :raises FormatError: wrong size, or an unsupported version, algorithm or signing key"""
         if len(raw) != REPORT_SIZE:
-            raise FormatError(f"a report has {REPORT_SIZE} bytes, not {len(raw)}")
+            raise FormatError(f"a report must have {REPORT_SIZE} bytes, not {len(raw)}")
         said = dict(zip(_FIELDS, _LAYOUT.unpack_from(raw), strict=True))
         version, algorithm, flags = said["version"], said.pop("signature_algo"), said.pop("flags")
         if version not in VERSIONS:
-            raise FormatError(f"the report is of version {version}; known are {', '.join(map(str, VERSIONS))}")
+            raise FormatError(f"the report has version {version}; supported are {', '.join(map(str, VERSIONS))}")
         if algorithm != 1:
-            raise FormatError(f"the report is signed by algorithm {algorithm}, not 1, ECDSA P-384 with SHA-384")
+            raise FormatError(f"the report is signed with algorithm {algorithm}, not 1 (ECDSA P-384 with SHA-384)")
         signing_key = SIGNING_KEYS.get(flags >> 2 & 7)
         if signing_key is None:
-            raise FormatError(f"the report is signed by no VCEK or VLEK (SIGNING_KEY is {flags >> 2 & 7})")
+            raise FormatError(f"the report is not signed by a VCEK or VLEK (SIGNING_KEY is {flags >> 2 & 7})")
         said["cpuid"] = tuple(said["cpuid"]) if version >= 3 else None
         for name in ("current_tcb", "reported_tcb", "committed_tcb", "launch_tcb"):
             said[name] = Tcb.parse(said[name], said["cpuid"][0] if said["cpuid"] else 0)
@@ -112,5 +112,5 @@ class Report:
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """The permissions that the guest's policy gives, by their names in `PERMISSIONS`."""
+        """The permissions that the guest's policy gives, named as in `PERMISSIONS`."""
         return tuple(name for name, bit in PERMISSIONS.items() if self.policy & bit)

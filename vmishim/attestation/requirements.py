@@ -1,15 +1,15 @@
-"""What an IDS requires of a guest before it reads anything of it: ``[NAME.attestation]`` of ``domains.toml``.
+"""What an IDS requires of a guest's report before it reads the guest: ``[NAME.attestation]`` in ``domains.toml``.
 
 ::
 
     [web-1.attestation]
-    measurement = ["7a1e..."]                   # launch measurements, any of which will do
-    minimum_tcb = { snp = 23, microcode = 84 }  # parts of the TCB, as AMD's bulletins name them; optional
-    allow = ["smt"]                             # what its policy may allow: smt, migration, debug, cxl; else nothing
-    vmpl = 0                                    # the privilege level that the report was asked for at
+    measurement = ["7a1e..."]                   # accepted launch measurements
+    minimum_tcb = { snp = 23, microcode = 84 }  # lowest TCB parts, named as in AMD's bulletins; optional
+    allow = ["smt"]                             # what its policy may allow: smt, migration, debug, cxl; default none
+    vmpl = 0                                    # the privilege level at which the report was requested
     host_data = "00..."                         # optional
-    chain = ["~/milan.pem"]                     # files of certificates, beside those that come with the report
-    roots = ["9f05..."]                         # other root keys than AMD's that are known; optional
+    chain = ["~/milan.pem"]                     # files of certificates, besides those that come with the report
+    roots = ["9f05..."]                         # trusted root keys, besides AMD's known ones; optional
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SIZES = {"measurement": 48, "host_data": 32, "roots": 32}
 
 @dataclass(frozen=True)
 class Requirements:
-    """See the module; the fields are those of the table."""
+    """The settings of the table in this module's docstring."""
 
     measurement: frozenset[bytes]
     minimum_tcb: Mapping[str, int] = field(default_factory=dict)
@@ -40,16 +40,18 @@ class Requirements:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Requirements:
-        """:raises ValueError: an entry is unknown or makes no sense; the text says which"""
+        """:raises ValueError: a setting is unknown or has an invalid value; the text says which"""
         known = {each.name for each in fields(cls)}
         unknown = sorted(table.keys() - known)
         if unknown:
             raise ValueError(f"has an unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
         minimum, vmpl, host_data = table.get("minimum_tcb", {}), table.get("vmpl", 0), table.get("host_data")
         if type(minimum) is not dict or not minimum.keys() <= _PARTS or not _numbers(minimum.values(), 255):
-            raise ValueError(f"minimum_tcb names numbers of {', '.join(sorted(_PARTS))}, not {minimum!r}")
+            raise ValueError(
+                f"minimum_tcb must give numbers up to 255 for {', '.join(sorted(_PARTS))}, not {minimum!r}"
+            )
         if not _numbers([vmpl], 3):
-            raise ValueError(f"vmpl is a number from 0 to 3, not {vmpl!r}")
+            raise ValueError(f"vmpl must be a number from 0 to 3, not {vmpl!r}")
         allow = _texts(table, "allow")
         if not set(allow) <= PERMISSIONS.keys():
             raise ValueError(
@@ -57,7 +59,7 @@ class Requirements:
             )
         measurement = frozenset(_hex("measurement", text) for text in _texts(table, "measurement"))
         if not measurement:
-            raise ValueError("needs measurement: without it any guest would do, on any machine of AMD's")
+            raise ValueError("needs measurement: without it any guest on any AMD machine would be accepted")
         return cls(
             measurement,
             minimum,
@@ -69,13 +71,13 @@ class Requirements:
         )
 
     def check(self, report: Report) -> None:
-        """Hold a report, which must be genuine, against the requirements.
+        """Check a genuine report against the requirements.
 
         :raises AttestationError: it does not meet one; the class and the text say which
         """
         if report.measurement not in self.measurement:
             raise MeasurementError(
-                f"the guest was launched from something else: its measurement is {report.measurement.hex()}"
+                f"the guest was not launched from the required image: its measurement is {report.measurement.hex()}"
             )
         more = [name for name in report.allowed if name not in self.allow]
         if more:
@@ -83,18 +85,18 @@ class Requirements:
         for name, tcb in (("reported", report.reported_tcb), ("launch", report.launch_tcb)):
             old = {part: getattr(tcb, part) for part, least in self.minimum_tcb.items() if getattr(tcb, part) < least}
             if old:
-                parts = ", ".join(f"{part} {value}, not {self.minimum_tcb[part]}" for part, value in old.items())
+                parts = ", ".join(f"{part} {value} (minimum {self.minimum_tcb[part]})" for part, value in old.items())
                 raise TcbError(f"the platform's {name} TCB is too old: {parts}")
         if report.vmpl != self.vmpl:
-            raise VmplError(f"the report was asked for at VMPL {report.vmpl}, not {self.vmpl}")
+            raise VmplError(f"the report was requested at VMPL {report.vmpl}, not {self.vmpl}")
         if self.host_data is not None and report.host_data != self.host_data:
-            raise HostDataError(f"the host launched the guest with other HOST_DATA: {report.host_data.hex()}")
+            raise HostDataError(f"the guest's HOST_DATA is not the required one: {report.host_data.hex()}")
 
 
 def _texts(table: Mapping[str, Any], name: str) -> list[str]:
     value = table.get(name, [])
     if type(value) is not list or not all(type(each) is str for each in value):
-        raise ValueError(f"{name} is a list of texts, not {value!r}")
+        raise ValueError(f"{name} must be a list of strings, not {value!r}")
     return value
 
 
@@ -108,5 +110,5 @@ def _hex(name: str, text: Any) -> bytes:
     except (TypeError, ValueError):
         value = b""
     if len(value) != _SIZES[name]:
-        raise ValueError(f"{name} is {_SIZES[name]} bytes in hex, not {text!r}")
+        raise ValueError(f"{name} must be {_SIZES[name]} bytes in hex, not {text!r}")
     return value

@@ -1,4 +1,4 @@
-"""``vmishim attest``: what AMD SEV-SNP says of a guest and its agent's key, checked."""
+"""``vmishim attest``: check the AMD SEV-SNP report of a guest and its agent's key."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vmishim.wire.keys import PublicKey
 
 
 def attest(options: argparse.Namespace) -> int:
-    """Show the facts of a genuine report, and hold them against what the domain's entry requires.
+    """Show the facts of a genuine report, and check them against the requirements in the domain's entry.
 
-    :raises AttestationError: the report is not genuine, vouches for another key, is not as required, or there is none
-    :raises CommandError: neither a domain nor a file is named
+    :raises AttestationError: there is no report, it is not genuine, vouches for another key, or fails a requirement
+    :raises CommandError: neither a domain nor a file is given
     """
     domain = domains.find(options.domain) if options.domain else None
     key = PublicKey.from_text(domain.agent_key) if domain and domain.agent else None
@@ -32,7 +32,7 @@ def attest(options: argparse.Namespace) -> int:
         finally:
             target.close()
     else:
-        raise CommandError("name a guest that has an agent, or a file: --report FILE")
+        raise CommandError("give the name of a guest with an agent, or a file: --report FILE")
     if options.save:
         options.save.write_bytes(evidence)
     required = domain.attestation if domain else None
@@ -44,7 +44,10 @@ def attest(options: argparse.Namespace) -> int:
         show(("FACT", "VALUE"), attested.facts.items())
     if required:
         required.check(attested.report)
-    for missing in (None if key else "it may vouch for any key", None if required else "nothing is required of it"):
+    for missing in (
+        None if key else "no agent key was given to check it against",
+        None if required else "no requirements are set for it",
+    ):
         if missing:
             print(f"vmishim: the report is genuine, but {missing}", file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""``vmishim completion``: a script by which a shell completes the command line, generated from the parser."""
+"""``vmishim completion``: completion scripts for shells, generated from the parser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PREAMBLE = {
 
 def completion(options: argparse.Namespace) -> int:
     """Print the script; ``options.parser`` is the parser of the whole command line."""
-    if options.shell == "fish":  # shtab has none for it
+    if options.shell == "fish":  # shtab does not support it
         print("\n".join(fish(options.parser)))
         return 0
     import shtab

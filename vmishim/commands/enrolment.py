@@ -1,4 +1,4 @@
-"""``vmishim keygen``, ``enroll`` and ``domains``: whom we are, and whom we know."""
+"""``vmishim keygen``, ``enroll`` and ``domains``: your key, and the guests you know."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from vmishim.wire.keys import PublicKey, generate, load_private, load_public, sa
 
 
 def default_key() -> Path:
-    """Where our private key is unless it is said otherwise: beside ``domains.toml``."""
+    """The default place of your private key: beside ``domains.toml``."""
     return known.path().with_name("key")
 
 
 def keygen(options: argparse.Namespace) -> int:
     """Make a private key and print the public one.
 
-    :raises LinkError: it can't be written, or what is there is no private key of ours alone
+    :raises LinkError: it can't be written, or the existing file is not a private key with mode 0600
     """
     path = (options.path or default_key()).expanduser()
     if path.exists():
         key = load_private(path)
-        print(f"{path} exists already and is kept; its public key is", file=sys.stderr)
+        print(f"{path} already exists and is kept; its public key is", file=sys.stderr)
     else:
         _make_folder(path.parent)
         key = generate()
@@ -44,29 +44,29 @@ def keygen(options: argparse.Namespace) -> int:
 
 
 def enroll(options: argparse.Namespace) -> int:
-    """Write a domain's entry, then try it.
+    """Write a domain's entry, then try to connect.
 
-    :raises CommandError: the entry would be wrong, or exists
-    :raises LinkError: a key is none
+    :raises CommandError: the entry would be invalid, or exists already
+    :raises LinkError: a key is not valid
     """
     key = (options.key or default_key()).expanduser()
     if not key.exists():
         made = f"vmishim keygen{'' if options.key is None else f' {key}'}"
-        raise CommandError(f"there is no private key {key}; make one by `{made}`")
+        raise CommandError(f"there is no private key {key}; make one with `{made}`")
     load_private(key)
     public = _public(options.agent_key)
     entry = {"agent": options.endpoint, "agent_key": public.text, "key": _short(key.absolute())}
     if options.kernel_key:
         entry["kernel_key"] = _public(options.kernel_key).text
     file = write(options.name, entry, options.replace)
-    print(f"{options.name} is written down in {file}")
+    print(f"added {options.name} to {file}")
     if options.no_check:
         return 0
     domain = known.find(options.name)
     try:
         target = reach(domain)
     except LinkError as error:
-        raise CommandError(f"{options.name} can't be used yet: {error}") from None
+        raise CommandError(f"{options.name} was added but can't be reached yet: {error}") from None
     try:
         guest = target.profile
         print(f"{options.name} answers: Linux {guest.release}, {guest.vcpus} CPUs, {guest.memory_size >> 20:,} MiB")
@@ -76,7 +76,7 @@ def enroll(options: argparse.Namespace) -> int:
 
 
 def domains(options: argparse.Namespace) -> int:
-    """List what is enrolled. :raises LibvmiError: the file is wrong"""
+    """List the enrolled guests. :raises LibvmiError: the file is not valid"""
     found = known.load()
     if options.names:
         for name in found:
@@ -88,22 +88,22 @@ def domains(options: argparse.Namespace) -> int:
         rows = ((each.name, each.agent or f"memory in {each.ramfile}", _named(each)) for each in found.values())
         show(("DOMAIN", "REACHED AT", "ITS KEY"), rows)
     else:
-        print(f"no domain is known yet; `vmishim enroll` adds one to {known.path()}", file=sys.stderr)
+        print(f"no guest is enrolled yet; add one to {known.path()} with `vmishim enroll`", file=sys.stderr)
     return 0
 
 
 def write(name: str, entry: dict[str, str], replace: bool = False) -> Path:
-    """Put one entry into ``domains.toml``, leaving every other line as it is; the file changes at once or not at all.
+    """Write one entry to ``domains.toml`` and keep every other line; the file changes atomically.
 
-    :raises CommandError: there is such an entry and ``replace`` is false, or it would be wrong
-    :raises LibvmiError: the file is wrong already
+    :raises CommandError: the entry exists and ``replace`` is false, or it would be invalid
+    :raises LibvmiError: the existing file is not valid
     """
     if not name or not name.isprintable():
-        raise CommandError(f"a domain's name is printable text, not {name!r}")
+        raise CommandError(f"a domain's name must be printable text, not {name!r}")
     file = known.path()
     before = known.load(file)
     if name in before and not replace:
-        raise CommandError(f"{file} has an entry {name} already; --replace replaces it")
+        raise CommandError(f"{file} already has an entry {name}; give --replace to replace it")
     text = file.read_text(encoding="utf-8") if before or file.exists() else ""
     if name in before:
         text = _without(text, name)
@@ -112,9 +112,9 @@ def write(name: str, entry: dict[str, str], replace: bool = False) -> Path:
     if {other: value for other, value in tomllib.loads(text).items() if other != name} != {
         other: value for other, value in _entries(file).items() if other != name
     }:
-        raise CommandError(f"{file}: the entry of {name} can't be told from its neighbours; edit the file yourself")
+        raise CommandError(f"{file}: cannot find where the entry {name} begins and ends; edit the file yourself")
     _make_folder(file.parent)
-    # The file a link leads to is replaced, not the link.
+    # Replace the file that a link points to, not the link.
     whole = file.resolve()
     descriptor, fresh = tempfile.mkstemp(dir=whole.parent, prefix=".domains-")
     try:
@@ -139,7 +139,7 @@ def _entries(file: Path) -> dict[str, object]:
 
 
 def _without(text: str, name: str) -> str:
-    """The lines of the file but for one entry's. A comment above the next entry stays with that."""
+    """The lines of the file without one entry. A comment above the next entry is kept."""
     kept: list[str] = []
     gone: list[str] = []
     inside = False
@@ -186,12 +186,12 @@ def _named(domain: Domain) -> str:
     try:
         key = PublicKey.from_text(domain.agent_key)
     except LinkError as error:
-        return f"wrong: {error}"
+        return f"invalid: {error}"
     return f"{key.fingerprint} {key.name}".rstrip()
 
 
 def _short(path: Path) -> str:
-    """With ``~`` where that says the same, so that the file can move between machines."""
+    """With ``~`` for the home folder, so that the file can move between machines."""
     home = Path.home()
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 

@@ -23,9 +23,9 @@ from vmishim.output import dump, show, watched
 class Shape:
     """How a list is shown to people.
 
-    :ivar what: its entries, in the plural
-    :ivar columns: titles; those that begin with ``-`` may be left out
-    :ivar row: an entry's cells
+    :ivar what: what its entries are called, in the plural
+    :ivar columns: titles; columns whose title begins with ``-`` may be left out
+    :ivar row: gives an entry's cells
     """
 
     what: str
@@ -55,7 +55,7 @@ SHAPES = {
 def ps(options: argparse.Namespace) -> int:
     """List processes. :raises LibvmiError: they can't be read"""
     if options.domains and options.tree:
-        raise CommandError("--tree shows one guest, --domains many; leave one of them out")
+        raise CommandError("--tree works with one guest only; leave out --tree or --domains")
     if options.domains or not options.tree or options.json:
         return _list(options, "ps")
     with libvmi(options) as vmi:
@@ -92,14 +92,14 @@ def _list(options: argparse.Namespace, name: str) -> int:
 
 
 def _lists(options: argparse.Namespace, name: str) -> int:
-    """The same of many guests: a table with a column for the guest, or one JSON object a line, as they come. 1 if any
-    of them could not be read.
+    """The same for many guests: a table with a column for the guest, or one JSON object per line as they answer.
+    Returns 1 if any guest could not be read.
 
-    :raises CommandError: no guest has such a name
+    :raises CommandError: no guest's name matches
     """
     chosen = fleet.matching(options.domains)
     if not chosen:
-        raise CommandError(f"no domain is named like {options.domains!r}; `vmishim domains` lists them")
+        raise CommandError(f"no domain matches {options.domains!r}; list them with `vmishim domains`")
     shape, begun = SHAPES[name], time.monotonic()
     answers = {}
     for answer in watched(fleet.engine(options.engine)(chosen, name, options.strategy, options.deadline), "guests"):
@@ -125,12 +125,12 @@ def _table(answers: Sequence[Answer], shape: Shape) -> Iterator[tuple[Any, ...]]
 
 
 def owner(socket: Socket) -> str:
-    """Whose it is, as people write it."""
+    """The socket's owner: ``NAME (PID)``."""
     return f"{socket.comm} ({socket.pid})" if socket.pid else ""
 
 
 def _plain(entry: Task | Module | Socket) -> dict[str, Any]:
-    """As JSON, whose numbers are not safe beyond 2^53 in every reader: addresses are hex strings."""
+    """For JSON. Not every JSON reader keeps numbers above 2^53, so addresses become hex strings."""
     fields = asdict(entry)
     return fields | {name: f"{fields[name]:#x}" for name in ("address", "base") if name in fields}
 
@@ -138,7 +138,7 @@ def _plain(entry: Task | Module | Socket) -> dict[str, Any]:
 def tree(tasks: Sequence[Task]) -> Iterator[tuple[str, Task]]:
     """Tasks below their parents, each with the branches to draw before it.
 
-    Whatever the guest says: every task comes exactly once, also those whose parents are missing or go round in circles.
+    Every task is listed exactly once, even if the guest reports missing parents or cycles.
     """
     drawn = (sys.stdout.encoding or "").lower().startswith("utf")
     middle, last, beside, below = ("├─ ", "└─ ", "│  ", "   ") if drawn else ("|- ", "`- ", "|  ", "   ")
@@ -152,7 +152,7 @@ def tree(tasks: Sequence[Task]) -> Iterator[tuple[str, Task]]:
             roots.append(task)
     seen: set[int] = set()
     for root in (*roots, *tasks):
-        # A stack, since the guest decides how deep this goes.
+        # A stack instead of recursion: the guest decides the depth.
         waiting = [("", "", root)]
         while waiting:
             own, under, task = waiting.pop()

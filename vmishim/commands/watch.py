@@ -1,7 +1,7 @@
-"""``vmishim watch``: what comes and goes in a guest, and what is worth a second look, as it happens.
+"""``vmishim watch``: show what starts and ends in a guest, and flag what is suspicious, as it happens.
 
-On a terminal a picture that is kept up to date; elsewhere a line for each event. An agent that does not answer is an
-event too: the watch goes on with the next that does.
+A terminal shows a screen that is kept up to date; other outputs get one line per event. A lost agent is an event too:
+the watch continues once an agent answers again.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 KEPT = 1000
-"""Events that are kept for a terminal of any height."""
+"""Events kept in memory, more than any terminal shows."""
 
 Line = tuple[str, str, str, str, str]
 """Time, sign, kind, text, finding."""
 
 
 @dataclass
-class Picture:
-    """What is to be seen.
+class Screen:
+    """The contents of the screen.
 
     :ivar title: the guest
-    :ivar state: what it holds, or that it does not answer
-    :ivar lines: events, the newest first
+    :ivar state: how much it holds, or that it does not answer
+    :ivar lines: events, newest first
     """
 
     title: str
@@ -51,16 +51,16 @@ class Picture:
     lines: deque[Line] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     def add(self, sign: str, kind: str, text: str, finding: str = "") -> Line:
-        """Put an event on top."""
+        """Add an event at the top."""
         line = time.strftime("%H:%M:%S"), sign, kind, printable(text), finding
         self.lines.appendleft(line)
         return line
 
 
 class Watch:
-    """Looks at one guest, again and again, whatever becomes of its agent.
+    """Looks at one guest again and again, and survives a lost agent.
 
-    :ivar picture: what there is to be seen
+    :ivar screen: the current contents of the screen
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -73,21 +73,21 @@ class Watch:
         self._before: Sight | None = None
         self._silent = self._torn = False
         self._name = "this machine" if options.local else str(options.domain)
-        self.picture = Picture(self._name)
+        self.screen = Screen(self._name)
 
     def open(self) -> None:
-        """Reach the guest. :raises LibvmiError: it can't be reached"""
+        """Connect to the guest. :raises LibvmiError: it can't be reached"""
         reached = self._stack.enter_context(target(self._options.domain, self._options.local))
         self._vmi, self._agent = Libvmi.over(reached), reached.agent
         boot = reached.profile.boot_id
         if self._boot and boot != self._boot:
-            self._before = None  # nothing of what was there is there
+            self._before = None  # another boot: nothing from before is still there
         self._boot = boot
         self._handshakes = self._count()
-        self.picture.title = f"{self._name}, Linux {reached.profile.release}"
+        self.screen.title = f"{self._name}, Linux {reached.profile.release}"
 
     def close(self) -> None:
-        """Let go of the guest."""
+        """Disconnect."""
         self._vmi = self._agent = None
         self._stack.close()
 
@@ -95,8 +95,8 @@ class Watch:
         return self._agent.link.handshakes if self._agent else 0
 
     def step(self) -> Iterator[Line]:
-        """Look once; gives the events, the newest last."""
-        add = self.picture.add
+        """Look once, and give the events, newest last."""
+        add = self.screen.add
         sight = Sight()
         news, back = "", "answers again"
         for _ in range(2):
@@ -105,40 +105,40 @@ class Watch:
                 if self._vmi is None:
                     boot = self._boot
                     self.open()
-                    news = back if self._boot == boot else "answers again, and was booted anew"
+                    news = back if self._boot == boot else "answers again; the guest was rebooted"
                 assert self._vmi is not None
                 sight = look(self._vmi)
             except RebootedError as error:
-                problem = _line(error)  # unless it can be reached again below
+                problem = _line(error)  # unless the next try below connects
             except LinkError as error:
                 self.close()
                 if not self._silent:
                     yield add("!", "agent", f"does not answer: {_line(error)}")
                 self._silent = True
-                self.picture.state = "no answer; trying again"
+                self.screen.state = "no answer; trying again"
                 return
             except LibvmiError as error:
                 problem = _line(error)
             if self._count() <= self._handshakes:
                 break
-            # Perhaps with another boot of the guest, whose kernel is elsewhere: what was seen may be nonsense.
+            # The guest may have rebooted and its kernel moved, so what was just read may be wrong.
             self.close()
-            back = "made a new session: it was restarted, or the connection to it broke"
+            back = "made a new session: the agent was restarted, or the connection broke"
         self._silent = False
         if news:
             yield add("!", "agent", news)
         if problem:
             if not self._torn:
-                yield add("!", "guest", f"has lists that can't be read: {problem}")
+                yield add("!", "guest", f"its lists can't be read: {problem}")
             self._torn = True
-            self.picture.state = "its lists can't be read; trying again"
+            self.screen.state = "its lists can't be read; trying again"
             return
         self._torn = False
         for event in findings(sight) if self._before is None else changes(self._before, sight):
             yield add(event.sign, event.kind, event.text, event.finding)
         self._before = sight
         listeners = sum(each.state == "listen" for each in sight.sockets.values())
-        self.picture.state = (
+        self.screen.state = (
             f"{len(sight.tasks):,} processes, {len(sight.modules):,} modules, {len(sight.sockets):,} sockets, "
             f"{listeners:,} of them listening"
         )
@@ -147,11 +147,11 @@ class Watch:
 def watch(options: argparse.Namespace) -> int:
     """Watch until ``q`` or Ctrl-C.
 
-    :raises CommandError: the interval is none
-    :raises LibvmiError: there is no such guest, or it can't be reached to begin with
+    :raises CommandError: the interval is not above 0
+    :raises LibvmiError: there is no such guest, or the first connection fails
     """
     if not options.interval > 0:
-        raise CommandError("--interval takes a number of seconds above 0")
+        raise CommandError("--interval must be a number of seconds above 0")
     watched = Watch(options)
     try:
         watched.open()
@@ -172,8 +172,8 @@ def _print(watched: Watch, interval: float) -> None:
         for when, sign, kind, text, finding in watched.step():
             print(f"{when} {sign} {kind} {text}{f'  <- {finding}' if finding else ''}", flush=True)
         if first:
-            # After the first look, so that whoever reads this knows: from here on nothing is missed.
-            print(f"{time.strftime('%H:%M:%S')} watching {watched.picture.title}: {watched.picture.state}", flush=True)
+            # Printed after the first look: a program that reads this knows that no event is missed from here on.
+            print(f"{time.strftime('%H:%M:%S')} watching {watched.screen.title}: {watched.screen.state}", flush=True)
             first = False
         time.sleep(interval)
 
@@ -189,17 +189,17 @@ def _draw(watched: Watch, interval: float) -> None:
                 pass
             until = time.monotonic() + interval
             while True:
-                live.update(drawn(watched.picture, console, interval), refresh=True)
+                live.update(drawn(watched.screen, console, interval), refresh=True)
                 left = until - time.monotonic()
                 if left <= 0:
                     break
-                # A second at most: the terminal may have another size by then.
+                # Wait at most a second: the terminal may be resized.
                 if pressed(min(left, 1.0)) in ("q", "Q"):
                     return
 
 
-def drawn(seen: Picture, console: Console, interval: float) -> RenderableType:
-    """All of the screen: the newest events on top, as many as fit."""
+def drawn(seen: Screen, console: Console, interval: float) -> RenderableType:
+    """The whole screen: the newest events at the top, as many as fit."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -212,13 +212,13 @@ def drawn(seen: Picture, console: Console, interval: float) -> RenderableType:
     for line in list(seen.lines)[: max(console.height - 4, 1)]:
         table.add_row(*map(Text, line), style="bold red" if line[4] else colours[line[1]])
     if not seen.lines:
-        table.add_row("", "", "", Text("nothing has happened yet", style="dim"), "")
+        table.add_row("", "", "", Text("no events yet", style="dim"), "")
     return Group(head, Text(seen.state, no_wrap=True, overflow="ellipsis"), Text(""), table)
 
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """Keys as they are pressed: waits so many seconds for one, and gives it, or nothing."""
+    """A function that waits the given seconds for a key, and returns it or an empty string."""
     keyboard = sys.stdin.fileno()
     before = termios.tcgetattr(keyboard)
 

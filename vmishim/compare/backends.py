@@ -28,7 +28,7 @@ NATIVE, RAMFILE = "native", "ramfile"
 NAMES = (*(f"agent-{strategy}" for strategy in reversed(STRATEGIES)), RAMFILE, NATIVE)
 """Every backend."""
 ENTRY = "guest"
-"""The guest's name in the configuration that LibVMI is given."""
+"""The guest's name in LibVMI's configuration."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Missing:
 class Backend:
     """One way to run a script on the guest.
 
-    :ivar command: what runs a task, without the task's file
-    :ivar task: what the task says beside the script
+    :ivar command: the command that runs a task, without the task's file
+    :ivar task: the task's entries besides the script
     """
 
     name: str
@@ -54,14 +54,14 @@ class Backend:
 
     @property
     def stands_still(self) -> bool:
-        """Whether it reads a guest whose processors are stopped. An agent in one answers nothing."""
+        """Whether it can read a stopped guest. An agent in a stopped guest cannot answer."""
         return not self.name.startswith("agent")
 
     def run(self, script: str, arguments: Sequence[str], folder: Path, *, record: bool, timeout: float) -> Run:
-        """Run the script in a process of its own, and wait for its end.
+        """Run the script in a separate process, and wait for its end.
 
-        :param folder: for what the two processes tell each other
-        :param record: write down every call; costs time
+        :param folder: for files that the two processes exchange
+        :param record: record every call, which costs time
         """
         written = folder / "run"
         written.unlink(missing_ok=True)
@@ -79,7 +79,7 @@ class Backend:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return Run(failed=f"it was not done after {timeout:g} s")
+            return Run(failed=f"the script did not finish within {timeout:g} s (raise --timeout)")
         errors = done.stderr.decode(errors="backslashreplace")
         if not written.exists():
             return Run(errors=errors, status=done.returncode, failed=_ended(done.returncode, errors))
@@ -90,16 +90,16 @@ class Backend:
 
 def _ended(status: int, errors: str) -> str:
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-    last = next((line for line in reversed(errors.splitlines()) if line.strip()), "without a word")
-    return f"it ended with {how}: {last}"
+    last = next((line for line in reversed(errors.splitlines()) if line.strip()), "no message")
+    return f"the script ended with {how}: {last}"
 
 
 def find(domain: Domain, folder: Path, genuine: str = "", local: bool = False) -> Iterator[Backend | Missing]:
     """Try every backend of a guest; give each as it can be used, or why it cannot.
 
-    :param folder: for what LibVMI needs
+    :param folder: for LibVMI's configuration
     :param genuine: an interpreter that can import LibVMI's genuine bindings
-    :param local: the guest is this very machine
+    :param local: the guest is this machine
     """
     by_agent = replace(domain, ramfile="", symbols="")
     agent = _agent_problem(domain, by_agent)
@@ -108,9 +108,9 @@ def find(domain: Domain, folder: Path, genuine: str = "", local: bool = False) -
         yield agent(name) if agent else Backend(name, _ours(), {"entry": asdict(by_agent), "strategy": strategy})
     if not domain.ramfile:
         if local:
-            why, remedy = "this machine has no file of its own memory", "compare on a VM that has one"
+            why, remedy = "this machine has no file with its own memory", "compare on a VM with a RAM file"
         else:
-            why = f"the entry {domain.name} names no ramfile"
+            why = f"the entry {domain.name} has no ramfile"
             remedy = "start QEMU with memory-backend-file,share=on and set ramfile in the entry (an ordinary VM only)"
         yield Missing(RAMFILE, why, remedy)
         yield Missing(NATIVE, why, remedy)
@@ -132,10 +132,10 @@ def _ours() -> list[str]:
 
 
 def _agent_problem(domain: Domain, by_agent: Domain) -> Any:
-    """None if the agent answers; otherwise what makes a `Missing` of a name."""
+    """None if the agent answers; otherwise a function from a backend's name to its `Missing`."""
     if not domain.agent:
-        remedy = "put an agent into the guest (vmishim bundle), and its endpoint and key into the entry"
-        return lambda name: Missing(name, f"the entry {domain.name} names no agent", remedy)
+        remedy = "install an agent in the guest (vmishim bundle), and put its endpoint and key into the entry"
+        return lambda name: Missing(name, f"the entry {domain.name} has no agent", remedy)
     try:
         reach(by_agent, strategy="scalar").close()
     except LibvmiError as error:
@@ -145,14 +145,14 @@ def _agent_problem(domain: Domain, by_agent: Domain) -> Any:
 
 
 def _native(vmi: Libvmi, ram: Path, folder: Path, genuine: str) -> Backend | Missing:
-    """The genuine bindings on the guest's memory, by LibVMI's file driver."""
+    """The genuine bindings on the guest's RAM file, with LibVMI's file driver."""
     if not genuine:
         remedy = (
             "python3.11 -m venv genuine && genuine/bin/pip install libvmi==3.7.1, then --genuine genuine/bin/python "
             "(or set VMISHIM_GENUINE_PYTHON)"
         )
-        return Missing(NATIVE, "no interpreter with LibVMI's genuine bindings was named", remedy)
-    # Isolated: what it imports is its own, whatever is in this folder.
+        return Missing(NATIVE, "no interpreter with LibVMI's genuine bindings was given", remedy)
+    # Isolated mode, so that it imports nothing from this folder.
     asked = [genuine, "-I", "-c", "import libvmi.event, libvmi; assert not hasattr(libvmi.Libvmi, 'over')"]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
@@ -163,7 +163,7 @@ def _native(vmi: Libvmi, ram: Path, folder: Path, genuine: str) -> Backend | Mis
         why = f"{genuine} cannot import the genuine bindings: {problem}"
         return Missing(NATIVE, why, f"{genuine} -m pip install libvmi==3.7.1 (CPython 3.11; apt install libglib2.0-0)")
     if vmi.vmi.profile.levels != 4:
-        return Missing(NATIVE, "LibVMI walks page tables of four levels only", "boot the guest with no5lvl")
+        return Missing(NATIVE, "LibVMI supports page tables of four levels only", "boot the guest with no5lvl")
     try:
         home = _configure(vmi, ram, folder)
     except (ValueError, KeyError, LibvmiError) as error:
@@ -173,17 +173,17 @@ def _native(vmi: Libvmi, ram: Path, folder: Path, genuine: str) -> Backend | Mis
 
 
 def _configure(vmi: Libvmi, ram: Path, folder: Path) -> Path:
-    """Write what LibVMI needs to be told of a guest; returns the home in which it finds that.
+    """Write LibVMI's configuration for the guest; returns the home folder that holds it.
 
-    LibVMI looks an entry up by the last part of the memory file's name, hence the link.
+    LibVMI finds an entry by the last part of the RAM file's path, hence the link.
     """
     (folder / ENTRY).unlink(missing_ok=True)
     (folder / ENTRY).symlink_to(ram.absolute())
     sysmap, home = folder / "sysmap", folder / "home"
     symbols = running_symbols(vmi, ram)
-    # Where the kernel lies in physical memory, which LibVMI takes from the difference of these two.
+    # LibVMI computes the kernel's physical address from the difference of these two symbols.
     symbols["phys_startup_64"] = vmi.translate_kv2p(symbols["startup_64"])
-    # It reads a System.map: sorted by address, and addresses and types of fixed width.
+    # LibVMI needs a System.map sorted by address, with columns of fixed width.
     lines = [f"{address:016x} T {name}\n" for name, address in sorted(symbols.items(), key=lambda pair: pair[1])]
     sysmap.write_text("".join(lines))
     entry = export_entry(vmi.vmi.profile, ENTRY)
@@ -194,9 +194,9 @@ def _configure(vmi: Libvmi, ram: Path, folder: Path) -> Path:
 
 
 def running_symbols(vmi: Libvmi, ram: Path) -> dict[str, int]:
-    """Every symbol of the guest's kernel, as moved by KASLR: its own table, found in its memory.
+    """Every symbol of the guest's kernel with KASLR applied, from the kernel's own table in its memory.
 
-    :raises LibvmiError: there is no table that agrees with the kernel that runs
+    :raises LibvmiError: no table in memory matches the running kernel
     """
     known = {name: vmi.translate_ksym2v(name) for name in ("init_task", "linux_banner", "_text")}
     memory = Ram(ram)
@@ -208,7 +208,7 @@ def running_symbols(vmi: Libvmi, ram: Path) -> dict[str, int]:
                 return {name: (address + by) % (1 << 64) for name, address in symbols.addresses.items()}
     finally:
         memory.close()
-    raise LibvmiError("there is no symbol table in its memory that fits")
+    raise LibvmiError("no symbol table in the guest's memory matches its running kernel")
 
 
 def _tables(memory: Ram) -> Iterator[kallsyms.Symbols]:

@@ -1,9 +1,8 @@
-"""Runs a script on every backend, in an order that tells moved memory from wrong answers, and times it.
+"""Runs a script on every backend, in an order that tells changed memory from wrong answers, and times it.
 
-One round: what reads a file of memory goes first, on a guest that is stopped if that is possible; then the agents, on
-a guest that runs, since an agent in a stopped one answers nothing; then the reference once more. Its two runs stand
-around all others, so what did not change between them did not change for these. A round in which memory moved is
-repeated.
+One round: first the backends that read the RAM file, with the guest stopped if possible; then the agents, with the
+guest running, since an agent in a stopped guest cannot answer; then the reference again. Memory that did not change
+between the reference's two runs did not change for the runs between them. A round in which memory changed is repeated.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from vmishim.compare.verdict import Run, Verdict, compare, moved
 from vmishim.version import __version__
 
 REFERENCE = (NATIVE, RAMFILE, "agent-scalar", "agent-page", "agent-batch")
-"""Which backend the others are held to: the first of these that there is."""
+"""The backend that the others are compared with: the first of these that is available."""
 
 
 class QmpError(Exception):
-    """QEMU's monitor does not do what it is asked. The text says what."""
+    """QEMU's monitor refused a command, or does not answer. The text says which."""
 
 
 class Monitor:
-    """QEMU's monitor protocol (docs/interop/qmp-spec.rst in QEMU), as much of it as stopping a guest takes.
+    """QEMU's monitor protocol (docs/interop/qmp-spec.rst in QEMU), as far as stopping a guest needs it.
 
     :param path: its unix socket
-    :param timeout: seconds that QEMU may take to answer; it serves one client at a time
+    :param timeout: seconds to wait for QEMU; it serves one client at a time
     :raises QmpError: nothing answers there
     """
 
@@ -57,7 +56,7 @@ class Monitor:
         self.ask("qmp_capabilities")
 
     def ask(self, command: str) -> Any:
-        """Carry out a command. :raises QmpError: QEMU refuses, or is gone"""
+        """Run a command and return its result. :raises QmpError: QEMU refuses, or is gone"""
         try:
             self._file.write(json.dumps({"execute": command}) + "\n")
             self._file.flush()
@@ -65,7 +64,7 @@ class Monitor:
                 answer = self._next()
                 if "error" in answer:
                     raise QmpError(f"{self._path}: {command}: {answer['error'].get('desc')}")
-                if "return" in answer:  # all else are events
+                if "return" in answer:  # the rest are events
                     return answer["return"]
         except (OSError, ValueError) as error:
             raise QmpError(f"{self._path}: {command}: {error}") from None
@@ -73,17 +72,17 @@ class Monitor:
     def _next(self) -> dict[str, Any]:
         line = self._file.readline()
         if not line:
-            raise QmpError(f"{self._path}: QEMU hung up")
+            raise QmpError(f"{self._path}: QEMU closed the connection")
         return dict(json.loads(line))
 
     @property
     def running(self) -> bool:
-        """Whether the guest's processors run."""
+        """Whether the guest's CPUs run."""
         return bool(self.ask("query-status")["running"])
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """The guest's processors stand still, and go on afterwards, whatever happens."""
+        """Stop the guest's CPUs; they run again afterwards, even after an error."""
         self.ask("stop")
         try:
             yield
@@ -91,14 +90,14 @@ class Monitor:
             self.ask("cont")
 
     def close(self) -> None:
-        """Let go of the monitor."""
+        """Disconnect from the monitor."""
         self._file.close()
         self._socket.close()
 
 
 @dataclass
 class Round:
-    """Recorded runs of one round: the reference twice, everything else once."""
+    """Recorded runs of one round: the reference twice, the others once."""
 
     reference: str
     runs: dict[str, Run] = field(default_factory=dict)
@@ -116,10 +115,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be compared.
+    """What to compare.
 
-    :ivar runs: how often each backend is timed
-    :ivar rounds: how often a round may be repeated because memory moved
+    :ivar runs: times each backend is timed
+    :ivar rounds: maximum rounds, if memory changes
     :ivar timeout: seconds for one run of the script
     """
 
@@ -139,9 +138,9 @@ def run(
     monitor: Monitor | None = None,
     progress: Progress = lambda text: None,
 ) -> dict[str, Any]:
-    """Compare, and return the report as `report` shows it and JSON has it.
+    """Compare, and return the report that `report` shows and JSON holds.
 
-    :raises QmpError: the monitor went away
+    :raises QmpError: the monitor failed
     """
     with tempfile.TemporaryDirectory(prefix="vmishim-") as folder:
         there = Path(folder)
@@ -163,7 +162,7 @@ def run(
                     timed[backend.name].append(
                         backend.run(job.script, job.arguments, there, record=False, timeout=job.timeout)
                     )
-    # What differed on a guest that stood still is wrong, however often it was right.
+    # A difference on a stopped guest is wrong, even if other rounds had none.
     strict = {
         name: verdict
         for of_round in verdicts
@@ -207,9 +206,9 @@ def _round(job: Job, backends: Sequence[Backend], folder: Path, monitor: Monitor
 
 
 def judge(rounds: Sequence[Round], stopped: bool) -> dict[str, Verdict]:
-    """Compare the last round's runs with its reference, by what all rounds have seen moving.
+    """Compare the last round's runs with its reference, given the changes that all rounds have seen.
 
-    :param stopped: what reads a file did so while the guest stood still, so that nothing excuses it
+    :param stopped: the RAM file was read while the guest was stopped, so no difference there is excused
     """
     last = rounds[-1]
     reference = last.runs[last.reference]
@@ -243,7 +242,7 @@ def assemble(
     rounds: int = 1,
     stopped: bool = False,
 ) -> dict[str, Any]:
-    """The report, of plain values. Times are milliseconds."""
+    """The report as plain values, times in milliseconds."""
     rows: list[dict[str, Any]] = []
     for name in sorted(chosen.runs, key=REFERENCE.index):
         recorded, times = chosen.runs[name], [each for each in timed.get(name, ()) if not each.failed]

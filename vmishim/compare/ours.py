@@ -1,4 +1,4 @@
-"""Runs a script on one of our own backends: ``python -m vmishim.compare.ours TASK.json``. See `recorder`."""
+"""Runs a script on one of vmishim's own backends: ``python -m vmishim.compare.ours TASK.json``. See `recorder`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vmishim.script import execute
 
 
 def main() -> int:
-    """Run it, and return its exit status.
+    """Run the script, and return its exit status.
 
-    The task: ``script``, ``arguments``, ``record`` and ``output`` as `recorder` has them; ``entry``, the guest's entry
-    of ``domains.toml``, which every name means; ``strategy``, how an agent is asked.
+    The task has ``script``, ``arguments``, ``record`` and ``output`` as in `recorder`; ``entry``, the guest's entry in
+    ``domains.toml``, which stands for every domain's name; ``strategy``, how to read through an agent.
     """
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     entry, recording = Domain(**task["entry"]), Recording()

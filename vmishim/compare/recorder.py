@@ -1,10 +1,10 @@
-"""Runs a script and writes down every call it makes of LibVMI's API: name, arguments, result or error.
+"""Runs a script and records every call it makes to LibVMI's API: name, arguments, result or error.
 
-Run by the interpreter that has the genuine bindings, ``python recorder.py TASK.json``, or imported by `ours`. Needs
-nothing but the standard library, and the ``libvmi`` that it records.
+The interpreter with the genuine bindings runs it, ``python recorder.py TASK.json``; `ours` imports it. It needs only
+the standard library, and the ``libvmi`` that it records.
 
-The calls are taken at the class itself, so that it does not matter how the script came by it, and only from outside: a
-method that uses another one is one call.
+The class itself is patched, so calls are recorded however the script imported it. Only calls from outside count: a
+method that calls another one is one call.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from pathlib import Path
 from typing import Any
 
 FAILURES = {"LibvmiError", "FaultError", "UnknownNameError"}
-"""Names of the errors that stand for a ``LibvmiError`` of the genuine bindings: it, and what vmishim raises for it."""
+"""Names of the errors that correspond to ``LibvmiError`` in the genuine bindings."""
 
 Call = tuple[str, Any, Any]
-"""Name, arguments, result, each in the form that `form` gives."""
+"""Name, arguments and result, each as `form` gives it."""
 
 
 def form(value: Any) -> Any:
-    """A value as JSON, which tells apart what Python tells apart. What has no form of its own becomes its type's
-    name."""
+    """A value as JSON that keeps Python's types apart. Other objects become the name of their type."""
     if value is None or isinstance(value, bool | float | str):
         return value
     if isinstance(value, enum.Enum):
@@ -56,7 +55,7 @@ def form(value: Any) -> Any:
 
 
 class Recording:
-    """What is written down of one run.
+    """The recorded calls of one run.
 
     :ivar calls: in the order in which they ended
     :ivar connecting: seconds spent in ``Libvmi(...)``
@@ -73,9 +72,9 @@ class Recording:
     ) -> Iterator[None]:
         """Record all use of the class ``kind`` within a block.
 
-        :param calls: false: only the time that its constructor takes, which costs nothing to know
-        :param rename: what the constructor is given in place of the script's domain
-        :param name: what ``get_name`` says in place of the truth
+        :param calls: if false, measure only the constructor's time, which costs nothing
+        :param rename: gives the domain to pass to the constructor instead of the script's
+        :param name: what ``get_name`` returns instead of the real name
         """
         names = [each for each, _ in inspect.getmembers(kind, inspect.isfunction) if not each.startswith("_")]
         if not calls:
@@ -149,14 +148,14 @@ class Recording:
         if error is None:
             result = form(value)
         elif type(error).__name__ in FAILURES:
-            # What follows the name of the failure is ours, for people.
+            # The text after the failure's name is vmishim's own, for people.
             result = {"raises": f"LibvmiError {str(error).partition(':')[0]}"}
         else:
             result = {"raises": type(error).__name__}
         self.calls.append((name, arguments, result))
 
     def write(self, path: str, **more: Any) -> None:
-        """Write it all to a file: one line of what it took, one for each call."""
+        """Write the recording to a file: one line of figures, then one line per call."""
         with open(path, "w", encoding="utf-8") as file:
             file.write(json.dumps({"connecting": self.connecting, **more}) + "\n")
             for call in self.calls:
@@ -166,19 +165,21 @@ class Recording:
 def main() -> None:
     """Run a script on the genuine bindings, as ``python SCRIPT ARGUMENTS`` would.
 
-    The task: ``script``, ``arguments``; ``record``, whether calls are wanted; ``output``, where to write them;
-    ``domain``, the guest's name; ``memory``, the file of its RAM; ``home``, where LibVMI finds ``etc/libvmi.conf``.
+    The task has ``script``, ``arguments``; ``record``, whether to record calls; ``output``, the file to write;
+    ``domain``, the guest's name; ``memory``, its RAM file; ``home``, the folder with ``etc/libvmi.conf``.
     """
     task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     script = task["script"]
-    sys.path[0] = os.path.dirname(os.path.abspath(script))  # not this folder, where other things are
+    sys.path[0] = os.path.dirname(
+        os.path.abspath(script)
+    )  # instead of this folder, whose modules the script must not import
     import libvmi
 
     genuine: Any = libvmi.Libvmi
     recording = Recording()
 
     def rename(domain: Any) -> str:
-        # LibVMI looks in the user's home for its configuration; while it does, that is ours.
+        # LibVMI looks for its configuration in the user's home; meanwhile that is the task's home.
         os.environ["HOME"] = task["home"]
         return str(task["memory"])
 

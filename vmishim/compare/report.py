@@ -1,6 +1,6 @@
-"""Shows what came of a comparison: a table for the terminal, and one HTML file that needs nothing else.
+"""Shows a comparison: a table for the terminal, and one self-contained HTML file.
 
-Both take the report as `engine.assemble` makes it. What a guest or a script said in it is escaped.
+Both show the report that `engine.assemble` makes. Text from a guest or a script is escaped.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from vmishim.output import printable
 Report = dict[str, Any]
 
 ANSWERS = {
-    "reference": "what the others are held to",
+    "reference": "reference for the others",
     "same": "the same, byte for byte",
-    "moved": "the same, but for memory that changed meanwhile",
+    "moved": "the same, except for memory that changed meanwhile",
     "differ": "DIFFERENT",
     "failed": "FAILED",
 }
 RESULTS = {
     "agreed": "All backends gave the same answers.",
-    "moved": "All backends gave the same answers, but for memory that changed between the runs.",
+    "moved": "All backends gave the same answers, except for memory that changed between the runs.",
     "differ": "The answers differ.",
     "error": "A backend failed.",
 }
 MEANING = {
-    "agent-scalar": "each read is a request",
-    "agent-page": "each page is a request, and kept",
-    "agent-batch": "a list is a request",
-    "ramfile": "our own reader of the RAM file",
+    "agent-scalar": "one request per read",
+    "agent-page": "one request per page, which is kept",
+    "agent-batch": "one request per list",
+    "ramfile": "vmishim's reader, on the RAM file",
     "native": "the genuine LibVMI bindings, on the RAM file",
 }
 
@@ -43,13 +43,13 @@ def summary(report: Report) -> str:
 
 
 def table(report: Report) -> None:
-    """Print it for people."""
+    """Print the table and the notes below it."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Not on a terminal nothing is cut: whoever reads it looks for whole words.
+    # Cut nothing unless this is a terminal: programs that read this need whole words.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False, emoji=False)
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in ("backend", "reads", "pages", "requests", "bytes", "connect", "time", "ratio", "answers"):
@@ -75,11 +75,12 @@ def table(report: Report) -> None:
 
 
 def words(report: Report) -> Iterator[str]:
-    """What is to be said below the table."""
+    """The notes below the table."""
     yield ""
     yield (
-        f"{report['guest']}; here {report['machine']}. Times are medians of {report['runs']}, ratios to native; "
-        + ("the RAM file was read while the guest stood still" if report["stopped"] else "the guest ran")
+        f"Guest {report['guest']}; IDS {report['machine']}. Times are medians of {report['runs']} runs, ratios to "
+        "native; "
+        + ("the RAM file was read while the guest was stopped" if report["stopped"] else "the guest kept running")
         + f"; {report['rounds']} round{'' if report['rounds'] == 1 else 's'}."
     )
     for each in report["missing"]:
@@ -99,8 +100,8 @@ def words(report: Report) -> Iterator[str]:
         elif row["differences"]:
             each = row["first"][0]
             yield (
-                f"{row['name']}: {row['differences']:,} differences follow from memory that others saw change, first "
-                f"{each['call']}: {value(each['reference'])}, here {value(each['other'])}"
+                f"{row['name']}: {row['differences']:,} differences follow from memory that other backends saw change, "
+                f"first {each['call']}: {value(each['reference'])}, here {value(each['other'])}"
             )
     status = {row["status"] for row in report["backends"] if not row["failed"]}
     if status - {0}:
@@ -109,12 +110,12 @@ def words(report: Report) -> Iterator[str]:
 
 
 def value(told: str | None) -> str:
-    """An answer, or that there was none."""
+    """An answer, or \"nothing\" if there was none."""
     return "nothing" if told is None else told
 
 
 def number(count: int | None) -> str:
-    """A count; a dash where there is none."""
+    """A count, or a dash if there is none."""
     return "-" if count is None else f"{count:,}"
 
 
@@ -215,7 +216,7 @@ def _plots(report: Report) -> Iterator[str]:
     rows = [row for row in report["backends"] if row["whole"] is not None]
     if rows:
         yield "<h2>Time of one run</h2><figure>" + _bars(rows)
-        yield "<figcaption>Medians. <span style='color:var(--two)'>&#9632;</span> connecting, with all that is found "
+        yield "<figcaption>Medians. <span style='color:var(--two)'>&#9632;</span> connecting, which includes finding "
         yield "out about the kernel; <span style='color:var(--one)'>&#9632;</span> the script's own work.</figcaption>"
         yield "</figure>"
     asked = [row for row in report["backends"] if row["requests"]]
@@ -306,28 +307,28 @@ def _missing(report: Report) -> Iterator[str]:
     if report["missing"]:
         yield "<h2>Missing backends</h2>"
     for each in report["missing"]:
-        remedy = f"<br><span class='faint'>What would help: {_text(each['remedy'])}</span>" if each["remedy"] else ""
+        remedy = f"<br><span class='faint'>What to do: {_text(each['remedy'])}</span>" if each["remedy"] else ""
         yield f"<p><b>{_text(each['name'])}</b>: {_text(each['why'])}{remedy}</p>"
 
 
 def _notes(report: Report) -> Iterator[str]:
     yield (
-        f"The script ran unchanged on each backend, in a process of its own, recorded in {report['rounds']} "
+        f"The script ran unchanged on each backend, in a separate process, recorded in {report['rounds']} "
         f"round{'' if report['rounds'] == 1 else 's'} and then timed {report['runs']} times without recording. Every "
-        f"call of LibVMI's API was compared with that of <b>{_text(report['reference'])}</b>, argument by argument, "
+        f"call to LibVMI's API was compared with that of <b>{_text(report['reference'])}</b>, argument by argument, "
         "byte by byte."
     )
     if report["stopped"]:
         yield (
-            "The RAM file was read while the guest's processors stood still, so nothing excuses a difference there. An "
-            "agent needs a guest that runs: the agents ran between two such looks."
+            "The RAM file was read while the guest's CPUs were stopped, so no difference there is excused. An agent "
+            "needs a running guest: the agents ran between two reads of the file."
         )
     yield (
-        "A difference is explained only if another backend was itself given two answers to that very question: memory "
-        "changed between its runs."
+        "A difference is explained only if another backend got two answers to the same question in its runs: then "
+        "the memory changed."
     )
     yield (
-        "<b>reads</b> are calls of the script; <b>pages</b> distinct ones of 4 KiB among what they read; "
-        "<b>requests</b> and <b>bytes</b> are counted on the link to the agent. <b>ratio</b> is to native; a dash is "
-        "what there is not."
+        "<b>reads</b> are the script's calls; <b>pages</b> are the distinct 4 KiB pages they read; "
+        "<b>requests</b> and <b>bytes</b> are counted on the connection to the agent. <b>ratio</b> is to native. A "
+        "dash means that there is no such figure."
     )

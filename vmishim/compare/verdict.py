@@ -1,10 +1,10 @@
-"""Whether two runs of a script were told the same. Values in, values out.
+"""Whether two runs of a script got the same answers. Values in, values out.
 
-A script that is given the same answers asks the same questions. So runs are compared question by question: the n-th
-time that a call with these arguments was made, what came of it? Where the answers differ, either one of them is wrong,
-or the guest's memory moved between the two. The second is believed only of memory that a third party saw moving: one
-and the same backend, not the one in doubt, gave two answers to that very question. Questions that only one run asked
-follow from an answer that differed; where none did, the script itself does not do the same thing twice.
+A script that gets the same answers asks the same questions. So runs are compared question by question: what did the
+n-th call with these arguments return? Where the answers differ, either one of them is wrong, or the guest's memory
+changed in between. A change is accepted only if another backend saw it: one that gave two answers to that same question
+in different runs. Questions that only one run asked follow from an answer that differed; if none did, the script itself
+is not deterministic.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from itertools import zip_longest
 from typing import Any
 
 Question = tuple[str, str, int]
-"""Name of a call, its arguments, and how often they had been asked before."""
+"""Name of a call, its arguments, and how many times they were asked before."""
 
 SHOWN = 20
-"""Differences that are kept to be shown; all are counted."""
+"""Differences that are kept to show; all are counted."""
 
 
 @dataclass(frozen=True)
 class Run:
     """One run of the script.
 
-    :ivar seconds: all of it, but for the interpreter's start
-    :ivar connecting: of these, in ``Libvmi(...)``
-    :ivar failed: why there is nothing else, if the run itself went wrong
+    :ivar seconds: the whole run, without the interpreter's start
+    :ivar connecting: seconds of these in ``Libvmi(...)``
+    :ivar failed: why the run itself failed, which leaves the rest empty
     """
 
     calls: Sequence[tuple[str, Any, Any]] = ()
@@ -42,7 +42,7 @@ class Run:
     failed: str = ""
 
     def answers(self) -> Iterator[tuple[Question, Any]]:
-        """What was asked, and what came of it, in that order."""
+        """Each question and its answer, in the order they were asked."""
         asked: dict[tuple[str, str], int] = {}
         for name, arguments, result in self.calls:
             key = name, json.dumps(arguments)
@@ -56,13 +56,13 @@ class Run:
 
     @property
     def pages(self) -> int:
-        """Distinct pages of 4 KiB that the script read. A symbol counts as a page of its own."""
+        """Distinct 4 KiB pages that the script read. A symbol counts as one page."""
         return len({place for call in self.calls if call[0].startswith("read") for place in _places(*call)})
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One question with two answers. None: it was not asked, or there is nothing to be told."""
+    """One question with two answers. None: it was not asked, or has no answer."""
 
     call: str
     reference: str | None
@@ -72,11 +72,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of comparing two runs.
+    """The result of comparing two runs.
 
     :ivar differences: the first of them
     :ivar total: how many there are
-    :ivar unexplained: how many of these are not explained by memory that moved
+    :ivar unexplained: how many of these are not explained by changed memory
     """
 
     differences: Sequence[Difference] = field(default_factory=tuple)
@@ -85,7 +85,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """In one word: ``same``, ``moved`` (memory did, between the runs), ``differ``."""
+        """In one word: ``same``, ``moved`` (memory changed between the runs), ``differ``."""
         return "differ" if self.unexplained else "moved" if self.total else "same"
 
 
@@ -96,17 +96,19 @@ def compare(reference: Run, other: Run, moving: frozenset[Question] | set[Questi
     """
     there, here = dict(reference.answers()), dict(other.answers())
     values = {question for question, result in here.items() if question in there and there[question] != result}
-    # What only one of them asked, and what was printed, follows from the answers.
+    # Questions that only one run asked, and the output, follow from the answers.
     follows = bool(values) and values <= moving
     found: list[Difference] = []
     for question in there:
         if question not in here:
-            found.append(Difference(told(question), _shown(there[question]), None, follows))
+            found.append(Difference(described(question), _shown(there[question]), None, follows))
         elif question in values:
             explained = question in moving
-            found.append(Difference(told(question), _shown(there[question]), _shown(here[question]), explained))
+            found.append(Difference(described(question), _shown(there[question]), _shown(here[question]), explained))
     found += [
-        Difference(told(question), None, _shown(here[question]), follows) for question in here if question not in there
+        Difference(described(question), None, _shown(here[question]), follows)
+        for question in here
+        if question not in there
     ]
     found += _printed(reference, other, follows)
     first = sorted(found, key=lambda difference: difference.explained)
@@ -114,7 +116,7 @@ def compare(reference: Run, other: Run, moving: frozenset[Question] | set[Questi
 
 
 def moved(runs: Iterable[Run]) -> set[Question]:
-    """Questions to which runs on one and the same backend were given different answers."""
+    """Questions that got different answers in runs on the same backend."""
     known: dict[Question, Any] = {}
     found = set()
     for run in runs:
@@ -124,8 +126,8 @@ def moved(runs: Iterable[Run]) -> set[Question]:
     return found
 
 
-def told(question: Question) -> str:
-    """A question as people write it: ``read_addr_va(0xffff888003a00000, 0)``."""
+def described(question: Question) -> str:
+    """A question in readable form: ``read_addr_va(0xffff888003a00000, 0)``."""
     name, arguments, before = question
     words = ", ".join(map(_shown, json.loads(arguments)))
     return f"{name}({words}){f', asked for the {_ordinal(before + 1)} time' if before else ''}"
@@ -137,7 +139,7 @@ def _ordinal(number: int) -> str:
 
 
 def _printed(reference: Run, other: Run, explained: bool) -> Iterator[Difference]:
-    """The first line in which the output differs, and how the script ended."""
+    """The first line of output that differs, and the exit status if it differs."""
     lines = zip_longest(reference.output.splitlines(), other.output.splitlines())
     for number, (theirs, ours) in enumerate(lines, 1):
         if theirs != ours:
@@ -171,7 +173,7 @@ _WIDTHS = {"8": 1, "16": 2, "32": 4, "64": 8, "addr": 8}
 
 
 def _places(name: str, arguments: Sequence[Any], result: Any) -> Iterator[tuple[Any, int]]:
-    """(space, page) of everything that one read touched."""
+    """(address space, page) of all that one read touched."""
     positional = [each for each in arguments if not (isinstance(each, dict) and "named" in each)]
     named = dict(pair for each in arguments if isinstance(each, dict) for pair in each.get("named", ()))
     first = positional[0] if positional else next((named[key] for key in _FIRST if key in named), None)

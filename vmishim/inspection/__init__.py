@@ -1,1 +1,1 @@
-"""A guest's tasks, modules and sockets as Python objects: of one guest, between two looks, of many guests at once."""
+"""A guest's tasks, modules and sockets as Python objects; what changes between two looks; many guests at once."""

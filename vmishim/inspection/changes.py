@@ -1,6 +1,6 @@
-"""What changed in a guest between two looks at its lists, and what in it is worth a second look. Pure, but for `look`.
+"""What changed in a guest between two looks at its lists, and what is suspicious. Pure, except for `look`.
 
-A finding is not a verdict: an updated daemon runs a deleted executable too. It says where to look.
+A finding is a hint, not a verdict: an updated daemon runs a deleted executable too.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from vmishim.libvmi import Libvmi
 Kind = Literal["process", "module", "socket"]
 Key = tuple[int | str, ...]
 
-DELETED = "its executable has no name in any file system"
+DELETED = "its executable was deleted, or never was in a file system"
 UNLISTED = "not in the module list, but in /sys/module"
 BECAME_ROOT = "became root"
-LISTENS = "listens where nobody listened before"
+LISTENS = "listens on a port that had no listener before"
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What one look saw. Each by what stays the same about it.
+    """The lists of one look, each entry under a key that stays the same while it exists.
 
     :ivar deleted: keys of processes whose executable is deleted
-    :ivar unlisted: modules that hide from the list, by name and address
+    :ivar unlisted: modules that are hidden from the module list, by name and address
     """
 
     tasks: Mapping[Key, Task] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class Event:
-    """Something new (``+``), gone (``-``), or to be looked at (``!``)."""
+    """An entry that is new (``+``), gone (``-``), or suspicious (``!``)."""
 
     sign: Literal["+", "-", "!"]
     kind: Kind
@@ -51,7 +51,7 @@ def look(vmi: Libvmi) -> Sight:
     """Read all lists within one hold.
 
     :raises LibvmiError: they can't be read
-    :raises LinkError: the guest could not be asked
+    :raises LinkError: the guest could not be reached
     """
     return objects.whole(vmi, _look)[0]
 
@@ -60,7 +60,7 @@ def _look(vmi: Libvmi) -> Iterator[Sight]:
     yield Sight(
         tasks={_task(task): task for task in objects.tasks(vmi)},
         modules={(module.name, module.address): module for module in objects.modules(vmi)},
-        # What is not open (any more, or yet) comes and goes by itself.
+        # Sockets that no process has open (any more, or yet) come and go by themselves.
         sockets={_socket(each): each for each in objects.sockets(vmi) if each.inode},
         deleted=frozenset(_task(task) for task in objects.without_file(vmi)),
         unlisted={(name, address): name for name, address in objects.unlisted_modules(vmi)},
@@ -68,7 +68,7 @@ def _look(vmi: Libvmi) -> Iterator[Sight]:
 
 
 def _task(task: Task) -> Key:
-    # A number is used again, and so is the memory of a task: both at once hardly.
+    # Process numbers are reused, and so is the memory of a task, but hardly both at once.
     return task.pid, task.address
 
 
@@ -77,45 +77,45 @@ def _socket(each: Socket) -> Key:
 
 
 def findings(now: Sight) -> Iterator[Event]:
-    """What is to be looked at in a guest that was not looked at before."""
-    yield from (Event("!", "process", told(now.tasks[key]), DELETED) for key in now.tasks if key in now.deleted)
+    """What is suspicious at the first look at a guest."""
+    yield from (Event("!", "process", described(now.tasks[key]), DELETED) for key in now.tasks if key in now.deleted)
     yield from (Event("!", "module", name, UNLISTED) for name in now.unlisted.values())
 
 
 def changes(before: Sight, now: Sight) -> Iterator[Event]:
-    """What happened from one look to the next: first what is gone, then what is new."""
+    """What changed from one look to the next: first what is gone, then what is new."""
     were, are = _names(before), _names(now)
     hid, hide = set(before.unlisted.values()), set(now.unlisted.values())
     for key, task in before.tasks.items():
         if key not in now.tasks:
-            yield Event("-", "process", told(task))
+            yield Event("-", "process", described(task))
     yield from (Event("-", "module", name) for name in were if name not in are)
     for key, socket in before.sockets.items():
         if key not in now.sockets:
-            yield Event("-", "socket", told(socket))
+            yield Event("-", "socket", described(socket))
     for key, task in now.tasks.items():
         found = DELETED if key in now.deleted and key not in before.deleted else ""
         if key not in before.tasks:
-            yield Event("+", "process", told(task), found)
+            yield Event("+", "process", described(task), found)
         else:
             if before.tasks[key].uid and not task.uid:
                 found = "; ".join(filter(None, (BECAME_ROOT, found)))
             if found:
-                yield Event("!", "process", told(task), found)
+                yield Event("!", "process", described(task), found)
     for name in are:
         found = UNLISTED if name in hide and name not in hid else ""
         if name not in were:
             yield Event("+", "module", name, found)
         elif found:
             yield Event("!", "module", name, found)
-    known = {_place(each) for each in before.sockets.values() if each.state == "listen"}
+    known = {_port(each) for each in before.sockets.values() if each.state == "listen"}
     for key, socket in now.sockets.items():
         if key not in before.sockets:
-            fresh = socket.state == "listen" and _place(socket) not in known
-            yield Event("+", "socket", told(socket), LISTENS if fresh else "")
+            fresh = socket.state == "listen" and _port(socket) not in known
+            yield Event("+", "socket", described(socket), LISTENS if fresh else "")
 
 
-def _place(socket: Socket) -> Key:
+def _port(socket: Socket) -> Key:
     return socket.namespace, socket.local_port
 
 
@@ -124,8 +124,8 @@ def _names(sight: Sight) -> dict[str, None]:
     return dict.fromkeys([*(module.name for module in sight.modules.values()), *sight.unlisted.values()])
 
 
-def told(entry: Task | Socket) -> str:
-    """A process or a socket in a few words."""
+def described(entry: Task | Socket) -> str:
+    """A process or a socket, described in a few words."""
     if isinstance(entry, Task):
         return f"{entry.pid} {entry.comm}, uid {entry.uid}, parent {entry.ppid}"
     owner = f", {entry.comm} ({entry.pid})" if entry.pid else ""
@@ -134,7 +134,7 @@ def told(entry: Task | Socket) -> str:
 
 
 def ends(socket: Socket) -> tuple[str, str]:
-    """Both ends of a socket: ``127.0.0.1:22``, ``[::1]:22``; a star for a port that there is not."""
+    """Both ends of a socket: ``127.0.0.1:22``, ``[::1]:22``; a star if there is no port."""
     local, remote = (
         f"{f'[{address}]' if ':' in address else address}:{port or '*'}"
         for address, port in ((socket.local, socket.local_port), (socket.remote, socket.remote_port))

@@ -1,7 +1,7 @@
-"""The same list of many guests at once. One that does not answer never holds the others up: its error is its answer.
+"""One list of many guests at once. A guest that does not answer never delays the others: its error is its answer.
 
-On this machine by threads, since all of it is waiting for agents (`over`); by more machines on a Dask cluster that is
-there already (`by_dask`). What is done for one guest, `ask`, is the same function.
+`over` asks from threads of this process, which only wait for agents; `by_dask` from the workers of an existing Dask
+cluster. Both call `ask` for each guest.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from vmishim.libvmi import Libvmi
 Entry = Task | Module | Socket
 
 WIDTH = 32
-"""Guests asked at the same time by one process."""
+"""Guests that one process asks at the same time."""
 DEADLINE = 30.0
 """Seconds after which a guest that has not answered has failed."""
 RETRIES = 3
-"""Workers of a cluster that may die over one guest before it has failed."""
+"""Workers that may die while they ask one guest before it counts as failed."""
 LISTS: dict[str, Callable[[Libvmi], Iterator[Entry]]] = {
     "ps": objects.tasks,
     "lsmod": objects.modules,
     "ss": objects.sockets,
 }
-"""By the commands that show them."""
+"""Readers of lists, by the command that shows the list."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one guest said.
+    """One guest's list, or why it could not be read.
 
-    :ivar entries: its list; empty if it failed
-    :ivar error: why it failed, on one line; empty if it did not
+    :ivar entries: its list; empty after a failure
+    :ivar error: the reason of the failure, on one line; empty if there was none
     """
 
     domain: str
@@ -54,9 +54,9 @@ class Answer:
 
 
 def matching(pattern: str) -> list[Domain]:
-    """The enrolled guests whose names match, such as ``web-*``, in the order of the file.
+    """The enrolled guests whose names match a pattern such as ``web-*``, in the order of the file.
 
-    :raises LibvmiError: ``domains.toml`` is wrong
+    :raises LibvmiError: ``domains.toml`` is not valid
     """
     return [domain for name, domain in domains.load().items() if fnmatchcase(name, pattern)]
 
@@ -74,7 +74,7 @@ def ask(domain: Domain, what: str, strategy: Strategy = "batch") -> list[Entry]:
 def over(
     fleet: Sequence[Domain], what: str, strategy: Strategy = "batch", deadline: float = DEADLINE
 ) -> Iterator[Answer]:
-    """Ask guests from this process; answers as they come, each guest's exactly once.
+    """Ask guests from this process; gives answers as they come, exactly one per guest.
 
     :param deadline: seconds for all of them together
     """
@@ -92,11 +92,11 @@ def over(
                 return
             try:
                 answer = Answer(domain.name, ask(domain, what, strategy))
-            except Exception as error:  # whatever it is, it must not stop this thread: others are to be asked
+            except Exception as error:  # no error may stop this thread, which still has guests to ask
                 answer = failed(domain, error)
             answers.put(answer)
 
-    # Daemons: one that hangs beyond the deadline does not keep the process.
+    # Daemon threads: one that hangs beyond the deadline does not keep the process alive.
     for number in range(min(WIDTH, len(fleet))):
         threading.Thread(target=work, name=f"fleet-{number}", daemon=True).start()
     missing = {domain.name: domain for domain in fleet}
@@ -114,19 +114,19 @@ def over(
 def by_dask(
     address: str, fleet: Sequence[Domain], what: str, strategy: Strategy = "batch", deadline: float = DEADLINE
 ) -> Iterator[Answer]:
-    """Ask guests from the workers of a Dask cluster; otherwise as `over`.
+    """Ask guests from the workers of a Dask cluster; otherwise like `over`.
 
-    A worker that dies is replaced by another. Workers need this version of vmishim, a network path to the agents, and
-    the private keys where the entries say they are.
+    If a worker dies, another one asks its guest. Workers need this version of vmishim, a network path to the agents,
+    and the private keys at the paths that the entries give.
 
-    :param address: of its scheduler, ``HOST:PORT``
-    :raises LinkError: there is no cluster, or ``vmishim[dask]`` is not installed
+    :param address: the scheduler's ``HOST:PORT``
+    :raises LinkError: no scheduler answers there, or ``vmishim[dask]`` is not installed
     """
     try:
-        # It is typed in part only.
+        # Not fully typed.
         distributed: Any = import_module("distributed")
     except ModuleNotFoundError:
-        raise LinkError("an engine dask:// needs Dask: pip install 'vmishim[dask]'") from None
+        raise LinkError("--engine dask:// needs Dask: pip install 'vmishim[dask]'") from None
     until = time.monotonic() + deadline
     try:
         client = distributed.Client(f"tcp://{address}", timeout=min(deadline, 10), set_as_default=False)
@@ -147,26 +147,28 @@ def by_dask(
 
 
 def failed(domain: Domain, error: BaseException) -> Answer:
-    """The answer of a guest that could not be asked."""
+    """The answer for a guest that could not be read."""
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
     return Answer(domain.name, error=text if isinstance(error, LibvmiError) else f"{type(error).__name__}: {text}")
 
 
 def late(domain: Domain, deadline: float) -> Answer:
-    """The answer of a guest that gave none in time."""
+    """The answer for a guest that did not answer in time."""
     return Answer(domain.name, error=f"no answer within {deadline:g} s")
 
 
 def engine(named: str) -> Callable[..., Iterator[Answer]]:
-    """The one that is named: nothing, for this process, or ``dask://HOST:PORT``.
+    """The function that asks guests: `over` for an empty name, `by_dask` for ``dask://HOST:PORT``.
 
-    :raises LinkError: it is none of these
+    :raises LinkError: any other name
     """
     if not named:
         return over
     scheme, _, address = named.partition("://")
     if scheme != "dask" or not address:
-        raise LinkError(f"there is no engine {named!r}; there is dask://HOST:PORT")
+        raise LinkError(
+            f"--engine {named!r} is not valid; give dask://HOST:PORT, or leave --engine out to ask from this machine"
+        )
 
     def asked(*arguments: Any, **more: Any) -> Iterator[Answer]:
         return by_dask(address, *arguments, **more)

@@ -1,11 +1,11 @@
 """The guest kernel's lists as Python objects, read through `Libvmi`: what ``vmishim ps``, ``lsmod`` and ``ss`` show.
 
-The list is the guest's own, so it holds what the guest's kernel has linked there: one reading of the truth, not the
-truth. A reader of a list begins where LibVMI's examples begin, at its head, and reads member by member; that this costs
-one request and not thousands is the business of the reader below. Names and numbers come as the kernel has them.
+The lists are the guest kernel's own: a rootkit can unlink entries from them. Each reader begins at the list's head, as
+LibVMI's examples do, and reads member by member; the read-ahead below turns that into one request instead of
+thousands. Names and numbers are those of the kernel.
 
-Consistent as a whole inside ``with pause(vmi)`` only (see `whole`): outside, a list that changes meanwhile may show
-both its states.
+A list is consistent only inside ``with pause(vmi)`` (see `whole`): outside, a list that changes meanwhile may show both
+states.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Entry = TypeVar("Entry")
 Arguments = ParamSpec("Arguments")
 
 TRIES = 3
-"""Times a list is read before it is taken for broken."""
+"""Tries to read a list before it counts as broken."""
 COMM_SIZE = 16
 """Bytes of ``task_struct.comm`` (``TASK_COMM_LEN``)."""
 MODULES_MAX = 1 << 16
-"""Modules after which a list is taken for a loop; Linux has about 6,000 to load."""
+"""Modules after which a list counts as a loop; Linux has about 6,000 that can be loaded."""
 MODULE_NAME_MAX, MODULE_PARTS_MAX = 256, 64
-"""Bytes of a module's name and parts of its memory that are read, whatever the guest says; Linux has 56 and 7."""
+"""Maximum bytes of a module's name, and maximum parts of its memory, whatever the guest says; Linux has 56 and 7."""
 
 STATES = (
     (0x20, "zombie"),
@@ -43,30 +43,30 @@ STATES = (
     (0x2, "blocked"),
     (0x1, "sleeping"),
 )
-"""Bits of ``task_struct.__state`` and ``exit_state`` (include/linux/sched.h), the telling ones first."""
+"""Bits of ``task_struct.__state`` and ``exit_state`` (include/linux/sched.h), the most specific first."""
 MODULE_STATES = ("live", "coming", "going", "unformed")
 """``enum module_state`` (include/linux/module.h)."""
 NAMESPACES_MAX = 1 << 20
-"""Network namespaces after which their list is taken for a loop."""
+"""Network namespaces after which their list counts as a loop."""
 BUCKETS_MAX = 1 << 24
-"""Chains of one table after which it is taken for none; Linux makes 524,288 of its own accord."""
+"""Chains above which a table is invalid; Linux makes 524,288 by default."""
 SOCKETS_MAX = 1 << 24
-"""Sockets of one table after which it is taken for a loop."""
+"""Sockets of one table after which it counts as a loop."""
 TCP_STATES = (
     "", "established", "syn-sent", "syn-recv", "fin-wait-1", "fin-wait-2", "time-wait", "close", "close-wait",
     "last-ack", "listen", "closing", "syn-recv",
 )  # fmt: skip
 """By number (include/net/tcp_states.h). The last is ``TCP_NEW_SYN_RECV``, a request for a connection, which
-``/proc/net/tcp`` calls by the fourth's name too."""
+``/proc/net/tcp`` shows as syn-recv too."""
 _TIME_WAIT, _NEW_SYN_RECV = 6, 12
 _AF_INET6 = 10
 FILES_MAX = 1 << 20
-"""File descriptors of one process that are looked at for sockets (``sysctl_nr_open``'s default)."""
+"""Maximum file descriptors of one process that are searched for sockets (``sysctl_nr_open``'s default)."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A process, as its leading thread's ``task_struct`` has it."""
+    """A process, from the ``task_struct`` of its leading thread."""
 
     pid: int
     """Number of the thread, in the guest's first pid namespace."""
@@ -77,7 +77,7 @@ class Task:
     uid: int
     """Real user id, in the guest's first user namespace."""
     comm: str
-    """The kernel's name for it, up to 15 bytes; what is not UTF-8 is escaped."""
+    """Its name in the kernel, up to 15 bytes; bytes that are not UTF-8 are escaped."""
     state: str
     """A word of ``STATES``, or "running"."""
     address: int
@@ -90,21 +90,21 @@ class Module:
 
     name: str
     size: int
-    """Bytes of all its memory, as ``/proc/modules`` counts them."""
+    """Bytes of all its memory, as in ``/proc/modules``."""
     state: str
     """A word of ``MODULE_STATES``."""
     base: int
-    """Where its code is."""
+    """Address of its code."""
     address: int
     """Address of its ``struct module``."""
 
 
 @dataclass(frozen=True)
 class Socket:
-    """A TCP socket of any network namespace: a connection, what is left of one, a request for one, or a listener."""
+    """A TCP socket of any network namespace: a connection, one in TIME_WAIT, a request for one, or a listener."""
 
     version: int
-    """4 or 6, as ``/proc/net/tcp`` and ``tcp6`` part them: an IPv6 socket may carry IPv4."""
+    """4 or 6, the file in which it is listed, ``/proc/net/tcp`` or ``tcp6``: an IPv6 socket may carry IPv4."""
     local: str
     local_port: int
     remote: str
@@ -112,13 +112,13 @@ class Socket:
     state: str
     """A word of ``TCP_STATES``."""
     uid: int
-    """Of its owner, in the guest's first user namespace; 0 for what is left of a connection."""
+    """Its owner's user id, in the guest's first user namespace; 0 in TIME_WAIT."""
     inode: int
-    """As ``/proc/PID/fd`` names it; 0 if no process has it open (any more, or yet)."""
+    """The number in ``/proc/PID/fd``; 0 if no process has it open (any more, or yet)."""
     namespace: int
-    """Number of its network namespace, as ``/proc/PID/ns/net`` names that."""
+    """Number of its network namespace, as in ``/proc/PID/ns/net``."""
     pid: int
-    """The first process of the task list that has it open; 0 if there is none."""
+    """Number of the first process in the task list that has it open; 0 if none has."""
     comm: str
     """The name of that process."""
     address: int
@@ -126,7 +126,7 @@ class Socket:
 
 
 def _within_64_bits(read: Callable[Arguments, Iterator[Entry]]) -> Callable[Arguments, Iterator[Entry]]:
-    """For a reader of a list: an address beyond those that there are, a sum of what the guest said, is its error."""
+    """Wraps a reader of a list: an address above 64 bits, summed from the guest's values, is a ``LibvmiError``."""
 
     @wraps(read)
     def checked(*arguments: Arguments.args, **options: Arguments.kwargs) -> Iterator[Entry]:
@@ -140,10 +140,10 @@ def _within_64_bits(read: Callable[Arguments, Iterator[Entry]]) -> Callable[Argu
 
 @_within_64_bits
 def tasks(vmi: Libvmi) -> Iterator[Task]:
-    """The processes of the guest's task list, the idle task (pid 0) first.
+    """The processes in the guest's task list, the idle task (pid 0) first.
 
-    :raises LibvmiError: the list leads into memory that cannot be read, or never ends
-    :raises LinkError: the guest could not be asked
+    :raises LibvmiError: the list leads to unreadable memory, or never ends
+    :raises LinkError: the guest could not be reached
     """
     fields = ("tasks", "pid", "tgid", "comm", "real_parent", "cred", "exit_state")
     link, pid, tgid, comm, parent, cred, ended = (vmi.get_kernel_struct_offset("task_struct", name) for name in fields)
@@ -164,16 +164,16 @@ def tasks(vmi: Libvmi) -> Iterator[Task]:
 
 @_within_64_bits
 def modules(vmi: Libvmi) -> Iterator[Module]:
-    """The modules of the guest's module list, the last loaded first; none if its kernel has no modules at all.
+    """The modules in the guest's module list, the last loaded first; none if its kernel does not support modules.
 
-    :raises LibvmiError: the kernel does not say where the list is, or it cannot be read to its end
-    :raises LinkError: the guest could not be asked
+    :raises LibvmiError: the list's address is unknown, or the list cannot be read to its end
+    :raises LinkError: the guest could not be reached
     """
     head = _symbol(vmi, "modules")
     if head is None:
         if _symbol(vmi, "find_module") is None:
             return  # built without CONFIG_MODULES
-        raise LibvmiError("this kernel has modules but does not say where their list is: built without KALLSYMS_ALL")
+        raise LibvmiError("cannot find the list of modules: this kernel was built without CONFIG_KALLSYMS_ALL")
     link, name, state = (vmi.get_kernel_struct_offset("module", member) for member in ("list", "name", "state"))
     longest = min(vmi.vmi.profile.member("module", "name").size, MODULE_NAME_MAX)
     base, sizes = _module_memory(vmi)
@@ -192,9 +192,9 @@ def modules(vmi: Libvmi) -> Iterator[Module]:
 def sockets(vmi: Libvmi, owners: bool = True) -> Iterator[Socket]:
     """The guest's TCP sockets: connections first, then listeners.
 
-    :param owners: find out which processes have them open, which reads the open files of all processes
-    :raises LibvmiError: the kernel has no TCP or does not say where, or a table cannot be read to its end
-    :raises LinkError: the guest could not be asked
+    :param owners: find the processes that have them open, which reads the open files of all processes
+    :raises LibvmiError: the tables' address is unknown (no TCP?), or a table cannot be read to its end
+    :raises LinkError: the guest could not be reached
     """
     found = list(_Sockets(vmi).all())
     inodes = {inode for _, inode in found if inode}
@@ -205,7 +205,7 @@ def sockets(vmi: Libvmi, owners: bool = True) -> Iterator[Socket]:
 
 
 class _Sockets:
-    """Reads sockets of one guest: where their members are is asked once."""
+    """Reads the sockets of one guest, with offsets that are looked up once."""
 
     def __init__(self, vmi: Libvmi) -> None:
         self.vmi = vmi
@@ -223,7 +223,7 @@ class _Sockets:
         seen: set[int] = set()
         for chain in (self._connections(main), *map(self._connections, self._tables(main)), self._listeners(main)):
             for sock in chain:
-                # A socket that moves to another chain while tables are read is met twice.
+                # A socket that moves to another chain while tables are read would appear twice.
                 if sock not in seen:
                     seen.add(sock)
                     yield self._one(sock)
@@ -247,7 +247,7 @@ class _Sockets:
         return self._chains(table + old.offset + head, old.size // max(stride, 1), stride)
 
     def _tables(self, main: int) -> Iterator[int]:
-        """Tables of connections that namespaces have of their own, since 6.1 (d1e5e6408b30 "tcp: Introduce optional
+        """Connection tables of single namespaces, since 6.1 (d1e5e6408b30 "tcp: Introduce optional
         per-netns ehash")."""
         heads = _symbol(self.vmi, "net_namespace_list")
         try:
@@ -255,7 +255,7 @@ class _Sockets:
         except KeyError:
             return
         if heads is None:
-            return  # not told without KALLSYMS_ALL
+            return  # unknown without KALLSYMS_ALL
         found = []
         for net in _ring(self.vmi, heads, self.vmi.get_kernel_struct_offset("net", "list"), NAMESPACES_MAX):
             table = self.vmi.read_addr_va(net + own, 0)
@@ -265,7 +265,7 @@ class _Sockets:
 
     def _chains(self, first: int, count: int, stride: int) -> Iterator[int]:
         if not stride or count > BUCKETS_MAX:
-            raise LibvmiError(f"there is no table at {first:#x}: {count} chains, {stride} bytes from one to the next")
+            raise LibvmiError(f"the socket table at {first:#x} is not valid: {count} chains of {stride} bytes")
         read, link = self.vmi.read_addr_va, self.common["nulls_node"]
         met = 0
         for head in range(first, first + count * stride, stride):
@@ -315,7 +315,7 @@ class _Sockets:
 
 
 def _openers(vmi: Libvmi, inodes: set[int]) -> dict[int, tuple[int, str]]:
-    """Who has these inodes open: their addresses -> (pid, name) of the first process that has."""
+    """The owners of inodes: from address to (pid, name) of the first process that has the inode open."""
     at = vmi.get_kernel_struct_offset
     link, pid, comm, files = (at("task_struct", name) for name in ("tasks", "tgid", "comm", "files"))
     table, most, slots = at("files_struct", "fdt"), at("fdtable", "max_fds"), at("fdtable", "fd")
@@ -339,10 +339,10 @@ def _openers(vmi: Libvmi, inodes: set[int]) -> dict[int, tuple[int, str]]:
 
 @_within_64_bits
 def without_file(vmi: Libvmi) -> Iterator[Task]:
-    """Processes whose executable has no name in a file system (any more): it was deleted, or was in memory only.
+    """Processes whose executable was deleted, or never was in a file system (only in memory).
 
     :raises LibvmiError: as for `tasks`
-    :raises LinkError: the guest could not be asked
+    :raises LinkError: the guest could not be reached
     """
     names = ("task_struct mm", "mm_struct exe_file", "file f_path.dentry", "dentry d_hash.pprev")
     mm, executable, entry, hashed = (vmi.get_kernel_struct_offset(*name.split()) for name in names)
@@ -355,13 +355,13 @@ def without_file(vmi: Libvmi) -> Iterator[Task]:
 
 @_within_64_bits
 def unlisted_modules(vmi: Libvmi) -> Iterator[tuple[str, int]]:
-    """Modules that ``/sys/module`` has and the module list has not: their names, and where their ``struct module`` is.
+    """Modules in ``/sys/module`` that are not in the module list: the name and the address of ``struct module``.
 
-    One that is being loaded or removed is there for a moment too. Nothing if the kernel does not say where its objects
-    are (built without KALLSYMS_ALL).
+    A module that is being loaded or removed is among them for a moment. Gives nothing if the kernel was built without
+    KALLSYMS_ALL, since the address of the module objects is then unknown.
 
     :raises LibvmiError: a list cannot be read to its end
-    :raises LinkError: the guest could not be asked
+    :raises LinkError: the guest could not be reached
     """
     where = _symbol(vmi, "module_kset")
     if where is None:
@@ -371,21 +371,21 @@ def unlisted_modules(vmi: Libvmi) -> Iterator[tuple[str, int]]:
     inside, module = (vmi.get_kernel_struct_offset("module_kobject", member) for member in ("kobj", "mod"))
     head = vmi.read_addr_va(where, 0) + vmi.get_kernel_struct_offset("kset", "list")
     for each in _ring(vmi, head, entry, MODULES_MAX):
-        # What is built in has an object and no module.
+        # Built-in modules have an object, but no struct module.
         found = vmi.read_addr_va(each - inside + module, 0)
         if found and found not in listed:
             yield _string(vmi, vmi.read_addr_va(each + name, 0)), found
 
 
 def whole(vmi: Libvmi, read: Callable[[Libvmi], Iterable[Entry]], tries: int = TRIES) -> list[Entry]:
-    """A list within one hold; once more if what was read does not hang together.
+    """A list read within one hold; read again if it is not consistent.
 
-    A first reading is several requests, and a process that ends between two of them leaves pointers to nothing. The
-    second one is a single request or nearly so, by what the reader below has learned from the first.
+    The first reading takes several requests, and a process that ends between two of them leaves dangling pointers. The
+    next reading takes about one request, since the read-ahead has learned from the first.
 
     :param read: `tasks`, `modules`, `sockets` or another reader of a list
-    :raises LibvmiError: it can't be read, however often it is tried
-    :raises LinkError: the guest could not be asked
+    :raises LibvmiError: it can't be read in any of ``tries`` tries
+    :raises LinkError: the guest could not be reached
     """
     while True:
         tries -= 1
@@ -398,7 +398,7 @@ def whole(vmi: Libvmi, read: Callable[[Libvmi], Iterable[Entry]], tries: int = T
 
 
 def _ring(vmi: Libvmi, head: int, link: int, most: int, whole: bool = False) -> Iterator[int]:
-    """Addresses of the structures on a ``list_head`` ring; ``whole``: the head is itself in one."""
+    """Addresses of the structures on a ``list_head`` ring; ``whole``: the head is itself inside a structure."""
     node = vmi.read_addr_va(head, 0)
     if whole:
         yield head - link
@@ -410,11 +410,11 @@ def _ring(vmi: Libvmi, head: int, link: int, most: int, whole: bool = False) -> 
     raise LibvmiError(f"the list at {head:#x} has more than {most} entries: it loops, or was changed while it was read")
 
 
-# What differs between kernels, each with the commit that made it.
+# Differences between kernels, each with the commit that made it.
 
 
 def _state_offset(vmi: Libvmi) -> int:
-    """Where a task's state is: an ``unsigned int`` since 5.14 (2f064a59a11f "sched: Change task_struct::state"), the
+    """Offset of a task's state: an ``unsigned int`` since 5.14 (2f064a59a11f "sched: Change task_struct::state"), the
     low half of a ``long`` before."""
     try:
         return vmi.get_kernel_struct_offset("task_struct", "__state")
@@ -423,7 +423,7 @@ def _state_offset(vmi: Libvmi) -> int:
 
 
 def _module_memory(vmi: Libvmi) -> tuple[int, list[int]]:
-    """Where a module's code address and the sizes of its parts are.
+    """Offsets of a module's code address and of the sizes of its parts.
 
     An array ``mem[]``, code first, since 6.4 (ac3b43283923 "module: replace module_layout with module_memory");
     ``core_layout`` and ``init_layout`` before.
@@ -441,7 +441,7 @@ def _module_memory(vmi: Libvmi) -> tuple[int, list[int]]:
     return base, [size + part * stride for part in range(parts)]
 
 
-# Words.
+# Text.
 
 
 def _symbol(vmi: Libvmi, name: str) -> int | None:
@@ -456,7 +456,7 @@ def _text(data: bytes) -> str:
 
 
 def _string(vmi: Libvmi, address: int) -> str:
-    """A text that ends with a NUL, as long as it is."""
+    """A string of any length that ends with a NUL."""
     try:
         return vmi.read_str_va(address, 0)
     except UnicodeDecodeError as error:

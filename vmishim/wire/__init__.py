@@ -1,2 +1,2 @@
-"""What passes between IDS and agent, without I/O: plans, messages, handshake, session. Imports only the standard
-library and ``cryptography``; used by both sides."""
+"""The protocol between IDS and agent, without I/O: plans, messages, handshake, session. Used by both sides; imports
+only the standard library and ``cryptography``."""

@@ -1,11 +1,11 @@
-"""Static X25519 keys: values, their one-line text, their files, and the list of keys an agent lets in.
+"""Static X25519 keys: values, their one-line text form, their files, and an agent's list of permitted keys.
 
-One key is one line, so that it can be pasted, mailed and compared::
+A key is one line, so that you can paste, mail and compare it::
 
     vmishim-private-v1 BASE64
     vmishim-public-v1 BASE64 name of the machine
 
-Everything that is wrong with a key or its file is a ``LinkError`` whose text says what to do.
+Any problem with a key or its file is a ``LinkError`` whose text says what to do.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ KEY_SIZE = 32
 _PRIVATE = "vmishim-private-v1"
 _PUBLIC = "vmishim-public-v1"
 _LARGEST_FILE = 1 << 20
-_SETTLED_NS = 2_000_000_000
+_CLOCK_TICK_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class PublicKey:
-    """An X25519 public key. Two are equal when their bytes are; ``name`` is only for people.
+    """An X25519 public key. Keys with equal bytes are equal; ``name`` is only for people.
 
     :raises LinkError: ``raw`` is not 32 bytes, or ``name`` is not one line of printable text
     """
@@ -47,28 +47,28 @@ class PublicKey:
 
     def __post_init__(self) -> None:
         if len(self.raw) != KEY_SIZE:
-            raise LinkError(f"a public key has {KEY_SIZE} bytes, not {len(self.raw)}")
+            raise LinkError(f"a public key must have {KEY_SIZE} bytes, not {len(self.raw)}")
         if not self.name.isprintable() or self.name != self.name.strip():
-            raise LinkError(f"a key's name is one line of printable text, not {self.name!r}")
+            raise LinkError(f"a key's name must be one line of printable text, not {self.name!r}")
 
     @property
     def fingerprint(self) -> str:
-        """``SHA256:`` and 96 bits in base64: enough for people to tell keys apart; the code compares whole keys."""
+        """``SHA256:`` and 96 bits in base64: enough to tell keys apart by eye; the code compares whole keys."""
         return "SHA256:" + base64.b64encode(hashlib.sha256(self.raw).digest()).decode()[:16]
 
     @property
     def text(self) -> str:
-        """The key's line, as in a public key file and in a list of permitted keys, without the line's end."""
+        """The key's line in a public key file and in a list of permitted keys, without the newline."""
         return f"{_PUBLIC} {base64.b64encode(self.raw).decode()} {self.name}".rstrip()
 
     @classmethod
     def from_text(cls, line: str) -> PublicKey:
-        """Read the line that ``text`` gives. :raises LinkError: it is not such a line."""
+        """Parse the line that ``text`` returns. :raises LinkError: it is not a public key line."""
         kind, _, rest = line.strip().partition(" ")
         if kind == _PRIVATE:
-            raise LinkError("this is a private key where a public key belongs: it must not leave its machine")
+            raise LinkError("this is a private key; give the public key (a private key must not leave its machine)")
         if kind != _PUBLIC:
-            raise LinkError(f"not a public key: the line does not start with {_PUBLIC}")
+            raise LinkError(f"not a public key: the line must start with {_PUBLIC}")
         encoded, _, name = rest.strip().partition(" ")
         return cls(_decode(encoded), name.strip())
 
@@ -78,7 +78,7 @@ class PublicKey:
 
 @dataclass(frozen=True)
 class PrivateKey:
-    """An X25519 private key. Never shows itself: ``repr`` and error texts carry the public key's fingerprint.
+    """An X25519 private key. It is never shown: ``repr`` and error texts give the public key's fingerprint.
 
     :raises LinkError: ``raw`` is not 32 bytes
     """
@@ -89,9 +89,9 @@ class PrivateKey:
 
     def __post_init__(self) -> None:
         if len(self.raw) != KEY_SIZE:
-            raise LinkError(f"a private key has {KEY_SIZE} bytes, not {len(self.raw)}")
+            raise LinkError(f"a private key must have {KEY_SIZE} bytes, not {len(self.raw)}")
         key = X25519PrivateKey.from_private_bytes(self.raw)
-        # A frozen dataclass is filled in this way only; parsing the key once saves it at every handshake.
+        # A frozen dataclass allows no plain assignment; parsing the key here saves doing it at every handshake.
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "public", PublicKey(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)))
 
@@ -99,14 +99,14 @@ class PrivateKey:
         """The shared secret with ``public``: Noise's ``DH(key_pair, public_key)`` (section 4.1), 32 bytes.
 
         :raises LinkError: the output is all zero, that is ``public`` is a point of low order (RFC 7748, section 6.1).
-            Noise leaves that choice open; we refuse, since such a "secret" is known to everybody.
+            Noise leaves the choice open; we refuse, since such a "secret" is public.
         """
         try:
             shared = self._key.exchange(X25519PublicKey.from_public_bytes(public.raw))
-        except ValueError:  # how OpenSSL reports an all-zero output
+        except ValueError:  # OpenSSL's report of an all-zero output
             shared = bytes(KEY_SIZE)
         if not any(shared):
-            raise LinkError("the peer's public key is a point of low order: no secret can be shared with it")
+            raise LinkError("the peer's public key is a point of low order: it gives no secret, so do not use it")
         return shared
 
     def __repr__(self) -> str:
@@ -121,15 +121,15 @@ def generate() -> PrivateKey:
 def load_private(path: str | os.PathLike[str]) -> PrivateKey:
     """Read a private key file.
 
-    :raises LinkError: it cannot be read, is not a private key, or group or others may touch it
+    :raises LinkError: it cannot be read, is not a private key, or its group or others have access to it
     """
     text, status = _read(path)
     if status.st_mode & 0o077:
-        raise LinkError(f"{os.fspath(path)} is a private key that others may touch: chmod 600 {os.fspath(path)}")
+        raise LinkError(f"{os.fspath(path)}: other users can access this private key; run: chmod 600 {os.fspath(path)}")
     line = _only_line(text, path)
     kind, _, encoded = line.partition(" ")
     if kind != _PRIVATE:
-        raise LinkError(f"{os.fspath(path)} is not a private key: it does not start with {_PRIVATE}")
+        raise LinkError(f"{os.fspath(path)} is not a private key: it must start with {_PRIVATE}")
     try:
         return PrivateKey(_decode(encoded.strip()))
     except LinkError as error:
@@ -159,17 +159,17 @@ def save_public(path: str | os.PathLike[str], key: PublicKey, *, overwrite: bool
 
 
 class PermittedKeys:
-    """The public keys that may open a session: a file of public key lines, ``#`` starts a comment line.
+    """The public keys that may open a session: a file of public key lines; ``#`` starts a comment line.
 
-    Reread when the file changes, so that taking a line out ends that key's sessions at their next request. It fails
-    closed: a line that is no key permits nobody, and a file that has become unreadable, or that group or others may
-    write, permits nobody at all. ``problems`` tells what was wrong at the last reading.
+    The file is read again when it changes, so removing a line ends that key's sessions at their next request. It fails
+    closed: an invalid line permits no key, and a file that becomes unreadable, or writable by its group or others,
+    permits no key at all. ``problems`` lists what was wrong at the last reading.
 
-    A process that can open files no more (``guest_agent.sandbox``) still reads what is written into the file, through a
-    descriptor that was opened at construction. Of another file that took its place it sees no more than that:
-    ``replaced`` is true then, and nobody is permitted.
+    A process that may no longer open files (``guest_agent.sandbox``) still sees changes to the file through the
+    descriptor that was opened at construction. It cannot open a file that replaced it: then ``replaced`` is true and no
+    key is permitted.
 
-    :raises LinkError: at construction, when the file cannot be used at all
+    :raises LinkError: at construction, if the file cannot be used at all
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -195,18 +195,18 @@ class PermittedKeys:
         return self._keys.get(key.raw)
 
     def refresh(self) -> None:
-        """Read the file anew if it has changed. :raises LinkError: it cannot be used, so nobody is permitted."""
+        """Read the file again if it has changed. :raises LinkError: it cannot be used, so no key is permitted."""
         try:
             status = os.stat(self.path)
             if self._stamp is None or self._stamp != _stamp(status):
                 self._hold(status)
                 self._reread()
         except (OSError, LinkError) as error:
-            self._keys, self._stamp, self.problems = {}, None, (f"{self.path}: nobody is permitted: {error}",)
+            self._keys, self._stamp, self.problems = {}, None, (f"{self.path}: no key is permitted: {error}",)
             raise LinkError(self.problems[0]) from None
 
     def _hold(self, status: os.stat_result) -> None:
-        """Open the file that has the name now, unless it is the one that is open."""
+        """Open the file that now has the name, unless it is already open."""
         self.replaced = not os.path.samestat(status, os.fstat(self._file.fileno()))
         if self.replaced:
             fresh = _open(self.path)
@@ -216,7 +216,7 @@ class PermittedKeys:
     def _reread(self) -> None:
         text, status = _text(self._file, self.path)
         if status.st_mode & 0o022:
-            raise LinkError(f"{self.path} says who may connect, but others may write it: chmod go-w {self.path}")
+            raise LinkError(f"{self.path}: other users can change who may connect; run: chmod go-w {self.path}")
         keys, problems = {}, []
         for number, line in enumerate(text.splitlines(), 1):
             if not line.strip() or line.lstrip().startswith("#"):
@@ -227,10 +227,10 @@ class PermittedKeys:
             except LinkError as error:
                 problems.append(f"{self.path}:{number}: {error}")
         self._keys, self.problems = keys, tuple(problems)
-        # A second change within one tick of the file system's clock would not show in the stamp: a file that has just
-        # been written is read again until it is older than any such tick.
-        settled = time.time_ns() - status.st_mtime_ns > _SETTLED_NS
-        self._stamp = _stamp(status) if settled else None
+        # A second change within one tick of the file system's clock would not change the stamp, so a file that was just
+        # written is read again until it is older than any tick.
+        unchanging = time.time_ns() - status.st_mtime_ns > _CLOCK_TICK_NS
+        self._stamp = _stamp(status) if unchanging else None
 
     def __repr__(self) -> str:
         return f"PermittedKeys({str(self.path)!r}, {len(self._keys)} keys)"
@@ -245,30 +245,32 @@ def _decode(encoded: str) -> bytes:
         raw = base64.b64decode(encoded.encode(), validate=True)
     except (binascii.Error, ValueError):
         raw = b""
-    # The last check leaves each key one spelling: base64 has spare bits in its last character.
+    # The last check allows one spelling per key: base64 has spare bits in its last character.
     if len(raw) != KEY_SIZE or base64.b64encode(raw).decode() != encoded:
-        raise LinkError(f"a key is {KEY_SIZE} bytes in base64, 44 characters; this is not: cut short when copied?")
+        raise LinkError(
+            f"a key is {KEY_SIZE} bytes in base64, 44 characters, and this is not: was it cut short when copied?"
+        )
     return raw
 
 
 def _only_line(text: str, path: str | os.PathLike[str]) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if len(lines) != 1:
-        raise LinkError(f"{os.fspath(path)} holds {len(lines)} keys; a key file holds one")
+        raise LinkError(f"{os.fspath(path)} holds {len(lines)} keys; a key file must hold exactly one")
     return lines[0]
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[str, os.stat_result]:
-    """The text of a file and what its inode says."""
+    """A file's text and its ``stat``."""
     with _open(path) as file:
         return _text(file, path)
 
 
 def _open(path: str | os.PathLike[str]) -> FileIO:
-    """A regular file. :raises LinkError: it is none, or cannot be opened"""
+    """Open a regular file. :raises LinkError: it is not one, or cannot be opened"""
     name = os.fspath(path)
     try:
-        # Not blocking: a pipe at that name is an error, not a wait.
+        # Non-blocking: a named pipe must be an error, not a wait.
         file = FileIO(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:
         raise LinkError(f"cannot read {name}: {error.strerror}") from error
@@ -279,8 +281,9 @@ def _open(path: str | os.PathLike[str]) -> FileIO:
 
 
 def _text(file: FileIO, path: str | os.PathLike[str]) -> tuple[str, os.stat_result]:
-    """What an open file holds, and what its inode says: both asked of the descriptor, so that nobody can swap the file
-    between look and read. :raises LinkError: it cannot be read, or is no text"""
+    """An open file's text and its ``stat``, both through the descriptor, so that the file cannot be swapped in between.
+
+    :raises LinkError: it cannot be read, or is not text"""
     try:
         status = os.fstat(file.fileno())
         return os.pread(file.fileno(), _LARGEST_FILE, 0).decode(), status
@@ -291,7 +294,7 @@ def _text(file: FileIO, path: str | os.PathLike[str]) -> tuple[str, os.stat_resu
 
 
 def _write(path: str | os.PathLike[str], text: str, mode: int, overwrite: bool) -> None:
-    """Create the file whole or not at all; a name that exists, be it a link to nowhere, is never opened."""
+    """Create the file completely or not at all. An existing name, even a dangling link, is never opened."""
     name = os.fspath(path)
     fresh = f"{name}.{os.urandom(6).hex()}" if overwrite else name
     try:
@@ -307,6 +310,6 @@ def _write(path: str | os.PathLike[str], text: str, mode: int, overwrite: bool) 
                 os.unlink(fresh)
                 raise
     except FileExistsError:
-        raise LinkError(f"{name} exists already; it is not overwritten unless you ask for that") from None
+        raise LinkError(f"{name} already exists and is not overwritten: delete it, or choose another name") from None
     except OSError as error:
         raise LinkError(f"cannot write {name}: {error.strerror}") from error

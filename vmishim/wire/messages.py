@@ -1,7 +1,7 @@
-"""What IDS and agent say to each other: requests and replies as values, and their bytes.
+"""The requests and replies of IDS and agent, as values and as bytes.
 
 A message is ``kind (u8), length of the JSON part (u32 little-endian), JSON array of its fields, bulk bytes``. JSON
-carries names and small numbers, where it costs nothing; addresses by the thousand and memory travel as bulk bytes.
+carries names and small numbers, where it costs nothing; memory and long lists of addresses are bulk bytes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from vmishim.wire.plan import Plan, PlanError
 
 _HEAD = struct.Struct("<BI")
 BULK_MAX = 1 << 20
-"""Bytes of memory one reply carries at most; a longer read is several."""
+"""Maximum bytes of memory in one reply; a longer read takes several."""
 JSON_MAX = 1 << 20
-"""Bytes of a message's JSON part: names by the thousand need a tenth. As objects it takes up to 30 times as much."""
+"""Maximum bytes of a message's JSON part; thousands of names need a tenth. Parsed, it takes up to 30 times as much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Any message. ``bulk`` is the last field where a kind has one."""
+    """Any message. If a kind has ``bulk``, it is the last field."""
 
     KIND: ClassVar[int]
 
@@ -33,9 +33,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Hello(Message):
-    """Who is there, and the answers to the first questions. Answered by `Welcome`.
+    """Open the conversation, and ask the first questions. Answered by `Welcome`.
 
-    :ivar version: of the asking side, for the agent's log
+    :ivar version: the IDS's version, for the agent's log
     :ivar symbols: as in `Symbols`
     :ivar members: as in `Members`
     """
@@ -56,7 +56,7 @@ class Symbols(Message):
 
 @dataclass(frozen=True, slots=True)
 class Names(Message):
-    """Symbols that start exactly at addresses. Answered by `Answer`: a list of names, null where none starts."""
+    """The symbols that start exactly at addresses. Answered by `Answer`: a list of names, null where none starts."""
 
     KIND = 3
     addresses: list[int]
@@ -64,8 +64,8 @@ class Names(Message):
 
 @dataclass(frozen=True, slots=True)
 class Members(Message):
-    """Where members are: ``"task_struct comm"``, ``"file f_path.dentry"``; a structure alone asks for its size.
-    Answered by `Answer`: for each ``[offset, size]`` in bytes, or null where there is no such structure or member."""
+    """Where structure members are: ``"task_struct comm"``, ``"file f_path.dentry"``; a structure alone asks
+    for its size. Answered by `Answer`: for each ``[offset, size]`` in bytes, or null if it does not exist."""
 
     KIND = 4
     names: list[str]
@@ -73,7 +73,7 @@ class Members(Message):
 
 @dataclass(frozen=True, slots=True)
 class Read(Message):
-    """Memory. Answered by `Memory`: ``count`` bytes, or fewer when the byte after them cannot be read."""
+    """Read memory. Answered by `Memory`: ``count`` bytes, or fewer if the byte after them cannot be read."""
 
     KIND = 5
     space: int
@@ -84,7 +84,7 @@ class Read(Message):
 @dataclass(frozen=True, slots=True)
 class Lookup(Message):
     """Translate an address by the page tables of ``dtb``. Answered by `Answer`: ``[physical, page size, entries]``;
-    a page size of 0 says it is not mapped. Entries are those met, from the root down."""
+    a page size of 0 means not mapped. The entries are those on the path, from the root down."""
 
     KIND = 6
     dtb: int
@@ -95,7 +95,7 @@ class Lookup(Message):
 class Walk(Message):
     """Begin a walk. Answered by `Chunk`.
 
-    :ivar reads: pairs of address and count: kernel memory to bring along, whatever the walk finds
+    :ivar reads: pairs of address and count: kernel memory to return too, whatever the walk finds
     :ivar bulk: the heads as u64 when the plan lists them, else empty
     """
 
@@ -107,7 +107,7 @@ class Walk(Message):
 
 @dataclass(frozen=True, slots=True)
 class More(Message):
-    """The next chunk of a walk that said there is more. Answered by `Chunk`."""
+    """The next chunk of an unfinished walk. Answered by `Chunk`."""
 
     KIND = 8
     walk: int
@@ -115,9 +115,9 @@ class More(Message):
 
 @dataclass(frozen=True, slots=True)
 class Pointees(Message):
-    """What words of structures point to: ``"task_struct 2272"``, structure and offset; a structure that an earlier
-    answer named by its number is ``"#77"``. Answered by `Answer`: for each ``[number, bytes]`` of the type pointed to
-    (8 bytes: a pointer to pointers; 1: a string; 0: void), or null where no pointer is known."""
+    """The types that pointers in structures point to: ``"task_struct 2272"`` is a structure and an offset; ``"#77 16"``
+    has the number that an earlier answer gave a structure. Answered by `Answer`: for each ``[number, bytes]`` of the
+    type pointed to (8 bytes: a pointer to pointers; 1: a string; 0: void), or null where no pointer is known."""
 
     KIND = 9
     questions: list[str]
@@ -125,10 +125,10 @@ class Pointees(Message):
 
 @dataclass(frozen=True, slots=True)
 class Inject(Message):
-    """Load a program for this session: an object of clang's, or a bundle of bytecode (docs/injection.md). Answered by
+    """Load a program for this session: an object from clang, or a bytecode bundle (docs/injection.md). Answered by
     `Answer`: ``[number]``, or by `Rejected`.
 
-    :ivar name: what `Injected` will call it
+    :ivar name: its name in `Injected`
     """
 
     KIND = 10
@@ -138,7 +138,7 @@ class Inject(Message):
 
 @dataclass(frozen=True, slots=True)
 class Run(Message):
-    """Run an injected program; ``bulk`` is its input. Answered by `Memory`: its output map up to what was used."""
+    """Run an injected program; ``bulk`` is its input. Answered by `Memory`: the used part of its output map."""
 
     KIND = 11
     program: int
@@ -147,7 +147,7 @@ class Run(Message):
 
 @dataclass(frozen=True, slots=True)
 class Injected(Message):
-    """The programs there are. Answered by `Answer`: for each ``[number, name, format, bytes, bytes of maps, runs,
+    """List the injected programs. Answered by `Answer`: for each ``[number, name, format, bytes, bytes of maps, runs,
     whether this session's own]``."""
 
     KIND = 12
@@ -163,15 +163,15 @@ class Eject(Message):
 
 @dataclass(frozen=True, slots=True)
 class Attest(Message):
-    """What the machine's own hardware says of the agent's key. Answered by `Evidence`."""
+    """The hardware's attestation report for the agent's key. Answered by `Evidence`."""
 
     KIND = 14
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope(Message):
-    """The key by which the guest's kernel encrypts for an IDS (`vmishim.wire.sealed`). Answered by `Answer`: the
-    envelope that only this IDS can open, hexadecimal; or by `Failure` where there is none.
+    """The key with which the guest's kernel encrypts for an IDS (`vmishim.wire.sealed`). Answered by `Answer`: the
+    envelope that only this IDS can open, hexadecimal; or by `Failure` if there is none.
 
     :ivar public: the IDS's public key, hexadecimal
     """
@@ -182,10 +182,10 @@ class Envelope(Message):
 
 @dataclass(frozen=True, slots=True)
 class Sealing(Message):
-    """A request whose answer the guest's kernel is to seal. Answered by `Sealed`.
+    """A request whose answer the guest's kernel seals. Answered by `Sealed`.
 
-    :ivar key: the key's name, `vmishim.wire.sealed.name_of`
-    :ivar tags: by which the kernel knows the questions for an IDS's, hexadecimal: of a `Walk`'s reads, then of the rest
+    :ivar key: the key's name, from `vmishim.wire.sealed.name_of`
+    :ivar tags: MACs that show the kernel that an IDS asks, hexadecimal: of a `Walk`'s reads, then of the request
     :ivar bulk: the challenge, then a `Read`, `Lookup`, `Walk` or `More`
     """
 
@@ -199,8 +199,8 @@ class Sealing(Message):
 class Freeze(Message):
     """Stop the monitored system for this session, or refuse. Answered by `Answer`, an empty list, once it stands still.
 
-    It goes on by itself when the session has asked nothing for ``milliseconds``. From then on the agent refuses what
-    the session asks until it says `Thaw`, or freezes anew: no reply within a freeze is of another instant.
+    It resumes by itself when the session has sent no request for ``milliseconds``. After that the agent refuses the
+    session's requests until `Thaw` or a new `Freeze`: every reply within a freeze shows the same instant.
     """
 
     KIND = 17
@@ -209,7 +209,7 @@ class Freeze(Message):
 
 @dataclass(frozen=True, slots=True)
 class Thaw(Message):
-    """Let the monitored system go on, as far as this session is concerned. Answered by `Answer`: an empty list."""
+    """End this session's freeze of the monitored system. Answered by `Answer`: an empty list."""
 
     KIND = 18
 
@@ -219,11 +219,11 @@ class Thaw(Message):
 
 @dataclass(frozen=True, slots=True)
 class Welcome(Message):
-    """The agent and its kernel.
+    """Facts about the agent and its kernel.
 
     ``facts``: ``release``, ``version`` (of the agent), ``hostname``, ``boot_id``, ``page_offset``, ``kaslr_offset``,
-    ``memory_size``, ``vcpus``, ``levels``: see `vmishim.kernel.profile.Profile`. ``kernel_encryption``: whether the
-    kernel encrypts what is read of it, so that it is asked by `Sealing`. ``symbols`` and ``members`` answer the lists
+    ``memory_size``, ``vcpus``, ``levels``: see `vmishim.kernel.profile.Profile`. ``kernel_encryption``: whether
+    the kernel encrypts its answers, which requires `Sealing`. ``symbols`` and ``members`` answer the lists
     of `Hello`, in their order.
     """
 
@@ -233,7 +233,7 @@ class Welcome(Message):
 
 @dataclass(frozen=True, slots=True)
 class Answer(Message):
-    """A list, as the request says."""
+    """A list; the request says of what."""
 
     KIND = 65
     values: list[Any]
@@ -251,13 +251,13 @@ class Memory(Message):
 class Chunk(Message):
     """Records of a walk.
 
-    :ivar walk: ask `More` of this number; 0 when this chunk is the last
-    :ivar truncated: the plan's ``max_nodes`` ended it
+    :ivar walk: the number to use in `More`; 0 if this chunk is the last
+    :ivar truncated: the plan's ``max_nodes`` ended the walk
     :ivar faulted: chains that ended in unreadable memory, ``fault_at`` the first such address
     :ivar cycles: chains that loop without meeting their head, ``cycle_at`` the first such link
-    :ivar torn: links that changed under the walk
-    :ivar reads: bytes that came of each of the `Walk`'s reads, up to the first that can't be read
-    :ivar head: what the last head visited held (two pointers), for a ring
+    :ivar torn: links that changed during the walk
+    :ivar reads: bytes returned for each of the `Walk`'s reads, up to the first unreadable byte
+    :ivar head: the two pointers of the last head visited, for a ring
     :ivar bulk: the bytes of the reads, then whole records, see `Plan.records`
     """
 
@@ -276,7 +276,7 @@ class Chunk(Message):
 
 @dataclass(frozen=True, slots=True)
 class Rejected(Message):
-    """A program was not loaded. ``text`` is why, in a line; ``bulk`` the log of libbpf and verifier, or its end."""
+    """A program was not loaded. ``text`` says why, in one line; ``bulk`` the log of libbpf and verifier, or its end."""
 
     KIND = 68
     text: str
@@ -285,10 +285,10 @@ class Rejected(Message):
 
 @dataclass(frozen=True, slots=True)
 class Evidence(Message):
-    """A report of AMD SEV-SNP for the agent's key, see `vmishim.wire.attestation`.
+    """An AMD SEV-SNP report for the agent's key, see `vmishim.wire.attestation`.
 
-    :ivar text: where it is from; where there is none, why
-    :ivar bulk: the report, then the table of certificates that came with it, if any did; empty where there is none
+    :ivar text: the report's source; if there is no report, why
+    :ivar bulk: the report, then the table of certificates that came with it, if any; empty if there is no report
     """
 
     KIND = 69
@@ -300,8 +300,8 @@ class Evidence(Message):
 class Sealed(Message):
     """What the guest's kernel sealed.
 
-    :ivar walk: ask `More` of this number, if what is inside says that there is more
-    :ivar bulk: a ``struct sealed`` (``bpf/plan.h``) for each of a `Walk`'s reads, then that of the request itself
+    :ivar walk: the number to use in `More`, if the sealed state says that there is more
+    :ivar bulk: a ``struct sealed`` (``bpf/plan.h``) for each of a `Walk`'s reads, then one for the request itself
     """
 
     KIND = 70
@@ -311,7 +311,7 @@ class Sealed(Message):
 
 @dataclass(frozen=True, slots=True)
 class Failure(Message):
-    """The request cannot be answered; nothing was done. ``code`` is one word, ``text`` says what and why."""
+    """The request cannot be answered, and nothing was done. ``code`` is one word, ``text`` says what failed and why."""
 
     KIND = 127
     code: str
@@ -326,7 +326,7 @@ _KINDS: dict[int, type[Message]] = {
         *(Welcome, Answer, Memory, Chunk, Rejected, Evidence, Sealed, Failure),
     )
 }
-# What each kind's fields must be, once: annotations are strings here, and decoding is on the path of every read.
+# The checks of each kind's fields, resolved once: annotations are strings here, and every read decodes a message.
 _CHECKS: dict[str, Any] = {
     "int": lambda v: type(v) is int and 0 <= v < 1 << 64,
     "bool": lambda v: type(v) is bool,
@@ -345,7 +345,7 @@ _HAS_BULK = {kind: any(part.name == "bulk" for part in fields(kind)) for kind in
 
 
 def encode(message: Message) -> bytes:
-    """The bytes of a message."""
+    """A message as bytes."""
     kind = type(message)
     values = [getattr(message, name) for name, _ in _FIELDS[kind]]
     plan = values.pop(0) if kind is Walk else None
@@ -357,47 +357,47 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes) -> Message:
-    """The message of these bytes.
+    """Parse a message.
 
-    :raises LinkError: they are no message: an unknown kind, a wrong length, a field of another type. A `Walk` whose
-    plan is out of bounds raises `PlanError`, which says so.
+    :raises LinkError: the bytes are not a valid message: unknown kind, wrong length, or a field of the wrong type
+    :raises PlanError: the message is a `Walk` whose plan is out of bounds
     """
     try:
         number, length = _HEAD.unpack_from(data)
         kind = _KINDS[number]
         end = _HEAD.size + length
         if length > JSON_MAX:
-            raise ValueError(f"its JSON part has {length} bytes, at most {JSON_MAX} are taken")
+            raise ValueError(f"its JSON part has {length} bytes, more than the limit of {JSON_MAX}")
         if end > len(data):
-            raise ValueError("the JSON part is longer than the message")
+            raise ValueError("its JSON part is longer than the message")
         values = json.loads(data[_HEAD.size : end])
         checks = _FIELDS[kind]
         if type(values) is not list or len(values) != len(checks):
-            raise ValueError(f"{kind.__name__} has {len(checks)} fields")
+            raise ValueError(f"{kind.__name__} must have {len(checks)} fields")
         for value, (name, check) in zip(values, checks, strict=True):
             if not check(value):
-                raise ValueError(f"{kind.__name__}.{name} is not what it should be")
+                raise ValueError(f"{kind.__name__}.{name} has the wrong type or is out of range")
         if kind is Walk:
             values[0] = Plan.from_json(values[0])
         if _HAS_BULK[kind]:
             values.append(data[end:])
         elif end != len(data):
-            raise ValueError(f"{kind.__name__} carries no bulk")
+            raise ValueError(f"{kind.__name__} must not have bulk bytes")
         return kind(*values)
     except PlanError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
-        raise LinkError(f"a message that makes no sense: {error}") from None
+        raise LinkError(f"malformed message: {error}") from None
 
 
 M = TypeVar("M", bound=Message)
 
 
 class AgentError(LinkError):
-    """The agent refused: its `Failure` is the reply. ``code`` is that one's."""
+    """The agent refused a request with a `Failure`, whose ``code`` this carries."""
 
     def __init__(self, failure: Failure) -> None:
-        # Its words reach a terminal: they must not drive it.
+        # The agent's text reaches a terminal: escape control characters.
         code, text = (part if part.isprintable() else repr(part) for part in (failure.code, failure.text))
         super().__init__(f"the agent refused ({code}): {text}")
         self.code = failure.code
@@ -406,16 +406,16 @@ class AgentError(LinkError):
 def expect(data: bytes, kind: type[M]) -> M:
     """Decode a reply that must be of ``kind``.
 
-    :raises AgentError: it is a `Failure`, whose text is then the error's
+    :raises AgentError: it is a `Failure`; the error has its text
     :raises LinkError: it is another kind
     """
     return expected(decode(data), kind)
 
 
 def expected(message: Message, kind: type[M]) -> M:
-    """A reply that must be of ``kind``; otherwise as `expect`."""
+    """Check that a reply is of ``kind``; raises as `expect` does."""
     if isinstance(message, kind):
         return message
     if isinstance(message, Failure):
         raise AgentError(message)
-    raise LinkError(f"the agent answered {type(message).__name__} where {kind.__name__} was due")
+    raise LinkError(f"the agent answered {type(message).__name__}, not {kind.__name__}")

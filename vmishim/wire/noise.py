@@ -1,9 +1,9 @@
-"""The Noise protocol framework, revision 34, patterns IK and X: small, exact, and checked against published vectors.
+"""The Noise protocol framework, revision 34, patterns IK and X, checked against published vectors.
 
-``Noise_IK_25519_AESGCM_SHA256`` is what we speak; ChaChaPoly is here so that both published sets can be checked. IK
-because the host knows the agent's key beforehand: mutual authentication and forward secrecy in one round trip, and the
-initiator's key never crosses the wire in the clear. X is its first message alone: what is sealed for somebody who is
-not there (`vmishim.wire.sealed`). Section numbers are those of https://noiseprotocol.org/noise.html.
+The protocol uses ``Noise_IK_25519_AESGCM_SHA256``; ChaChaPoly is here so that both published sets can be checked. IK is
+used because the host already knows the agent's key: it gives mutual authentication and forward secrecy in one round
+trip, and the initiator's key never crosses the wire in the clear. X is its first message alone, for a recipient who is
+not online (`vmishim.wire.sealed`). Section numbers are those of https://noiseprotocol.org/noise.html.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vmishim.errors import LinkError
 from vmishim.wire.keys import KEY_SIZE, PrivateKey, PublicKey
 
 TAG_SIZE = 16
-"""Bytes that sealing adds (section 4.2)."""
+"""Bytes that encryption adds (section 4.2)."""
 MAX_HANDSHAKE = 65535
 """Largest handshake message in bytes (section 3)."""
 _MAX_NONCE = 2**64 - 1  # reserved (section 5.1)
@@ -37,7 +37,7 @@ class Aead(Protocol):
 
 
 class Cipher(NamedTuple):
-    """A cipher of section 12: its name in protocol names, its algorithm, how a counter becomes the 96-bit nonce."""
+    """A cipher of section 12: its name in protocol names, its algorithm, and how a counter becomes the 96-bit nonce."""
 
     name: str
     aead: type[AESGCM | ChaCha20Poly1305]
@@ -58,11 +58,11 @@ def _takes_views() -> bool:
 
 
 TAKES_VIEWS = _takes_views()
-"""Whether a part of a frame can be opened without copying it first; cryptography 38 takes ``bytes`` only."""
+"""Whether part of a frame can be decrypted without copying it; cryptography 38 accepts ``bytes`` only."""
 
 
 class CipherState:
-    """A key and the number of the next message (section 5.1). Without a key, text passes as it is."""
+    """A key and the number of the next message (section 5.1). Without a key, text passes unchanged."""
 
     def __init__(self, cipher: Cipher, key: bytes | None = None) -> None:
         self.key = key
@@ -71,7 +71,7 @@ class CipherState:
         self._count = 0
 
     def encrypt_with_ad(self, ad: bytes, plaintext: bytes) -> bytes:
-        """Seal ``plaintext``, binding ``ad``. :raises LinkError: every nonce has been used."""
+        """Encrypt ``plaintext`` and authenticate it with ``ad``. :raises LinkError: every nonce has been used."""
         if self.aead is None:
             return plaintext
         sealed = self.aead.encrypt(self._next_nonce(), plaintext, ad)
@@ -79,19 +79,19 @@ class CipherState:
         return sealed
 
     def decrypt_with_ad(self, ad: bytes, ciphertext: bytes) -> bytes:
-        """Open ``ciphertext``. :raises LinkError: it is not authentic; the state is then as before."""
+        """Decrypt ``ciphertext``. :raises LinkError: it is not authentic; the state is then unchanged."""
         if self.aead is None:
             return ciphertext
         try:
             plaintext = self.aead.decrypt(self._next_nonce(), ciphertext, ad)
-        except (InvalidTag, ValueError):  # ValueError: cryptography 38 on less than a tag
-            raise LinkError("the message is not authentic: altered on its way, or sealed with another key") from None
+        except (InvalidTag, ValueError):  # ValueError: cryptography 38, input shorter than a tag
+            raise LinkError("the handshake is not authentic: altered in transit, or made with another key") from None
         self._count += 1
         return plaintext
 
     def _next_nonce(self) -> bytes:
         if self._count >= _MAX_NONCE:
-            raise LinkError("this key has sealed all the messages it may: a new handshake is due")
+            raise LinkError("this key has reached its message limit: a new handshake is needed")
         return self._nonce.pack(self._count)
 
 
@@ -106,16 +106,16 @@ class SymmetricState:
         self._state = CipherState(cipher)
 
     def mix_key(self, material: bytes) -> None:
-        """Take a shared secret in: everything sealed from now on depends on it."""
+        """Mix in a shared secret: all encryption from now on depends on it."""
         self._ck, key = _hkdf(self._ck, material)
         self._state = CipherState(self._cipher, key)
 
     def mix_hash(self, data: bytes) -> None:
-        """Take public data in: both ends must have seen the same."""
+        """Mix in public data: both ends must have seen the same."""
         self.h = hashlib.sha256(self.h + data).digest()
 
     def encrypt_and_hash(self, plaintext: bytes) -> bytes:
-        """Seal under the transcript so far, and add the result to it."""
+        """Encrypt, bound to the transcript so far, and add the result to the transcript."""
         ciphertext = self._state.encrypt_with_ad(self.h, plaintext)
         self.mix_hash(ciphertext)
         return ciphertext
@@ -142,9 +142,9 @@ class HandshakeState:
     :param static: this end's key
     :param remote: the responder's key, for the initiator; None for the responder, who learns the initiator's
     :param pattern: ``IK``, or ``X``, in which the responder writes nothing
-    :param ephemeral: only for checking published vectors: a fixed ephemeral key instead of a fresh one
+    :param ephemeral: a fixed ephemeral key instead of a fresh one; only for checking published vectors
 
-    After a ``LinkError`` from ``write`` or ``read`` the handshake is over: begin another.
+    After a ``LinkError`` from ``write`` or ``read`` the handshake has failed: start another.
     """
 
     def __init__(
@@ -169,8 +169,8 @@ class HandshakeState:
     def write(self, payload: bytes = b"") -> bytes:
         """This end's handshake message, with ``payload`` inside.
 
-        The initiator's payload can be replayed by anybody and is readable to whoever gets the responder's key later;
-        the responder's is neither (section 7.7).
+        The initiator's payload can be replayed, and an attacker who later gets the responder's key can read it; neither
+        is true of the responder's (section 7.7).
         """
         self._ephemeral = self._ephemeral or self._hedged()
         message = self._ephemeral.public.raw
@@ -205,20 +205,20 @@ class HandshakeState:
         return self._symmetric.decrypt_and_hash(rest)
 
     def split(self) -> tuple[CipherState, CipherState]:
-        """The transport keys, once both messages have passed: this end's for sealing, then for opening."""
+        """The transport keys, after both messages: first the one to encrypt with, then the one to decrypt with."""
         to_responder, to_initiator = self._symmetric.split()
         return (to_responder, to_initiator) if self._initiator else (to_initiator, to_responder)
 
     @property
     def hash(self) -> bytes:
-        """The transcript's hash (section 11.2): once the last message has passed, it names this handshake."""
+        """The transcript's hash (section 11.2): after the last message it identifies this handshake."""
         return self._symmetric.h
 
     def _hedged(self) -> PrivateKey:
-        """A fresh ephemeral key: from random bytes, and from the transcript, the time and the static key as well.
+        """A fresh ephemeral key, derived from random bytes, the transcript, the time and the static key.
 
-        A virtual machine that was restored from a saved state can draw the same random bytes again. Then this key is
-        another one all the same, unless time and everything said before are the same too.
+        A virtual machine that was restored from a snapshot can draw the same random bytes again. The key is different
+        even then, unless the time and the whole transcript are the same too.
         """
         drawn = os.urandom(32) + time.time_ns().to_bytes(8, "big") + self._symmetric.h
         return PrivateKey(hmac.digest(self._static.raw, drawn, "sha256"))

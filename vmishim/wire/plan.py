@@ -1,8 +1,8 @@
-"""Gather plans: what to walk in the guest kernel, and what to bring along, as a value.
+"""Gather plans: what to walk in the guest kernel, and what to collect, as a value.
 
 A plan says where a walk begins, how it steps from node to node (`Step`), and which memory of each node, and of what the
-node points to, comes along (`Load`, `Take`, `Text`). One eBPF interpreter (``bpf/memory.bpf.c``) carries out any plan;
-what it writes are records (`Plan.records`).
+node points to, is collected (`Load`, `Take`, `Text`). An eBPF interpreter (``bpf/memory.bpf.c``) runs any plan and
+writes records (`Plan.records`).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 OPS_MAX = 48
-"""Operations a plan may hold."""
+"""Maximum operations in a plan."""
 REGISTERS = 16
-"""Pointers a plan may follow from one node, the node itself being register 0."""
+"""Registers for pointers; the node itself is register 0."""
 TAKE_MAX = 4096
-"""Bytes one `Take` or `Text` may copy."""
+"""Maximum bytes that one `Take` or `Text` copies."""
 RECORD_MAX = 16384
-"""Bytes a plan may collect of one node."""
+"""Maximum bytes of one node's record."""
 HEADS_MAX = 1 << 16
-"""Heads that may be listed one by one."""
+"""Maximum heads listed one by one."""
 STEPS_MAX = 1 << 23
-"""Steps of one run of a walk, each to a head or a node (``bpf_loop``'s own limit)."""
+"""Maximum steps in one run of a walk, each to a head or a node (the limit of ``bpf_loop``)."""
 WALK_NODES_MAX = 1 << 24
-"""Nodes one walk may visit."""
+"""Maximum nodes in one walk."""
 _BLOCK = 64
-"""Records that are unpacked in one go."""
+"""Records unpacked at a time."""
 
 
 class Step(IntEnum):
@@ -44,11 +44,11 @@ class Step(IntEnum):
     CHAIN = 2
     """``hlist_head``: ends in NULL."""
     NULLS = 3
-    """``hlist_nulls_head``: ends in an odd value that names its chain."""
+    """``hlist_nulls_head``: ends in an odd value with the chain's number."""
     RING = 4
-    """``list_head`` that stands alone."""
+    """A separate ``list_head``."""
     RING_NODE = 5
-    """``list_head`` that sits in a node of its own, as ``init_task.tasks`` does; that node is collected too."""
+    """A ``list_head`` inside a node, such as ``init_task.tasks``; that node is collected too."""
 
 
 class Kind(IntEnum):
@@ -56,20 +56,20 @@ class Kind(IntEnum):
 
     NODE = 0
     HEAD = 1
-    """No node: a head that is empty in another way than its number says; ``node`` is what it holds."""
+    """No node: an empty head whose end marker has another number than the head; ``node`` is what it holds."""
     FAULT = 2
     """No node: a head that cannot be read."""
 
 
 class Load(NamedTuple):
-    """Follow a pointer: ``register[dst] = *(u64 *)(register[src] + offset) & ~tags``. What was read is collected, tags
-    and all."""
+    """Follow a pointer: ``register[dst] = *(u64 *)(register[src] + offset) & ~tags``. The value read is collected with
+    its tags."""
 
     dst: int
     src: int
     offset: int
     tags: int = 0
-    """Bits of the value that are no part of the pointer, as in a maple tree's."""
+    """Bits of the value that do not belong to the pointer, as in a maple tree."""
 
 
 class Take(NamedTuple):
@@ -95,7 +95,7 @@ _C_PLAN, _C_OP = struct.Struct("<5QiIIIIi"), struct.Struct("<BBBxiII")
 
 
 class PlanError(ValueError):
-    """A plan that cannot be run; the text names the part and the limit. Raised before anything runs."""
+    """An invalid plan; the text names the part and the limit. Raised before anything runs."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class Plan:
     :ivar step: how to get from a head to its nodes
     :ivar link: offset of the ``list_head`` (``hlist_node``, ...) in a node, bytes
     :ivar next: 0 to follow ``next``, 8 to follow ``prev``
-    :ivar bias: bytes from where a pointer points to the link of the node it means; 0 for ``list_head`` and its kin
+    :ivar bias: bytes from the address that a pointer holds to the link of its node; 0 for ``list_head`` and its like
     :ivar nulls: for ``Step.NULLS``, the number that ends chain 0
-    :ivar max_nodes: stop there and say so
+    :ivar max_nodes: stop after this many nodes, and report it
     :ivar ops: what to collect of each node, in order; register 0 is the node
     :raises PlanError: a value is out of its bounds
     """
@@ -130,7 +130,7 @@ class Plan:
     record: struct.Struct = field(init=False, repr=False, compare=False)
     """A record: node, faults, head number, kind, then the slot of each operation."""
     kinds: tuple[type[Op], ...] = field(init=False, repr=False)
-    """Of the operations: tuples alone would make a `Take` equal to a `Text` of the same numbers, and so their plans."""
+    """The operations' types. Without them plans with a `Take` and a `Text` of the same numbers would compare equal."""
 
     def __post_init__(self) -> None:
         _bounded("start", self.start, 0, 2**64 - 1)
@@ -141,21 +141,21 @@ class Plan:
         _bounded("nulls", self.nulls, 0, 2**62)
         _bounded("max_nodes", self.max_nodes, 1, WALK_NODES_MAX)
         if self.next not in (0, 8):
-            raise PlanError(f"next is 0 or 8, not {self.next}")
+            raise PlanError(f"next must be 0 or 8, not {self.next}")
         ring = self.step in (Step.RING, Step.RING_NODE)
         if self.next and not ring:
-            raise PlanError(f"a walk by {self.step.name} follows next only: links point back in rings alone")
+            raise PlanError(f"next must be 0 for {self.step.name}: only rings have links that point back")
         if self.bias and ring:
-            raise PlanError(f"bias is {self.bias:#x}, but the pointers of a {self.step.name} point to links: 0")
+            raise PlanError(f"bias must be 0 for {self.step.name}, whose pointers point to links; it is {self.bias:#x}")
         if len(self.ops) > OPS_MAX:
-            raise PlanError(f"{len(self.ops)} operations, at most {OPS_MAX}")
+            raise PlanError(f"{len(self.ops)} operations; the limit is {OPS_MAX}")
         formats, offsets, at = ["<QQII"], [], 24
         known = {0}
         for number, op in enumerate(self.ops):
             where = f"operation {number} ({type(op).__name__})"
             _bounded(f"offset of {where}", op.offset, -(1 << 31), (1 << 31) - 1)
             if op.src not in known:
-                raise PlanError(f"{where} reads register {op.src}, which nothing before it loads")
+                raise PlanError(f"{where} reads register {op.src}, which no operation before it loads")
             offsets.append(at)
             if isinstance(op, Load):
                 _bounded(f"dst of {where}", op.dst, 1, REGISTERS - 1)
@@ -168,7 +168,7 @@ class Plan:
                 formats.append("Q" if op.size == 8 and isinstance(op, Take) else f"{op.size}s")
                 at += op.size
         if at > RECORD_MAX:
-            raise PlanError(f"a record of {at} bytes, at most {RECORD_MAX}")
+            raise PlanError(f"a record of {at} bytes; the limit is {RECORD_MAX}")
         object.__setattr__(self, "offsets", tuple(offsets))
         object.__setattr__(self, "record", struct.Struct("".join(formats)))
         object.__setattr__(self, "kinds", tuple(map(type, self.ops)))
@@ -191,7 +191,7 @@ class Plan:
 
     @cached_property
     def text(self) -> str:
-        """`to_json` as text, made once: a listing asks by the same plan time and again."""
+        """`to_json` as text, made once, since a listing sends the same plan many times."""
         return json.dumps(self.to_json(), separators=(",", ":"))
 
     def to_c(self) -> bytes:
@@ -211,23 +211,23 @@ class Plan:
 
     @classmethod
     def from_json(cls, value: Any) -> Plan:
-        """The plan that `to_json` wrote. :raises PlanError: it is none, or is out of bounds"""
+        """The plan that `to_json` wrote. :raises PlanError: the value is not a valid plan, or out of bounds"""
         try:
             start, step, ops, *rest = value
             if len(rest) != 7 or not all(type(number) is int for number in (start, step, *rest)):
-                raise PlanError("a plan has ten parts")
+                raise PlanError("a plan must have ten parts, all whole numbers but the operations")
             if type(ops) is not list:
-                raise PlanError("the operations of a plan are a list")
+                raise PlanError("the operations of a plan must be a list")
             decoded = []
             for kind, *numbers in ops:
                 if not all(type(number) is int for number in (kind, *numbers)) or kind < 0:
-                    raise PlanError("an operation is made of whole numbers")
+                    raise PlanError("an operation must be a list of whole numbers")
                 decoded.append(_KINDS[kind](*numbers))
             return cls(start, Step(step), tuple(decoded), *rest)
         except PlanError:
             raise
         except (TypeError, ValueError, LookupError) as error:
-            raise PlanError(f"not a plan: {error}") from None
+            raise PlanError(f"not a valid plan: {error}") from None
 
     def records(self, data: bytes | memoryview) -> Iterator[tuple[Any, ...]]:
         """The records of a chunk: (node, faults, head number, kind, slot, slot, ...), kind a `Kind`. Eight bytes are an
@@ -236,12 +236,12 @@ class Plan:
         :raises PlanError: ``data`` is not a whole number of records
         """
         if len(data) % self.record.size:
-            raise PlanError(f"{len(data)} bytes are no whole number of {self.record.size}-byte records")
+            raise PlanError(f"{len(data)} bytes are not a whole number of {self.record.size}-byte records")
         return self.record.iter_unpack(data)
 
     def columns(self, data: bytes) -> list[list[Any]]:
-        """The same, slot by slot: all nodes, all faults, and so on. Without a tuple for each record, of which thousands
-        take a third more time.
+        """The same, slot by slot: all nodes, all faults, and so on. This makes no tuple for each record, which would
+        take a third more time for thousands of records.
 
         :raises PlanError: as `records`
         """

@@ -1,11 +1,11 @@
-"""What a guest's kernel encrypts by itself, so that its agent carries what it can't read: both ends' part of it.
+"""Sealed mode, for both ends: the guest's kernel encrypts memory itself, and the agent cannot read what it carries.
 
-At its start an agent makes a random root key for each permitted IDS, puts what is derived from it into the kernel
-(``bpf/sealed.bpf.c``), seals it for that IDS by the one-way pattern Noise X (an *envelope*), and forgets it. From then
-on the kernel takes questions that bear an IDS's AES-CMAC (RFC 4493, NIST SP 800-38B), and no others. It answers with
-AES-256-CBC, its IV a counter encrypted under a key that nobody knows, and an AES-CMAC of question and ciphertext:
-encrypt-then-MAC. docs/security.md has the argument. Layouts are those of ``bpf/plan.h``;
-``tests/unit/test_sealed_frames.py`` holds the two together.
+At its start an agent makes a random root key for each permitted IDS, gives the kernel the keys derived from it
+(``bpf/sealed.bpf.c``), encrypts it for that IDS with the one-way pattern Noise X (an *envelope*), and forgets it. From
+then on the kernel accepts only questions with an IDS's AES-CMAC (RFC 4493, NIST SP 800-38B). It answers with
+AES-256-CBC and an AES-CMAC of question and ciphertext (encrypt-then-MAC). The IV is a counter encrypted under a key
+that only the kernel has. docs/security.md explains why this is secure. Layouts are those of ``bpf/plan.h``;
+``tests/unit/test_sealed_frames.py`` checks that they agree.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ from vmishim.wire.messages import (
 from vmishim.wire.noise import HandshakeState
 
 PROLOGUE = b"vmishim kernel key 1"
-"""Of an envelope's handshake message; names this construction."""
+"""Prologue of an envelope's handshake message; names this construction."""
 BLOCK = 16
 CHUNK_MAX = 1 << 17
-"""Bytes of memory one answer carries at most: milliseconds of work, in which the guest's CPU takes no softirqs."""
+"""Maximum bytes of memory in one answer: milliseconds of work, during which the guest's CPU runs no softirqs."""
 CHALLENGE_SIZE = 16
 HEAD = Struct("<QQ16s16s")
 """``struct sealed`` up to ``report``: counter, length, tag, IV."""
@@ -65,7 +65,7 @@ _LAST = Struct("<QQ")
 _MORE, _DONE, _TRUNCATED = range(3)  # enum walk_state
 _WALKS_MAX = 64
 NO_KEY = "kernel-key"
-"""Code of the `Failure` that says that the agent's kernel has no such key, or no longer."""
+"""Code of the `Failure` for a key that the agent's kernel does not have (any more)."""
 
 
 class Ask(IntEnum):
@@ -78,7 +78,7 @@ class Ask(IntEnum):
 
 
 Asking = Read | Lookup | Walk | More
-"""The requests that kernel memory answers."""
+"""The requests that are answered from kernel memory."""
 
 
 def question(
@@ -98,12 +98,12 @@ def question(
 
 @dataclass
 class WalkAsked:
-    """A walk, as the questions for its chunks name it.
+    """A walk, as the questions for its chunks identify it.
 
     :ivar plan: ``struct plan``
     :ivar heads: u64 addresses, if the plan lists them
     :ivar began: counter of the first chunk; 0 before there is one
-    :ivar chunks: how many were asked for after that
+    :ivar chunks: how many chunks were requested after that
     """
 
     plan: bytes
@@ -113,10 +113,10 @@ class WalkAsked:
 
 
 def questions(challenge: bytes, request: Asking, walk: WalkAsked | None) -> list[bytes]:
-    """What a request asks of the kernel, those of a walk's reads first: of each what its tag covers, the question and a
-    walk's plan and heads.
+    """The questions that a request asks the kernel, a walk's reads first. Each is the data that its tag covers: the
+    question, and a walk's plan and heads.
 
-    :param walk: the one that is asked for
+    :param walk: the walk to begin or continue
     """
     match request:
         case Read(space, address, count):
@@ -131,7 +131,7 @@ def questions(challenge: bytes, request: Asking, walk: WalkAsked | None) -> list
 
 
 class KernelKeys(NamedTuple):
-    """The keys of one IDS as the kernel takes them, see ``struct kernel_keys``."""
+    """The keys of one IDS as the kernel stores them, see ``struct kernel_keys``."""
 
     cipher: bytes
     iv: bytes
@@ -146,19 +146,19 @@ def kernel_keys(root: bytes) -> KernelKeys:
 
 
 def subkey(key: bytes) -> bytes:
-    """K1 of a CMAC key (RFC 4493, section 2.3), by which its last whole block is changed."""
+    """K1 of a CMAC key (RFC 4493, section 2.3), which is XORed into the last whole block."""
     encryptor = Cipher(AES(key), ECB()).encryptor()  # noqa: S305 # one block is what RFC 4493 asks for
     doubled = int.from_bytes(encryptor.update(bytes(BLOCK)), "big") << 1
     return (doubled & (1 << 128) - 1 ^ (0x87 if doubled >> 128 else 0)).to_bytes(BLOCK, "big")
 
 
 def seal_root(root: bytes, static: PrivateKey, remote: PublicKey) -> bytes:
-    """The envelope: ``root`` for the holder of ``remote`` alone, and by the holder of ``static`` alone."""
+    """The envelope with ``root``, which only the holder of ``remote`` can open and only that of ``static`` can make."""
     return HandshakeState(PROLOGUE, static, remote, pattern="X").write(root)
 
 
 def name_of(envelope: bytes) -> str:
-    """What the key in an envelope is called."""
+    """The name of the key in an envelope."""
     return hashlib.sha256(envelope).hexdigest()[:16]
 
 
@@ -168,7 +168,7 @@ def _derive(root: bytes) -> tuple[bytes, bytes]:
 
 
 class Opened(NamedTuple):
-    """What the kernel sealed: its number, the words of ``struct report``, the bytes."""
+    """An answer that the kernel sealed: its counter, the words of ``struct report``, the bytes."""
 
     counter: int
     report: tuple[int, ...]
@@ -176,26 +176,26 @@ class Opened(NamedTuple):
 
 
 class Opener:
-    """Asks a kernel and opens what it sealed, in bytes. :param root: the key in our envelope"""
+    """Authenticates questions to the kernel, and opens its answers. :param root: the key in our envelope"""
 
     def __init__(self, root: bytes) -> None:
         cipher, mac = _derive(root)
         self._cipher, self._mac = AES(cipher), CMAC(AES(mac))
 
     def tag(self, covered: bytes) -> bytes:
-        """What shows the kernel that a question is an IDS's.
+        """The MAC that shows the kernel that an IDS asks.
 
-        :param covered: the question, with plan and heads where it has them: a multiple of `BLOCK`
+        :param covered: the question, with its plan and heads if any: a multiple of `BLOCK` bytes
         """
         mac = self._mac.copy()
         mac.update(covered + _LAST.pack(0, 0))
         return mac.finalize()
 
     def open(self, sealed: bytes, covered: bytes) -> Opened:
-        """What ``sealed`` holds.
+        """Check and decrypt an answer.
 
         :param covered: the question it must answer, as for `tag`
-        :raises LinkError: it was altered, cut, or answers another question
+        :raises LinkError: it was altered, cut short, or answers another question
         """
         body = len(sealed) - HEAD.size
         if body < REPORT.size or body % BLOCK:
@@ -208,7 +208,7 @@ class Opener:
             mac.verify(tag)
         except InvalidSignature:
             raise LinkError(
-                "the kernel's answer is not authentic: altered by the agent or on its way, or the answer to another "
+                "the kernel's answer is not authentic: altered by the agent or in transit, or it answers another "
                 "question"
             ) from None
         decryptor = Cipher(self._cipher, CBC(iv)).decryptor()
@@ -217,10 +217,10 @@ class Opener:
 
 
 class Unsealing:
-    """An IDS's side: asks an agent so that its kernel seals the answer, and opens that.
+    """The IDS's side: sends requests whose answers the kernel seals, and opens the answers.
 
     :param static: our key
-    :param kernel_key: by whose holder envelopes must be sealed; None takes what the agent in its session gives
+    :param kernel_key: the guest's kernel key, which must have made the envelope; None accepts any from the agent
     """
 
     def __init__(self, static: PrivateKey, kernel_key: PublicKey | None = None) -> None:
@@ -228,38 +228,38 @@ class Unsealing:
         self.kernel_key = kernel_key
         self._name = ""
         self._opener: Opener | None = None
-        # An agent may call two walks by one number, so each has one of our own here: (the agent's, what was asked).
+        # An agent may use one number for two walks, so each gets our own number: (the agent's number, the walk).
         self._walks: OrderedDict[int, tuple[int, WalkAsked]] = OrderedDict()
         self._numbers = itertools.count(1)
 
     def take(self, exchange: Callable[[bytes], bytes]) -> None:
         """Get our envelope.
 
-        :raises LinkError: there is none for us, or it is not by the holder of ``kernel_key``
+        :raises LinkError: the agent has none for us, or the holder of ``kernel_key`` did not make it
         """
         values = expect(exchange(encode(Envelope(self._static.public.raw.hex()))), Answer).values
         try:
             (text,) = values
             envelope = bytes.fromhex(text)
         except (TypeError, ValueError):
-            raise LinkError("the agent's envelope is none") from None
+            raise LinkError("the agent sent a malformed envelope") from None
         handshake = HandshakeState(PROLOGUE, self._static, pattern="X")
         root = handshake.read(envelope)
         if self.kernel_key not in (None, handshake.remote):
             raise LinkError(
-                f"the guest's kernel key is not {self.kernel_key!r} but {handshake.remote!r}: another machine, or "
-                "a new key; compare with `agent.pyz keygen /etc/vmishim/kernel.key` there"
+                f"the guest's kernel key is {handshake.remote!r}, not {self.kernel_key!r}: another machine, or a new "
+                "key; compare with the output of `agent.pyz keygen /etc/vmishim/kernel.key` in the guest"
             )
         self._name, self._opener = name_of(envelope), Opener(root)
         self._walks.clear()
 
     def ask(self, exchange: Callable[[bytes], bytes], request: Asking) -> Message:
-        """The reply to ``request``, as an agent that reads in the clear would have given it.
+        """The reply to ``request``, in the form that an agent without sealing gives.
 
-        :raises LinkError: no reply, a refusal, or an answer that is not the kernel's own to this question
+        :raises LinkError: no reply, a refusal, or an answer that this kernel did not make for this question
         """
         reply = self._ask(exchange, request)
-        if isinstance(reply, Failure) and reply.code == NO_KEY:  # the agent was started anew
+        if isinstance(reply, Failure) and reply.code == NO_KEY:  # the agent was restarted
             self.take(exchange)
             reply = self._ask(exchange, request)
         return reply
@@ -274,7 +274,7 @@ class Unsealing:
         elif isinstance(request, More):
             unfinished = self._walks.pop(request.walk, None)
             if unfinished is None:
-                # As an agent that was started anew says it, so that it is met in the same way.
+                # What a restarted agent answers, so that the caller handles both alike.
                 return Failure("walk", f"there is no unfinished walk {request.walk}; begin it again")
             number, walk = unfinished
             request = More(number)
@@ -287,7 +287,7 @@ class Unsealing:
         reply = expected(reply, Sealed)
         answers = parts(reply.bulk)
         if len(answers) != len(asked):
-            raise LinkError(f"the kernel gave {len(answers)} answers to {len(asked)} questions")
+            raise LinkError(f"the agent sent {len(answers)} sealed answers to {len(asked)} questions")
         *also, last = map(opener.open, answers, asked)
         if isinstance(request, Read):
             return Memory(last.data)
@@ -315,7 +315,7 @@ class Unsealing:
 
 
 def parts(bulk: bytes) -> list[bytes]:
-    """The ``struct sealed`` that stand one behind the other. :raises LinkError: the last is cut short"""
+    """Split consecutive ``struct sealed``. :raises LinkError: the last is cut short"""
     found, at = [], 0
     while at < len(bulk):
         if len(bulk) - at < HEAD.size:
@@ -329,5 +329,5 @@ def parts(bulk: bytes) -> list[bytes]:
 
 
 def sealed_size(length: int) -> int:
-    """Bytes of a ``struct sealed`` that holds so many bytes."""
+    """Bytes of a ``struct sealed`` that holds ``length`` bytes of memory."""
     return HEAD.size + REPORT.size + length + -length % BLOCK

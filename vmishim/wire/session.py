@@ -10,11 +10,11 @@ A frame is a header in the clear and a body::
     REPLY    agent to host   nonce, AEAD of a message                  counter: that of the request it answers
     REFUSAL  agent to host   one byte, a ``Reason``; not authenticated, since there may be no key to seal it with
 
-The first two bytes and the refusal keep their places in every version, so that two versions can tell each other apart.
-The version string is the handshake's prologue: nobody on the network can talk two ends down to another version.
+The first two bytes and the refusal keep their places in every version, so that two versions recognize each other.
+The version string is the handshake's prologue, so an attacker on the network cannot force an older version.
 
-Request ``n`` is answered by reply ``n`` and only that. Nothing is ever sealed twice under one number: a session that
-has missed a frame is given up for a fresh handshake, which costs one round trip.
+Only reply ``n`` answers request ``n``. No number is ever used for two messages: a session that has missed a frame is
+closed and replaced by a fresh handshake, which costs one round trip.
 
 A host that saves a guest and restores it later makes its agent count the same numbers again, and its random generator
 draw the same bytes. AES-GCM breaks when one key and nonce seal two messages, so a nonce may rest neither on numbers nor
@@ -41,7 +41,7 @@ from vmishim.wire.keys import PrivateKey, PublicKey
 from vmishim.wire.noise import TAG_SIZE, TAKES_VIEWS, CipherState, HandshakeState
 
 VERSION = 2
-"""First byte of every frame; rises when a frame or a message changes its meaning."""
+"""First byte of every frame; increased when a frame or a message changes its meaning."""
 PROLOGUE = b"vmishim wire %d" % VERSION
 MAX_FRAME = 32 << 20
 """Largest frame in bytes, header and tag included."""
@@ -49,12 +49,12 @@ HEADER = struct.Struct(">BB8sQ")
 NONCE_SIZE = 12
 """Bytes of a sealed frame's nonce. It is as good as random: one key may seal 2^32 messages (NIST SP 800-38D, 8.3)."""
 OVERHEAD = HEADER.size + NONCE_SIZE + TAG_SIZE
-"""Bytes that a frame has beyond its message."""
+"""Bytes a frame adds to its message."""
 MAX_MESSAGE = MAX_FRAME - OVERHEAD
 """Largest message in bytes. Noise limits its transport messages to 65535 (section 3) so that a stream's reader can have
 a fixed buffer; our frames come whole, and AES-GCM is sound up to 64 GiB a message (NIST SP 800-38D, 5.2.1.1)."""
 MAX_REQUESTS = 2**32
-"""Requests of one session: as many nonces as one key of AES-GCM may have. It also makes keys age."""
+"""Maximum requests of one session: as many nonces as one AES-GCM key may have. It also limits the age of keys."""
 
 HELLO, WELCOME, REQUEST, REPLY, REFUSAL = range(1, 6)
 _NOBODY = bytes(8)
@@ -76,19 +76,19 @@ class Reason(IntEnum):
 
 
 _SAYS = {
-    Reason.OTHER_VERSION: f"our frame reads like another wire version than {VERSION}, which both ends speak: altered?",
-    Reason.UNKNOWN_SESSION: "it does not know this session: it was restarted, or has made room for others",
+    Reason.OTHER_VERSION: f"our frame has another version than {VERSION}, which both ends speak: altered in transit?",
+    Reason.UNKNOWN_SESSION: "it does not know this session: it was restarted, or replaced the session by newer ones",
     Reason.NOT_PERMITTED: "this host's key is not permitted: add its public key to the agent's permitted keys",
-    Reason.MALFORMED: "our frame does not open: altered on its way, or the agent's public key has changed",
+    Reason.MALFORMED: "it cannot decrypt our frame: altered in transit, or the agent's key has changed",
     Reason.BUSY: "it is busy: try again later",
-    Reason.FAULT: "it failed while it answered: its log has the reason",
+    Reason.FAULT: "it failed while answering: see its log",
 }
 
 
 class RefusedError(LinkError):
     """The peer, or an attacker on the network, refused a frame: a refusal is not authenticated.
 
-    :ivar reason: a ``Reason``, for a retry to be decided on; never for anything that matters to security
+    :ivar reason: a ``Reason``, to decide on a retry; never use it for anything that matters to security
     """
 
     def __init__(self, reason: Reason, text: str | None = None) -> None:
@@ -97,12 +97,12 @@ class RefusedError(LinkError):
 
 
 def refusal(reason: Reason) -> bytes:
-    """The frame that refuses another frame."""
+    """A refusal frame."""
     return HEADER.pack(VERSION, REFUSAL, _NOBODY, 0) + bytes([reason])
 
 
 class Session:
-    """One end of a session: two keys, an id, and the number that comes next. Made by ``Initiator`` or ``Responder``.
+    """One end of a session: two keys, an id, and the next request's number. Made by ``Initiator`` or ``Responder``.
 
     The host seals a request, then opens its reply; the agent opens a request, then seals its reply. A session must not
     be used by two processes or restored from a copy: it would seal two messages under one number.
@@ -141,10 +141,10 @@ class Session:
             used up then
         """
         if len(message) > MAX_MESSAGE:
-            raise LinkError(f"a message of {len(message)} bytes is too long: at most {MAX_MESSAGE} fit in a frame")
+            raise LinkError(f"a message of {len(message)} bytes is too long: a frame holds at most {MAX_MESSAGE}")
         if self._host:
             if self.spent:
-                raise LinkError("this session has carried all the requests it may: make a fresh handshake")
+                raise LinkError("this session has reached its request limit: make a new handshake")
             number = self._next
             self._next, self._pending = number + 1, number
         else:
@@ -161,7 +161,7 @@ class Session:
 
         :raises RefusedError: (host) the frame is a refusal
         :raises LinkError: any other frame: replayed, out of turn, of another session or version, altered, cut,
-            extended. The session is as it was: a forged frame cannot end it.
+            extended. The session is unchanged: a forged frame cannot end it.
         """
         number = self._pending if self._host else self._next
         if number is None or number >= MAX_REQUESTS:
@@ -169,13 +169,13 @@ class Session:
         header = HEADER.pack(VERSION, self._opens, self.id, number)
         if frame[: HEADER.size] != header or not OVERHEAD <= len(frame) <= MAX_FRAME:
             raise self._unexpected(frame, number)
-        # A copy of a large body costs several times its decryption: its pages have to be had first.
+        # Copying a large body costs several times its decryption, since its pages have to be allocated first.
         start = HEADER.size + NONCE_SIZE
         body = memoryview(frame)[start:] if TAKES_VIEWS else frame[start:]
         try:
             message = self._decrypt(frame[HEADER.size : start], body, header)
         except InvalidTag:
-            raise LinkError("the frame is not authentic: altered on its way, or sealed with another key") from None
+            raise LinkError("the frame is not authentic: altered in transit, or encrypted with another key") from None
         if self._host:
             self._pending = None
         else:
@@ -189,21 +189,21 @@ class Session:
         except LinkError as error:
             return error
         if kind != self._opens:
-            return LinkError(f"a frame of kind {kind} is out of place here")
+            return LinkError(f"a frame of kind {kind} is not expected here")
         if identity != self.id:
             return LinkError("the frame belongs to another session")
         if number is None:
-            return LinkError(f"reply {counter} came, but no request waits for one: replayed?")
+            return LinkError(f"reply {counter} came, but no request is waiting: replayed?")
         if number >= MAX_REQUESTS:
-            return LinkError("this session has carried all the requests it may: make a fresh handshake")
-        return LinkError(f"frame {counter} came where {number} was due: replayed, reordered, or one was lost")
+            return LinkError("this session has reached its request limit: make a new handshake")
+        return LinkError(f"frame {counter} came, but {number} was expected: replayed, reordered, or a frame was lost")
 
     def __repr__(self) -> str:
         return f"Session({self.id.hex()}, {self._next} requests, remote={self.remote!r})"
 
 
 class Initiator:
-    """The host's side of one handshake: ``hello`` goes out, ``finish`` takes the answer. For one use."""
+    """The host's side of one handshake: ``hello`` makes the request, ``finish`` takes the answer. Use it once."""
 
     def __init__(self, static: PrivateKey, remote: PublicKey) -> None:
         self._remote = remote
@@ -224,22 +224,22 @@ class Initiator:
         """The session that the agent's answer completes.
 
         :raises RefusedError: the frame is a refusal
-        :raises LinkError: anything else that is not the holder of ``remote`` answering this very hello
+        :raises LinkError: the frame is not an authentic answer to this hello by the holder of ``remote``
         """
         kind, identity, counter = parse(frame)
         if kind != WELCOME or counter != 0:
-            raise LinkError(f"a frame of kind {kind} is no answer to a hello")
+            raise LinkError(f"a frame of kind {kind} came instead of the answer to a hello")
         if self._handshake.read(frame[HEADER.size :]):
-            raise LinkError("the answer to a hello has a payload, which no agent sends")
+            raise LinkError("the answer to a hello must not have a payload")
         if identity != _identity(self._handshake):
-            raise LinkError("the answer's session id was altered on its way")
+            raise LinkError("the answer's session id was altered in transit")
         return Session(identity, self._remote, self._handshake.split(), host=True)
 
 
 class Responder:
-    """The agent's side of handshakes; keeps nothing between them.
+    """The agent's side of handshakes; keeps no state between them.
 
-    :param permitted: whose hello is answered
+    :param permitted: which keys may open a session
     """
 
     def __init__(self, static: PrivateKey, permitted: Permitted) -> None:
@@ -251,7 +251,7 @@ class Responder:
         session is unproven until a request opens in it: the hello may be a replay.
 
         :raises RefusedError: the sender's key is not permitted
-        :raises LinkError: the hello is not one, or not authentic
+        :raises LinkError: the frame is not a hello, or not authentic
         """
         if frame[: HEADER.size] != HEADER.pack(VERSION, HELLO, _NOBODY, 0):
             parse(frame)
@@ -259,7 +259,7 @@ class Responder:
         handshake = HandshakeState(PROLOGUE, self._static)
         made = handshake.read(frame[HEADER.size :])
         if len(made) != _MADE.size:
-            raise LinkError(f"a hello has a payload of {_MADE.size} bytes, not {len(made)}")
+            raise LinkError(f"a hello must have a payload of {_MADE.size} bytes, not {len(made)}")
         remote = handshake.remote
         assert remote is not None, "the hello has told it"
         if not self.permits(remote):
@@ -275,7 +275,7 @@ def _aead(key: bytes, purpose: bytes) -> AESGCM:
 
 
 def _identity(handshake: HandshakeState) -> bytes:
-    """The id of the session that a finished handshake makes: both ends know it, and nothing random is sealed for it."""
+    """The session id of a finished handshake: both ends compute it, so it need not be sent encrypted."""
     return handshake.hash[:8]
 
 
@@ -301,7 +301,7 @@ def parse(frame: bytes) -> tuple[int, bytes, int]:
     kind, identity, counter = HEADER.unpack_from(frame)[1:]
     if kind == REFUSAL:
         if len(frame) != HEADER.size + 1 or frame[-1] not in _SAYS:
-            raise LinkError("the frame is a refusal without a reason")
+            raise LinkError("the frame is a refusal without a valid reason")
         raise RefusedError(Reason(frame[-1]))
     if kind in (REQUEST, REPLY) and len(frame) < OVERHEAD:
         raise LinkError(f"the frame is cut short: {len(frame)} bytes")

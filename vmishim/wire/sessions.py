@@ -140,7 +140,7 @@ class Sessions:
 
     def _greet(self, frame: bytes) -> Answered:
         known = self._hellos.get(frame)
-        if known is not None:  # sent again, or replayed: computing it again would bring nothing but work
+        if known is not None:  # sent again, or replayed: computing it again would only cost time
             waiting = self._waiting[known]
             self._permit(waiting.session.remote)
             return Answered(waiting.welcome)
@@ -149,7 +149,7 @@ class Sessions:
         slots = self._slots.setdefault((session.remote, doubtful), [])
         if len(slots) >= (DOUBTFUL_PER_KEY if doubtful else UNPROVEN_PER_KEY):
             if not doubtful and made_ns < self._waiting[slots[0]].made_ns:
-                raise RefusedError(Reason.BUSY)  # older than all that wait: a recording, or overtaken on its way
+                raise RefusedError(Reason.BUSY)  # older than all that wait: a recording, or delayed in transit
             self._forget(slots[0])
         self._waiting[session.id] = _Waiting(session, frame, welcome, made_ns)
         self._hellos[frame] = session.id
@@ -159,7 +159,7 @@ class Sessions:
         return Answered(welcome) if doubtful else Answered(welcome, "greeted", session.remote)
 
     def _forget(self, identity: bytes) -> _Waiting | None:
-        """Have a session wait no more."""
+        """Remove a session from those that wait."""
         waiting = self._waiting.pop(identity, None)
         if waiting is not None:
             del self._hellos[waiting.hello]
@@ -202,7 +202,7 @@ class Sessions:
         return session, message
 
     def _begin(self, identity: bytes, session: Session) -> None:
-        """A session has carried its first request: it is live, and older hellos of its key are worth little."""
+        """Make a session live after its first request; older hellos of its key then count as possible recordings."""
         waiting = self._forget(identity)
         assert waiting is not None, "a session waits before it is live"
         key = session.remote
