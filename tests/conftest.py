@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+pytest.register_assert_rewrite("tests.ground")
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 TIERS = {
     "unit": "no root, nothing built, no VM",

@@ -20,8 +20,8 @@ from bench.machine import Machine, here, inside
 from bench.variants import RunningAgent
 from lab.agent import AGENT, KEYS, InstalledAgent
 from lab.vm import CommandError, LabVM
+from tests.ground.walks import Ground, LongWalks, Walks
 from tests.guest.ids import Ids
-from tests.guest.test_walks import Ground, Walks
 from vmishim import cli
 from vmishim.client import Remote
 from vmishim.errors import FaultError, LinkError
@@ -207,7 +207,7 @@ def test_a_walk_of_many_chunks_is_exact(machine: Machine, guest: AgentGuest) -> 
     assert [row[4] for chunk in chunks for row in listed.records(chunk.bulk)] == [secret[number] for number in order]
 
 
-class TestWalksHere(Walks):
+class TestWalksHere(Walks, LongWalks):
     """All that is promised of walks, of walks that the kernel seals."""
 
     @pytest.fixture(scope="class")
