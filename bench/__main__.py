@@ -300,7 +300,7 @@ class _Measured:
             reads = self._median(lambda: self._list("processes"), runs)
         reader = guest.reader
         assert isinstance(reader, ReadAhead)
-        tasks = next(listing for listing in reader.listings.values() if listing.place.name == "tasks")
+        tasks = next(listing for listing in reader.listings.values() if listing.kernel_list.name == "tasks")
         stage = tasks.fields.stages[0]
         plan = tasks.plan
         request = encode(Walk(plan, [], b""))

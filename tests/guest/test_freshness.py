@@ -29,7 +29,7 @@ from vmishim.libvmi import AccessContext, Libvmi, TranslateMechanism, pause
 from vmishim.link import Link
 from vmishim.memory.lifetimes import STALE
 from vmishim.memory.reader import Extent
-from vmishim.readahead.catalogue import Place
+from vmishim.readahead.catalogue import KernelList
 from vmishim.readahead.fields import WORD, Field
 from vmishim.readahead.readahead import ReadAhead
 from vmishim.wire.messages import More, Read, Walk
@@ -68,7 +68,7 @@ class InProcessLink:
 class Planted(AgentGuest):
     """This machine as a guest that has the planted lists."""
 
-    def __init__(self, link: InProcessLink, places: list[Place], strategy: Strategy = "batch") -> None:
+    def __init__(self, link: InProcessLink, places: list[KernelList], strategy: Strategy = "batch") -> None:
         super().__init__("planted", cast(Link, link), strategy)
         if strategy == "batch":
             self.reader = self._cache = ReadAhead(self.remote, places)
@@ -93,7 +93,7 @@ class Ground:
         for at, link in enumerate(links):
             self.put(link, self.base + links[(at + 1) % len(links)], self.base + links[at - 1])
 
-    def read(self, *places: Place, strategy: Strategy = "batch") -> Libvmi:
+    def read(self, *places: KernelList, strategy: Strategy = "batch") -> Libvmi:
         self.link = InProcessLink(self.agent)
         return Libvmi.over(Planted(self.link, list(places), strategy))
 
@@ -115,14 +115,14 @@ def ground(_parts: tuple[Planter, Agent]) -> Ground:
     return Ground(planted, agent)
 
 
-def tasks(ground: Ground, count: int, *fields: Field) -> tuple[Place, list[int]]:
+def tasks(ground: Ground, count: int, *fields: Field) -> tuple[KernelList, list[int]]:
     """A ring like the task list: its head sits in node 0. The place, and the nodes as offsets."""
     nodes = [SIZE * (2 * number + 1) for number in range(count)]
     for number, node in enumerate(nodes):
         ground.put(node, 1000 + number)
     ground.ring(nodes[0] + LINK, [node + LINK for node in nodes[1:]])
     own = (Field((), LINK, WORD), Field((), LINK + WORD, WORD), *fields)
-    return Place("tasks", ground.base + nodes[0] + LINK, Step.RING_NODE, LINK, 0, SIZE, own), nodes
+    return KernelList("tasks", ground.base + nodes[0] + LINK, Step.RING_NODE, LINK, 0, SIZE, own), nodes
 
 
 def add(ground: Ground, nodes: list[int]) -> None:
@@ -380,7 +380,7 @@ def test_what_another_list_knows_of_the_head_is_forgotten_in_time(ground: Ground
     place, nodes = tasks(ground, 6)
     ground.ring(0x40000, [node + 40 for node in nodes])
     fields = (Field((), -40, SIZE), Field((), 0, 8), Field((), 8, 8))
-    other = Place("other", ground.base + 0x40000, Step.RING, 0, 40, SIZE, fields)
+    other = KernelList("other", ground.base + 0x40000, Step.RING, 0, 40, SIZE, fields)
     vmi = ground.read(place, other)
     assert len(forward(vmi, other.start)) == 6
     assert vmi.read_32_va(ground.base + nodes[0], 0) == 1000
@@ -397,7 +397,7 @@ def test_the_first_node_as_another_list_knows_it(ground: Ground, listings: int) 
     alone since more looks are expected."""
     place, nodes = tasks(ground, 6)
     ground.put(ARRAY, ground.base + nodes[1] + LINK)
-    other = Place("other", ground.base + ARRAY, Step.CHAIN, 0, 0, 16, (Field((), 0, WORD),))
+    other = KernelList("other", ground.base + ARRAY, Step.CHAIN, 0, 0, 16, (Field((), 0, WORD),))
     vmi = ground.read(place, other)
     for _ in range(listings):
         both_ends(vmi, place.start)
@@ -434,7 +434,7 @@ def test_a_ring_walked_from_another_node_than_its_head(ground: Ground) -> None:
 HEADS, TABLE = 256, 0x10000
 
 
-def table(ground: Ground, filled: dict[int, int]) -> Place:
+def table(ground: Ground, filled: dict[int, int]) -> KernelList:
     """A table of chains at TABLE, pointer and mask before it; ``filled`` are buckets and how many nodes each has."""
     ground.put(TABLE - 16, ground.base + TABLE, HEADS - 1)
     ground.put(TABLE, *(number << 1 | 1 for number in range(HEADS)))
@@ -442,7 +442,7 @@ def table(ground: Ground, filled: dict[int, int]) -> Place:
         fill(ground, number, count)
     fields = (Field((), LINK, WORD), Field((), 0, 4))
     at = ground.base + TABLE
-    return Place("table", 0, Step.NULLS, LINK, 0, SIZE, fields, stride=8, table=(at - 16, at - 8, 0))
+    return KernelList("table", 0, Step.NULLS, LINK, 0, SIZE, fields, stride=8, table=(at - 16, at - 8, 0))
 
 
 def fill(ground: Ground, number: int, count: int) -> None:
@@ -523,7 +523,7 @@ def test_no_thread_finds_a_chain_empty_while_another_walks(ground: Ground) -> No
     ground.put(0x20000 + LINK, 1000 << 1 | 1)
     start = ground.base + at
     fields = (Field((), LINK, WORD),)
-    place = Place("table", 0, Step.NULLS, LINK, 0, SIZE, fields, stride=8, table=(start - 16, start - 8, 0))
+    place = KernelList("table", 0, Step.NULLS, LINK, 0, SIZE, fields, stride=8, table=(start - 16, start - 8, 0))
     vmi = ground.read(place)
     over = threading.Event()
     interval = sys.getswitchinterval()
@@ -688,7 +688,7 @@ def test_what_comes_due_while_another_thread_goes_on_waiting(ground: Ground, lea
     """One list is due soon after the wait began, another later; the wait may be for more of that list."""
     place, nodes = tasks(ground, 6, Field((), 0, 8))
     ground.ring(0x40000, [0x40080, 0x40100])
-    first = Place("first", ground.base + 0x40000, Step.RING, 0, 0, 16, (Field((), 0, WORD),))
+    first = KernelList("first", ground.base + 0x40000, Step.RING, 0, 0, 16, (Field((), 0, WORD),))
     vmi = ground.read(place, first)
     forward(vmi, first.start)
     time.sleep(STALE / 2)
@@ -724,7 +724,7 @@ def test_a_field_learned_of_one_list_makes_none_of_another_older(ground: Ground)
     """Two lists through the same nodes; the one is listed, then the other, then something is learned of the first."""
     place, nodes = tasks(ground, 6, Field((), 0, 8))
     ground.ring(0x40000, [node + 40 for node in nodes])
-    other = Place("other", ground.base + 0x40000, Step.RING, 40, 0, 16, (Field((), 0, 8), Field((), 40, 8)))
+    other = KernelList("other", ground.base + 0x40000, Step.RING, 40, 0, 16, (Field((), 0, 8), Field((), 40, 8)))
     vmi = ground.read(place, other)
     forward(vmi, place.start)
     ground.put(nodes[3], 77)
@@ -784,7 +784,7 @@ def test_a_head_in_a_hold_has_one_answer(ground: Ground, wide: bool) -> None:
     """One that sits in a node, and one that stands alone: read by itself, then with what is around it, or before."""
     place, nodes = tasks(ground, 6)
     ground.ring(0x40000 + LINK, [0x40080])
-    alone = Place("alone", ground.base + 0x40000 + LINK, Step.RING, 0, 0, 16, (Field((), 0, WORD),))
+    alone = KernelList("alone", ground.base + 0x40000 + LINK, Step.RING, 0, 0, 16, (Field((), 0, WORD),))
     vmi = ground.read(place, alone)
 
     def heads(wide: bool) -> list[bytes]:
@@ -934,7 +934,7 @@ def test_chains_that_come_to_nothing_are_not_remembered_for_ever(ground: Ground)
             link = vmi.read_addr_va(link, 0)
     reader = cast(Planted, vmi.vmi).reader
     assert isinstance(reader, ReadAhead)
-    assert len(reader._fruitless) <= 1024
+    assert len(reader._chains.fruitless) <= 1024
 
 
 def test_names_that_were_asked_for_are_not_remembered_for_ever(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:

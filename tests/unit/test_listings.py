@@ -7,11 +7,11 @@ import struct
 import pytest
 
 from vmishim.errors import LinkError
-from vmishim.readahead.catalogue import TABLE_HEADS_MAX, Place
+from vmishim.readahead.catalogue import TABLE_HEADS_MAX, KernelList
 from vmishim.wire.plan import Step
 
 HOLDER = 0xFFFF888000000000
-TABLE = Place("tcp", 0, Step.NULLS, 112, 0, 800, (), stride=16, table=(HOLDER, HOLDER + 8, 8))
+TABLE = KernelList("tcp", 0, Step.NULLS, 112, 0, 800, (), stride=16, table=(HOLDER, HOLDER + 8, 8))
 
 
 class Memory:
@@ -25,9 +25,9 @@ class Memory:
 
 
 def test_a_table_is_where_its_holder_says() -> None:
-    settled = TABLE.settled(Memory(0xFFFFC90000005000, TABLE_HEADS_MAX - 1))
-    assert (settled.start, settled.heads) == (0xFFFFC90000005008, TABLE_HEADS_MAX)
-    assert settled.doors == (HOLDER, 0xFFFFC90000005008)
+    located = TABLE.located(Memory(0xFFFFC90000005000, TABLE_HEADS_MAX - 1))
+    assert (located.start, located.heads) == (0xFFFFC90000005008, TABLE_HEADS_MAX)
+    assert located.head_addresses == (HOLDER, 0xFFFFC90000005008)
 
 
 @pytest.mark.parametrize(
@@ -44,4 +44,4 @@ def test_a_table_is_where_its_holder_says() -> None:
 def test_a_table_that_cannot_be_is_an_error(pointer: int, mask: int) -> None:
     """Nothing is allocated for it, and nothing asked of it."""
     with pytest.raises(LinkError, match=rf"'tcp' lies at {pointer + 8:#x} and has {mask + 1:,} chains"):
-        TABLE.settled(Memory(pointer, mask))
+        TABLE.located(Memory(pointer, mask))

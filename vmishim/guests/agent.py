@@ -16,7 +16,7 @@ from vmishim.kernel.offsets import Offsets
 from vmishim.link import Link
 from vmishim.memory.pages import Pages
 from vmishim.memory.reader import Extent, MemoryReader
-from vmishim.readahead.catalogue import KNOWN, found
+from vmishim.readahead.catalogue import KNOWN, find_lists
 from vmishim.readahead.readahead import ReadAhead
 from vmishim.wire.keys import PrivateKey, PublicKey, load_private
 from vmishim.wire.sealed import Unsealing
@@ -73,7 +73,7 @@ class AgentGuest:
         self._cache: ReadAhead | Pages | None = None
         self._freeze, self._frozen = freeze, False
         if strategy == "batch":
-            self.reader = self._cache = ReadAhead(self.remote, found(self.profile))
+            self.reader = self._cache = ReadAhead(self.remote, find_lists(self.profile))
             self.words, self.cells = self._cache.words, self._cache.cells
         elif strategy == "page":
             self.reader = self._cache = Pages(self.remote)

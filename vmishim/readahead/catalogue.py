@@ -1,17 +1,18 @@
-"""The lists worth reading ahead: where each begins, how it steps, which fields come along before anything was learned.
+"""The kernel lists worth reading ahead: where each begins, how it steps, which fields come along from the start.
 
-Plain data. A new one is a new entry of ``KNOWN``; what it names is asked of the guest's own symbols and BTF, so a
-kernel without it just goes without.
+Plain data. A new list is a new entry of ``KNOWN``. What it names is looked up in the guest's own symbols and BTF; a
+kernel that lacks it goes without.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from vmishim.errors import LinkError
 from vmishim.kernel.profile import Profile
 from vmishim.memory.reader import KERNEL, KERNEL_FLOOR, MemoryReader
-from vmishim.readahead.fields import RING, WORD, Field, Hop
+from vmishim.readahead.fields import RING, WORD, Field, Hop, Path
 from vmishim.wire.plan import Op, Plan, Step
 
 NODES_MAX = 1 << 20
@@ -22,11 +23,29 @@ LISTENING_NULLS_BASE = 1 << 29
 """Number that ends the first chain of the listeners' table (include/net/inet_hashtables.h)."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """A list found in one kernel: addresses and offsets instead of names.
+class InnerRing(NamedTuple):
+    """A ring that hangs from each node of a list."""
 
-    :ivar start: address of the head, or of a table's first one; 0 for a table not looked at yet, see `settled`
+    head: Field
+    """The head's field."""
+    fields: tuple[Field, ...]
+    """What to bring of each of its nodes."""
+    struct: str
+    """A node's type."""
+    size: int
+    """A node's bytes."""
+
+    @property
+    def root(self) -> Path:
+        """How to get from a node of the list to those of the ring."""
+        return self.fields[0].path
+
+
+@dataclass(frozen=True)
+class KernelList:
+    """A list of one kernel: addresses and offsets instead of names.
+
+    :ivar start: address of the head, or of a table's first one; 0 for a table that was not `located` yet
     :ivar heads: how many
     :ivar before: bytes below a node that still belong to it
     :ivar after: bytes above
@@ -48,13 +67,12 @@ class Place:
     bias: int = 0
     max_nodes: int = NODES_MAX
     table: tuple[int, int, int] | None = None
-    inner: tuple[tuple[Field, tuple[Field, ...], str, int], ...] = ()
-    """Rings that hang from each node: the head's field, the fields to bring of each of its nodes, a node's type and
-    size."""
+    inner: tuple[InnerRing, ...] = ()
+    """Rings that hang from each node."""
 
     @property
-    def doors(self) -> tuple[int, ...]:
-        """Addresses whose reading begins a listing: the pointers of the head; of a table, that to it and its first."""
+    def head_addresses(self) -> tuple[int, ...]:
+        """Addresses where a read is a look: the head's pointers; of a table, the pointer to it and its first head."""
         if self.table is not None:
             return (self.table[0], self.start) if self.start else (self.table[0],)
         return (self.start, self.start + WORD) if self.step in (Step.RING, Step.RING_NODE) else (self.start,)
@@ -78,8 +96,8 @@ class Place:
             max_nodes=self.max_nodes,
         )
 
-    def settled(self, reader: MemoryReader) -> Place:
-        """The place of a table, looked up in memory: it stays where it was allocated at boot.
+    def located(self, reader: MemoryReader) -> KernelList:
+        """The same, and of a table where it is according to the guest; it stays where it was allocated at boot.
 
         :raises FaultError: its pointer cannot be read
         :raises LinkError: the guest says that it lies where no table can, or is larger than any
@@ -120,7 +138,7 @@ class Inner:
 class Ring:
     """A ``list_head`` ring.
 
-    :ivar name: what people call it
+    :ivar name: what it is called in messages
     :ivar symbol: the kernel symbol its head is at
     :ivar struct: type of a node
     :ivar link: the member that links a node
@@ -146,14 +164,14 @@ class Ring:
             named += [f"{inner.struct} {member}" for member in (inner.link, *inner.fields)]
         return named
 
-    def find(self, profile: Profile) -> Place:
+    def find(self, profile: Profile) -> KernelList:
         """Where it is. :raises KeyError: the kernel has no such list, or does not say where"""
         link = profile.member(self.struct, self.link)
         start = profile.symbol(self.symbol) + (link.offset if self.in_node else 0)
         fields = (Field((), link.offset, WORD), *_fields(self, profile))
         step = Step.RING_NODE if self.in_node else Step.RING
         inner = tuple(_inner(self, ring, profile) for ring in self.inner)
-        return Place(
+        return KernelList(
             self.name, start, step, link.offset, 0, profile.size(self.struct), fields, self.struct, inner=inner
         )
 
@@ -192,11 +210,11 @@ class Table:
             f"{self.bucket} {self.head}",
         ]
 
-    def find(self, profile: Profile) -> Place:
+    def find(self, profile: Profile) -> KernelList:
         """Where it is. :raises KeyError: the kernel has no such list, or does not say where"""
         holder = profile.symbol(self.symbol)
         link = profile.member(self.struct, self.link)
-        return Place(
+        return KernelList(
             self.name,
             0,
             Step.NULLS,
@@ -216,19 +234,19 @@ class Table:
 
 
 def _fields(shape: Ring | Table, profile: Profile) -> tuple[Field, ...]:
-    places = [profile.member(shape.struct, name) for name in shape.fields]
-    return tuple(Field((), place.offset, place.size) for place in places)
+    members = [profile.member(shape.struct, name) for name in shape.fields]
+    return tuple(Field((), member.offset, member.size) for member in members)
 
 
-def _inner(shape: Ring, inner: Inner, profile: Profile) -> tuple[Field, tuple[Field, ...], str, int]:
+def _inner(shape: Ring, inner: Inner, profile: Profile) -> InnerRing:
     pointer = Hop(profile.member(shape.struct, inner.pointer).offset)
     head = profile.member(inner.holder, inner.head).offset
     link = profile.member(inner.struct, inner.link).offset
     path = (pointer, Hop(head, span=RING, link=link))
-    places = [profile.member(inner.struct, name) for name in inner.fields]
+    members = [profile.member(inner.struct, name) for name in inner.fields]
     fields = [Field(path, link, WORD), Field(path, link + WORD, WORD)]
-    fields += [Field(path, place.offset, place.size) for place in places]
-    return Field((pointer,), head, WORD), tuple(fields), inner.struct, profile.size(inner.struct)
+    fields += [Field(path, member.offset, member.size) for member in members]
+    return InnerRing(Field((pointer,), head, WORD), tuple(fields), inner.struct, profile.size(inner.struct))
 
 
 _SOCK = (
@@ -280,12 +298,12 @@ KNOWN: tuple[Ring | Table, ...] = (
 )
 
 
-def found(profile: Profile) -> list[Place]:
+def find_lists(profile: Profile) -> list[KernelList]:
     """The known lists that this kernel has."""
-    places = []
+    lists = []
     for shape in KNOWN:
         try:
-            places.append(shape.find(profile))
+            lists.append(shape.find(profile))
         except KeyError:
             continue
-    return places
+    return lists

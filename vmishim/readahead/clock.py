@@ -1,4 +1,4 @@
-"""Forgets in time, so that the road of a cached read need not look at the time."""
+"""Forgets in time, so that a cached read need not look at the time."""
 
 from __future__ import annotations
 
@@ -6,39 +6,33 @@ import threading
 import weakref
 from typing import Protocol
 
-PATIENCE = 0.05
-"""Seconds to wait for who has the lock: most requests are answered in less."""
-
 
 class Forgetful(Protocol):
     """What has something to forget."""
 
-    lock: threading.RLock
-
-    def hurry(self) -> None:
-        """Forget what is due without the lock, which another thread keeps; `expire` follows."""
-        ...
-
     def expire(self) -> float | None:
-        """Forget what is due. Returns seconds until the next is, None when nothing is left."""
+        """Forget what is due, without waiting for a request. Returns seconds until the next is due, or None."""
         ...
 
 
 class Clock:
-    """Calls ``expire`` of its owner when it is due. Its thread runs only while there is something to forget.
+    """Calls ``expire`` of its owner when something is due. Its thread runs only while there is something to forget.
 
-    :param owner: held weakly; everything here happens under its lock
+    :param owner: held weakly
     """
 
     def __init__(self, owner: Forgetful) -> None:
         self._owner = weakref.ref(owner)
+        self._lock = threading.Lock()
         self._running = False
 
     def start(self, first: float) -> None:
-        """See that ``expire`` is called, first in so many seconds. The owner's lock is held by the caller."""
-        if not self._running:
+        """See that ``expire`` is called, the first time in ``first`` seconds."""
+        with self._lock:
+            if self._running:
+                return
             self._running = True
-            threading.Thread(target=self._run, args=(first,), name="vmishim-clock", daemon=True).start()
+        threading.Thread(target=self._run, args=(first,), name="vmishim-clock", daemon=True).start()
 
     def _run(self, first: float) -> None:
         wait: float | None = first
@@ -48,12 +42,7 @@ class Clock:
             owner = self._owner()
             if owner is None:
                 return
-            lock = owner.lock
-            while not lock.acquire(timeout=PATIENCE):
-                owner.hurry()
-            try:
+            with self._lock:  # or `start` might come between the last look and the end
                 wait = owner.expire()
                 self._running = wait is not None
-            finally:
-                lock.release()
             del owner

@@ -62,7 +62,7 @@ class Stage(NamedTuple):
     root: Path
     """Where its nodes are: ``()`` for the list's own, else what an array or a ring of an earlier stage leads to."""
     ops: tuple[Op, ...]
-    places: tuple[tuple[Path, int], ...]
+    sources: tuple[tuple[Path, int], ...]
     """What each operation collects: the path from the list's node, and the offset."""
 
 
@@ -147,15 +147,15 @@ def _compile(root: Path, fields: Sequence[Field]) -> Stage | None:
     paths = sorted({field.path[:end] for field in fields for end in range(depth + 1, len(field.path) + 1)}, key=len)
     registers: dict[Path, int] = {root: 0} | {path: number for number, path in enumerate(paths, 1)}
     ops: list[Op] = [Load(registers[path], registers[path[:-1]], path[-1].offset, path[-1].tags) for path in paths]
-    places = [(path[:-1], path[-1].offset) for path in paths]
-    loaded = set(places)
+    sources = [(path[:-1], path[-1].offset) for path in paths]
+    loaded = set(sources)
     for path, offset, size, text in fields:
         if size <= WORD and (path, offset) in loaded:
             continue
         ops.append((Text if text else Take)(registers[path], offset, size))
-        places.append((path, offset))
+        sources.append((path, offset))
     try:
         Plan(0, Step.SELF, tuple(ops))
     except PlanError:
         return None
-    return Stage(root, tuple(ops), tuple(places))
+    return Stage(root, tuple(ops), tuple(sources))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-from vmishim.memory.lifetimes import STALE
 from vmishim.memory.reader import KERNEL_FLOOR
 
 RUN = 4
@@ -15,15 +14,16 @@ CHAIN_LENGTH = 3
 """Links of a chain of dependent reads after which it is taken for a list."""
 CHAIN_REACH = 4096
 """Bytes from where a pointer points within which the next link of a chain is looked for."""
+FRUITLESS_MAX = 1024
+"""Chains that are remembered as not worth a walk."""
 REMEMBERED = 64
 """Beginnings of chains that are remembered."""
 
 
 class Run:
-    """Reads one behind the other, and what was brought ahead of them."""
+    """Reads one behind the other."""
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[float, dict[int, int], dict[int, bytes]]] = deque()
         self._next = -1
         self._length = 0
         self._bytes = RUN_BYTES
@@ -41,33 +41,19 @@ class Run:
         self._bytes = min(self._bytes * 2, RUN_BYTES_MAX)
         return ahead
 
-    @property
-    def expires(self) -> float | None:
-        """When the first of what was brought is due; None when there is nothing."""
-        return self._kept[0][0] if self._kept else None
-
-    def keep(self, now: float, words: dict[int, int], cells: dict[int, bytes]) -> None:
-        """Remember what was brought, to be forgotten in time: each part in its own."""
-        self._kept.append((now + STALE, words, cells))
-
-    def due(self, now: float) -> list[tuple[dict[int, int], dict[int, bytes]]]:
-        """What is due."""
-        return [(words, cells) for expires, words, cells in list(self._kept) if expires <= now]
-
-    def forget(self, now: float) -> None:
-        """Remember no more what is due."""
-        while self._kept and self._kept[0][0] <= now:
-            self._kept.popleft()
-
     def go_on(self, address: int) -> None:
         """The array was brought up to ``address``, and is read on from there."""
         self._next = address
 
 
 class Chains:
-    """Single pointer reads. ``p = read(p + k)``, again and again, is a list."""
+    """Single pointer reads. ``p = read(p + k)``, again and again, is a list.
+
+    :ivar fruitless: where chains begin that turned out not to be worth a walk
+    """
 
     def __init__(self) -> None:
+        self.fruitless: OrderedDict[int, bool] = OrderedDict()
         self._recent: deque[tuple[int, int]] = deque(maxlen=8)
         self._lengths: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()
 
@@ -88,7 +74,13 @@ class Chains:
             self._recent.append((address, value))
         return None
 
+    def dismiss(self, start: int) -> None:
+        """Remember that a chain is not worth a walk."""
+        self.fruitless[start] = True
+        if len(self.fruitless) > FRUITLESS_MAX:
+            self.fruitless.popitem(last=False)
+
     def clear(self) -> None:
-        """Forget them."""
+        """Forget the reads, not which chains are not worth a walk."""
         self._recent.clear()
         self._lengths.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmishim.client import Remote
-from vmishim.readahead.catalogue import Place
+from vmishim.readahead.catalogue import KernelList
 from vmishim.readahead.fields import WORD, Column, Path
 from vmishim.readahead.snapshot import Snapshot
 
@@ -19,21 +19,21 @@ class Pointees:
         self._remote = remote
         self._pointees: dict[str, list[int] | None] = {}
 
-    def ask(self, place: Place, snapshot: Snapshot) -> None:
+    def ask(self, kernel_list: KernelList, snapshot: Snapshot) -> None:
         """Learn about all columns of a snapshot that are not known yet."""
-        if not place.struct:
+        if not kernel_list.struct:
             return
-        while True:  # a column is typed once what leads to it is
-            asked = [self._question(place, path, offset) for path, offset, _ in snapshot.candidates]
+        while True:  # a column has a type once what leads to it has one
+            asked = [self._question(kernel_list, path, offset) for path, offset, _ in snapshot.candidates]
             unknown = sorted({question for question in asked if question and question not in self._pointees})
             if not unknown:
                 return
             self._pointees.update(zip(unknown, self._remote.pointees(unknown), strict=True))
 
-    def reach(self, place: Place, column: Column) -> int:
+    def reach(self, kernel_list: KernelList, column: Column) -> int:
         """Bytes above where a column points to that belong to what is there; 0 when its words are no pointers."""
         path, offset, _ = column
-        question = self._question(place, path, offset)
+        question = self._question(kernel_list, path, offset)
         if not question:
             return UNTYPED
         pointee = self._pointees.get(question)
@@ -42,14 +42,14 @@ class Pointees:
         size = pointee[1]
         return size if size > WORD else ARRAY if size == WORD else UNTYPED
 
-    def _question(self, place: Place, path: Path, offset: int) -> str:
+    def _question(self, kernel_list: KernelList, path: Path, offset: int) -> str:
         """How to ask for the word at ``offset`` of what ``path`` leads to; empty when its type is not known, as
         behind a ``void *``."""
-        of_type = place.struct
+        of_type = kernel_list.struct
         if not of_type:
             return ""
         for at, hop in enumerate(path):
-            ring = next((struct for _, fields, struct, _ in place.inner if fields[0].path == path[: at + 1]), None)
+            ring = next((inner.struct for inner in kernel_list.inner if inner.root == path[: at + 1]), None)
             if ring is not None:
                 of_type = ring
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from itertools import compress
 from struct import Struct
 
@@ -40,6 +41,12 @@ class Snapshot:
         self._blocks: dict[Column, list[bytes]] = {}
         self._sorted: dict[tuple[Column | Path, int], list[int]] = {}
 
+    def bare(self) -> Snapshot:
+        """The same nodes and columns without their memory: what is added to it is added to both, memory apart."""
+        bare = copy(self)
+        bare.words, bare.cells = {}, {}
+        return bare
+
     def add(self, plan: Plan, stage: Stage, records: bytes) -> Iterator[tuple[int, int, int]]:
         """Take in a chunk that ``plan``, made of ``stage``, brought.
 
@@ -59,7 +66,7 @@ class Snapshot:
             self._sorted.pop((stage.root, 0), None)
         bases: dict[Path, Sequence[int]] = {stage.root: nodes}
         some_missing = any(faults)
-        for number, (op, (path, offset)) in enumerate(zip(plan.ops, stage.places, strict=True)):
+        for number, (op, (path, offset)) in enumerate(zip(plan.ops, stage.sources, strict=True)):
             starts, values = bases[path], columns[4 + number]
             if isinstance(op, Load):
                 pointers = [value & ~op.tags for value in values] if op.tags else values
