@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from vmishim.errors import LibvmiError
 from vmishim.kernel.profile import Member
-from vmishim.libvmi.config import Config, ConfiguredProfile, JsonProfile, export_entry, parse, read, search_path
+from vmishim.libvmi.config import Config, export_entry, parse, read, search_path
 from vmishim.libvmi.constants import VMIConfig
+from vmishim.libvmi.profiles import ConfiguredProfile, JsonProfile
 
 ENTRY = """
 # the web server

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vmishim.errors import FaultError, LibvmiError, LinkError, UnknownNameError
 from vmishim.guests import domains
 from vmishim.kernel.profile import Member
-from vmishim.libvmi import STRING_LIMIT, AccessContext, Libvmi, Registers, check, pause
+from vmishim.libvmi import AccessContext, Libvmi, Registers, check, pause
 from vmishim.libvmi.constants import (
     INIT_DOMAINID,
     INIT_DOMAINNAME,
@@ -27,6 +27,7 @@ from vmishim.libvmi.constants import (
     X86Reg,
 )
 from vmishim.libvmi.event import DebugEvent, IntEvent, MemEvent, RegEvent, SingleStepEvent
+from vmishim.libvmi.limits import STRING_LIMIT
 from vmishim.memory import pagetable
 from vmishim.memory.reader import KERNEL, PHYSICAL
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.unit.pair import Pair
-from vmishim import client, libvmi
+from vmishim import client
 from vmishim.commands.inspection import SHAPES
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests.agent import STRATEGIES, AgentGuest, Strategy
 from vmishim.inspection import objects
-from vmishim.libvmi import AccessContext, Libvmi
+from vmishim.libvmi import AccessContext, Libvmi, limits
 from vmishim.libvmi.constants import TranslateMechanism
 from vmishim.output import show
 from vmishim.wire.messages import (
@@ -221,9 +221,9 @@ def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for limit in ("MODULES_MAX", "NAMESPACES_MAX", "SOCKETS_MAX", "BUCKETS_MAX", "TASK_LIMIT", "FILES_MAX"):
             patch.setattr(objects, limit, 300)
-        patch.setattr(libvmi, "TASK_LIMIT", 300)
-        patch.setattr(libvmi, "PAGES_LIMIT", 300)
-        patch.setattr(libvmi, "STRING_LIMIT", 1 << 16)
+        patch.setattr(limits, "TASK_LIMIT", 300)
+        patch.setattr(limits, "PAGES_LIMIT", 300)
+        patch.setattr(limits, "STRING_LIMIT", 1 << 16)
         yield
 
 

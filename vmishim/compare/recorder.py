@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-FAILURES = {"LibvmiError", "FaultError", "UnknownNameError"}
+FAILURES = {"LibvmiError", "FaultError", "UnknownNameError", "ConfigError"}
 """Names of the errors that correspond to ``LibvmiError`` in the genuine bindings."""
 
 Call = tuple[str, Any, Any]

@@ -17,7 +17,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ParamSpec, TypeVar
 
 from vmishim.errors import LibvmiError, LinkError, UnknownNameError
-from vmishim.libvmi import TASK_LIMIT, Libvmi, pause
+from vmishim.libvmi import Libvmi, pause
+from vmishim.libvmi.limits import TASK_LIMIT
 
 Entry = TypeVar("Entry")
 Arguments = ParamSpec("Arguments")

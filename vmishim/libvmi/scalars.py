@@ -1,167 +1,256 @@
-"""The calls of LibVMI's API that differ only in width: ``read_8_va``, ``write_addr_ksym`` and 38 like them.
+"""The reads of one number: ``read_8_va``, ``read_addr_ksym`` and 18 like them. Numbers are unsigned, little-endian.
 
-They are made here from one table, ``WIDTHS`` by ``FORMS``. ``scalars.pyi``, which the editor reads, is written from the
-same table by ``compat/coverage.py`` (a test compares).
-
-The path of a cached read is as short as Python allows, because an unchanged listing is thousands of them: for eight
-bytes one look-up in ``words`` by exact address, for fewer one in ``cells`` and an ``unpack_from``. Everything else
-goes to ``Libvmi``.
+A hit, a read of memory that the read-ahead knows, is as short as Python allows, because an unchanged listing is
+thousands of them: eight bytes are one look-up in ``_words`` by exact address, fewer are one in ``_cells`` and an
+unpacking. Everything else goes to ``OpenedGuest._read``. All calls raise ``LinkError`` if the guest cannot be asked.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
-from typing import Any
+from struct import Struct
+from struct import error as _TooShort
 
-WIDTHS = {"8": 1, "16": 2, "32": 4, "64": 8, "addr": 8}
-"""Bytes of what ``read_WIDTH`` gives. An address is 8 bytes: guests are x86-64."""
+from vmishim.libvmi.symbols import Symbols
+from vmishim.libvmi.values import AccessContext
+from vmishim.memory.reader import KERNEL, PHYSICAL
 
-FORMS = {"": "ctx", "_ksym": "symbol", "_va": "vaddr, pid", "_pa": "paddr"}
-"""What names the place, by the end of the call's name."""
-
-TYPES = {"ctx": "AccessContext", "symbol": "str", "vaddr": "int", "pid": "int", "paddr": "int", "value": "int"}
-
-WHERE = {
-    "": "where ``ctx`` says",
-    "_ksym": "at the kernel symbol ``symbol``",
-    "_va": "at address ``vaddr`` of process ``pid`` (0: the kernel)",
-    "_pa": "at the guest physical address ``paddr``",
-}
-
-_CODES = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
-
-_RAISES = {
-    "": "``VMI_FAILURE``: the address or its process does not exist, or is not mapped",
-    "_ksym": "``VMI_FAILURE``: there is no such symbol, or its memory is not mapped",
-    "_va": "``VMI_FAILURE``: not mapped, or no such process",
-    "_pa": "``VMI_FAILURE``: the guest has no memory there",
-}
+from_bytes = int.from_bytes
+_u16: Callable[[bytes], tuple[int]] = Struct("<H").unpack_from
+_u32: Callable[[bytes], tuple[int]] = Struct("<I").unpack_from
 
 
-def read_doc(width: str, form: str) -> str:
-    """Docstring of ``read_{width}{form}``."""
-    size = WIDTHS[width]
-    what = "address" if width == "addr" else "unsigned integer"
-    return (
-        f"Read an {what} of {size} byte{'s' * (size > 1)}, little-endian, {WHERE[form]}.\n\n"
-        f":raises LibvmiError: {_RAISES[form]}\n"
-        ":raises LinkError: the guest could not be asked\n\n"
-        f"Source: ``vmi_read_{width}{form}``."
-    )
-
-
-def write_doc(width: str, form: str) -> str:
-    """Docstring of ``write_{width}{form}``."""
-    size = WIDTHS[width]
-    return (
-        f"Refused. LibVMI would write {size} byte{'s' * (size > 1)} {WHERE[form]}.\n\n"
-        ":raises LibvmiError: ``VMI_FAILURE``, always: vmishim reads only, like LibVMI's file driver\n"
-        ":raises OverflowError: ``value`` does not fit\n\n"
-        f"Source: ``vmi_write_{width}{form}``."
-    )
-
-
-def _read_ctx(size: int) -> Callable[..., int]:
-    def read(self: Any, ctx: Any) -> int:
-        address, space = self._place(ctx)
-        return int.from_bytes(self._read(address, size, space), "little")
-
-    return read
-
-
-def _read_ksym(size: int) -> Callable[..., int]:
-    unpack, short = struct.Struct(_CODES[size]).unpack_from, struct.error
-
-    def read(self: Any, symbol: str) -> int:
-        address = self.translate_ksym2v(symbol)
-        try:
-            return unpack(self._cells[address])[0]  # type: ignore[no-any-return]
-        except (KeyError, short):
-            return int.from_bytes(self._read(address, size, 0), "little")
-
-    def read_word(self: Any, symbol: str) -> int:
-        address = self.translate_ksym2v(symbol)
-        try:
-            return self._words[address]  # type: ignore[no-any-return]
-        except KeyError:
-            return int.from_bytes(self._read(address, size, 0), "little")
-
-    return read_word if size == 8 else read
-
-
-def _read_va(size: int) -> Callable[..., int]:
-    unpack, short = struct.Struct(_CODES[size]).unpack_from, struct.error
-
-    def read(self: Any, vaddr: int, pid: int) -> int:
-        if pid == 0:
-            try:
-                return unpack(self._cells[vaddr])[0]  # type: ignore[no-any-return]
-            except (KeyError, short):  # not known, or less of it is known
-                pass
-        return int.from_bytes(self._read(vaddr, size, self._space(pid)), "little")
-
-    def read_word(self: Any, vaddr: int, pid: int) -> int:
-        if pid == 0:
-            try:
-                return self._words[vaddr]  # type: ignore[no-any-return]
-            except KeyError:
-                pass
-        return int.from_bytes(self._read(vaddr, size, self._space(pid)), "little")
-
-    return read_word if size == 8 else read
-
-
-def _read_pa(size: int) -> Callable[..., int]:
-    def read(self: Any, paddr: int) -> int:
-        return int.from_bytes(self._read(paddr, size, 1), "little")
-
-    return read
-
-
-def _write_ctx(size: int) -> Callable[..., None]:
-    def write(self: Any, ctx: Any, value: int) -> None:
-        self._refuse_write(value, size, ctx=ctx)
-
-    return write
-
-
-def _write_ksym(size: int) -> Callable[..., None]:
-    def write(self: Any, symbol: str, value: int) -> None:
-        self._refuse_write(value, size, symbol=symbol)
-
-    return write
-
-
-def _write_va(size: int) -> Callable[..., None]:
-    def write(self: Any, vaddr: int, pid: int, value: int) -> None:
-        self._refuse_write(value, size, address=vaddr, pid=pid)
-
-    return write
-
-
-def _write_pa(size: int) -> Callable[..., None]:
-    def write(self: Any, paddr: int, value: int) -> None:
-        self._refuse_write(value, size, address=paddr)
-
-    return write
-
-
-_READS = {"": _read_ctx, "_ksym": _read_ksym, "_va": _read_va, "_pa": _read_pa}
-_WRITES = {"": _write_ctx, "_ksym": _write_ksym, "_va": _write_va, "_pa": _write_pa}
-
-
-class Scalars:
-    """What ``Libvmi`` inherits: every ``read_WIDTH...`` and ``write_WIDTH...``."""
+class Scalars(Symbols):
+    """The calls ``read_WIDTH``, ``read_WIDTH_ksym``, ``read_WIDTH_va`` and ``read_WIDTH_pa``."""
 
     __slots__ = ()
 
+    def read_8(self, ctx: AccessContext) -> int:
+        """Read a byte where ``ctx`` says.
 
-for _verb, _makers, _doc in (("read", _READS, read_doc), ("write", _WRITES, write_doc)):
-    for _form, _make in _makers.items():
-        for _width, _size in WIDTHS.items():
-            _call = _make(_size)
-            _call.__name__ = f"{_verb}_{_width}{_form}"
-            _call.__qualname__ = f"Libvmi.{_call.__name__}"
-            _call.__doc__ = _doc(_width, _form)
-            setattr(Scalars, _call.__name__, _call)
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such symbol or process
+
+        Source: ``vmi_read_8``.
+        """
+        address, space = self._locate(ctx)
+        return from_bytes(self._read(address, 1, space), "little")
+
+    def read_16(self, ctx: AccessContext) -> int:
+        """Read an unsigned 2-byte integer where ``ctx`` says.
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such symbol or process
+
+        Source: ``vmi_read_16``.
+        """
+        address, space = self._locate(ctx)
+        return from_bytes(self._read(address, 2, space), "little")
+
+    def read_32(self, ctx: AccessContext) -> int:
+        """Read an unsigned 4-byte integer where ``ctx`` says.
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such symbol or process
+
+        Source: ``vmi_read_32``.
+        """
+        address, space = self._locate(ctx)
+        return from_bytes(self._read(address, 4, space), "little")
+
+    def read_64(self, ctx: AccessContext) -> int:
+        """Read an unsigned 8-byte integer where ``ctx`` says.
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such symbol or process
+
+        Source: ``vmi_read_64``.
+        """
+        address, space = self._locate(ctx)
+        return from_bytes(self._read(address, 8, space), "little")
+
+    def read_addr(self, ctx: AccessContext) -> int:
+        """Read a pointer, 8 bytes, where ``ctx`` says.
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such symbol or process
+
+        Source: ``vmi_read_addr``.
+        """
+        address, space = self._locate(ctx)
+        return from_bytes(self._read(address, 8, space), "little")
+
+    def read_8_ksym(self, symbol: str) -> int:
+        """Read a byte at the kernel symbol ``symbol``.
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such symbol
+
+        Source: ``vmi_read_8_ksym``.
+        """
+        address = self.translate_ksym2v(symbol)
+        try:
+            return self._cells[address][0]
+        except (KeyError, IndexError):
+            return from_bytes(self._read(address, 1, KERNEL), "little")
+
+    def read_16_ksym(self, symbol: str) -> int:
+        """Read an unsigned 2-byte integer at the kernel symbol ``symbol``.
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such symbol
+
+        Source: ``vmi_read_16_ksym``.
+        """
+        address = self.translate_ksym2v(symbol)
+        try:
+            return _u16(self._cells[address])[0]
+        except (KeyError, _TooShort):
+            return from_bytes(self._read(address, 2, KERNEL), "little")
+
+    def read_32_ksym(self, symbol: str) -> int:
+        """Read an unsigned 4-byte integer at the kernel symbol ``symbol``.
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such symbol
+
+        Source: ``vmi_read_32_ksym``.
+        """
+        address = self.translate_ksym2v(symbol)
+        try:
+            return _u32(self._cells[address])[0]
+        except (KeyError, _TooShort):
+            return from_bytes(self._read(address, 4, KERNEL), "little")
+
+    def read_64_ksym(self, symbol: str) -> int:
+        """Read an unsigned 8-byte integer at the kernel symbol ``symbol``.
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such symbol
+
+        Source: ``vmi_read_64_ksym``.
+        """
+        address = self.translate_ksym2v(symbol)
+        try:
+            return self._words[address]
+        except KeyError:
+            return from_bytes(self._read(address, 8, KERNEL), "little")
+
+    def read_addr_ksym(self, symbol: str) -> int:
+        """Read a pointer, 8 bytes, at the kernel symbol ``symbol``.
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such symbol
+
+        Source: ``vmi_read_addr_ksym``.
+        """
+        address = self.translate_ksym2v(symbol)
+        try:
+            return self._words[address]
+        except KeyError:
+            return from_bytes(self._read(address, 8, KERNEL), "little")
+
+    def read_8_va(self, vaddr: int, pid: int) -> int:
+        """Read a byte at ``vaddr`` in process ``pid`` (0: the kernel).
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such process
+
+        Source: ``vmi_read_8_va``.
+        """
+        if pid == 0:
+            try:
+                return self._cells[vaddr][0]
+            except (KeyError, IndexError):
+                pass
+        return from_bytes(self._read(vaddr, 1, self._space(pid)), "little")
+
+    def read_16_va(self, vaddr: int, pid: int) -> int:
+        """Read an unsigned 2-byte integer at ``vaddr`` in process ``pid`` (0: the kernel).
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such process
+
+        Source: ``vmi_read_16_va``.
+        """
+        if pid == 0:
+            try:
+                return _u16(self._cells[vaddr])[0]
+            except (KeyError, _TooShort):
+                pass
+        return from_bytes(self._read(vaddr, 2, self._space(pid)), "little")
+
+    def read_32_va(self, vaddr: int, pid: int) -> int:
+        """Read an unsigned 4-byte integer at ``vaddr`` in process ``pid`` (0: the kernel).
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such process
+
+        Source: ``vmi_read_32_va``.
+        """
+        if pid == 0:
+            try:
+                return _u32(self._cells[vaddr])[0]
+            except (KeyError, _TooShort):
+                pass
+        return from_bytes(self._read(vaddr, 4, self._space(pid)), "little")
+
+    def read_64_va(self, vaddr: int, pid: int) -> int:
+        """Read an unsigned 8-byte integer at ``vaddr`` in process ``pid`` (0: the kernel).
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such process
+
+        Source: ``vmi_read_64_va``.
+        """
+        if pid == 0:
+            try:
+                return self._words[vaddr]
+            except KeyError:
+                pass
+        return from_bytes(self._read(vaddr, 8, self._space(pid)), "little")
+
+    def read_addr_va(self, vaddr: int, pid: int) -> int:
+        """Read a pointer, 8 bytes, at ``vaddr`` in process ``pid`` (0: the kernel).
+
+        :raises LibvmiError: ``VMI_FAILURE``: not mapped, or no such process
+
+        Source: ``vmi_read_addr_va``.
+        """
+        if pid == 0:
+            try:
+                return self._words[vaddr]
+            except KeyError:
+                pass
+        return from_bytes(self._read(vaddr, 8, self._space(pid)), "little")
+
+    def read_8_pa(self, paddr: int) -> int:
+        """Read a byte at guest physical address ``paddr``.
+
+        :raises LibvmiError: ``VMI_FAILURE``: no memory there
+
+        Source: ``vmi_read_8_pa``.
+        """
+        return from_bytes(self._read(paddr, 1, PHYSICAL), "little")
+
+    def read_16_pa(self, paddr: int) -> int:
+        """Read an unsigned 2-byte integer at guest physical address ``paddr``.
+
+        :raises LibvmiError: ``VMI_FAILURE``: no memory there
+
+        Source: ``vmi_read_16_pa``.
+        """
+        return from_bytes(self._read(paddr, 2, PHYSICAL), "little")
+
+    def read_32_pa(self, paddr: int) -> int:
+        """Read an unsigned 4-byte integer at guest physical address ``paddr``.
+
+        :raises LibvmiError: ``VMI_FAILURE``: no memory there
+
+        Source: ``vmi_read_32_pa``.
+        """
+        return from_bytes(self._read(paddr, 4, PHYSICAL), "little")
+
+    def read_64_pa(self, paddr: int) -> int:
+        """Read an unsigned 8-byte integer at guest physical address ``paddr``.
+
+        :raises LibvmiError: ``VMI_FAILURE``: no memory there
+
+        Source: ``vmi_read_64_pa``.
+        """
+        return from_bytes(self._read(paddr, 8, PHYSICAL), "little")
+
+    def read_addr_pa(self, paddr: int) -> int:
+        """Read a pointer, 8 bytes, at guest physical address ``paddr``.
+
+        :raises LibvmiError: ``VMI_FAILURE``: no memory there
+
+        Source: ``vmi_read_addr_pa``.
+        """
+        return from_bytes(self._read(paddr, 8, PHYSICAL), "little")

@@ -8,3 +8,5 @@ limit in libvmi/cache.c)."""
 COMPANION_STALE = 0.1
 """Seconds after which a single read that came along with a listing is no longer used: a read that comes later is hardly
 part of that listing."""
+PID_STALE = 1.0
+"""Seconds after which the page tables of a pid are looked up again outside a hold: pids are used again."""
