@@ -17,7 +17,7 @@ from guest_agent.freezer import Freezer
 from guest_agent.injections import Injections
 from guest_agent.kernel import Kernel, LoadError
 from guest_agent.loader import Loader
-from guest_agent.sealed import Sealer, obstacle
+from guest_agent.sealed import Sealer, why_unsupported
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.version import __version__
 from vmishim.wire.keys import PermittedKeys, PublicKey, generate, load_private, save_private
@@ -30,12 +30,12 @@ KEY = Path("/etc/vmishim/agent.key")
 EXAMPLES = """\
 examples:
   agent.pyz keygen /etc/vmishim/agent.key        make this agent's key, print its public half
-  agent.pyz serve --listen tcp://0.0.0.0:5555    answer the IDSs whose keys stand in /etc/vmishim/permitted
-  agent.pyz attest report.bin                    save what AMD SEV-SNP says of this agent's key, for `vmishim attest`
-  agent.pyz check                                say whether this kernel can be read, and if not, why
+  agent.pyz serve --listen tcp://0.0.0.0:5555    answer the IDSs whose keys are in /etc/vmishim/permitted
+  agent.pyz attest report.bin                    save AMD SEV-SNP's report on this agent's key, for `vmishim attest`
+  agent.pyz check                                test whether this kernel can be read; if not, print why
 
 Run it as root, or with CAP_BPF, CAP_PERFMON and CAP_SYSLOG (and CAP_NET_ADMIN for
---kernel-key), outside the container that is monitored. It gives up all of that before it answers anybody.
+--kernel-key), outside the monitored container. It drops all of these before it answers requests.
 """
 
 
@@ -43,13 +43,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     whole = argparse.ArgumentParser(
         prog="vmishim-agent",
-        description="Read this machine's kernel memory by eBPF, for an IDS elsewhere that holds a permitted key.",
+        description="Read this machine's kernel memory with eBPF, for a remote IDS that holds a permitted key.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     whole.add_argument("--version", action="version", version=f"vmishim-agent {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="answer requests until told to stop")
+    serve = commands.add_parser("serve", help="answer requests until stopped")
     serve.add_argument(
         "--listen",
         default="tcp://0.0.0.0:5555",
@@ -62,37 +62,37 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("/etc/vmishim/permitted"),
         metavar="FILE",
-        help="public keys of the IDSs that may ask, one a line (%(default)s)",
+        help="public keys of the IDSs that may connect, one per line (%(default)s)",
     )
     serve.add_argument(
         "--until-eof",
         action="store_true",
-        help="say 'ready' on standard output, and stop when standard input ends",
+        help="print 'ready' to standard output when listening, and stop when standard input ends",
     )
     serve.add_argument(
         "--allow-injection",
         action="store_true",
-        help="take eBPF programs from IDSs and run them; a process of their own keeps the privileges to load them",
+        help="accept eBPF programs from IDSs and run them; a separate process keeps the privileges to load them",
     )
     serve.add_argument(
         "--kernel-key",
         type=Path,
         metavar="FILE",
-        help="let the kernel encrypt what is read of it (Linux 6.10 or newer), so that this process carries ciphertext "
-        "only; FILE is a private key that vouches for it, made by keygen",
+        help="make the kernel encrypt what is read (Linux 6.10 or newer), so that this process sees ciphertext only; "
+        "FILE is the private key that vouches for it, made by keygen",
     )
     serve.add_argument(
         "--freeze",
         type=Path,
         metavar="CGROUP",
-        help="let IDSs stop the monitored container for as long as they look; its cgroup (version 2) is this folder",
+        help="let IDSs freeze the monitored container while they look; CGROUP is the folder of its cgroup (version 2)",
     )
     serve.add_argument("--verbose", "-v", action="store_true", help="log every request")
-    keygen = commands.add_parser("keygen", help="make a private key, print the public one")
-    keygen.add_argument("path", type=Path, metavar="PATH", help="file to make, mode 0600; an existing one is kept")
+    keygen = commands.add_parser("keygen", help="create a private key and print its public key")
+    keygen.add_argument("path", type=Path, metavar="PATH", help="file to create, mode 0600; an existing file is kept")
     attest = commands.add_parser("attest", help="save a report of AMD SEV-SNP that vouches for this agent's key")
     attest.add_argument(
-        "path", type=Path, metavar="FILE", help="file to make: the report, and the certificates that come with it"
+        "path", type=Path, metavar="FILE", help="file to create: the report and the certificates that come with it"
     )
     attest.add_argument("--key", type=Path, default=KEY, metavar="FILE", help="this agent's private key (%(default)s)")
     commands.add_parser("check", help="load the programs and read this kernel once")
@@ -100,9 +100,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the agent. Returns the exit status: 0, or 1 after one clear line on standard error."""
+    """Run the agent. Returns the exit status: 0, or 1 after one line on standard error that says what is wrong."""
     options = parser().parse_args(arguments)
-    # The journal adds time and unit by itself.
+    # The journal adds the time and the unit.
     logging.basicConfig(
         format="%(message)s", level=logging.DEBUG if getattr(options, "verbose", False) else logging.INFO
     )
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     except LibvmiError as error:
         print(f"vmishim-agent: {error}", file=sys.stderr)
         if isinstance(error, LoadError) and error.log.strip():
-            print(f"the kernel's own word:\n{error.log.strip()}", file=sys.stderr)
+            print(f"the kernel's message:\n{error.log.strip()}", file=sys.stderr)
         return 1
 
 
@@ -148,25 +148,25 @@ def _check() -> int:
             kernel.read(banner, 256).split(b"\0")[0].decode(errors="replace").strip() if banner else os.uname().release
         )
         print(f"this kernel can be read: {text}")
-        print(f"BTF: {'yes' if kernel.btf else 'no: members of structures are unknown'}")
+        print(f"BTF: {'yes' if kernel.btf else 'no: offsets of structure members are unknown'}")
         print(
             f"direct map: {f'{kernel.page_offset:#x}' if kernel.page_offset else 'unknown: no physical or user memory'}"
         )
-        print(f"encryption by the kernel: {obstacle() or 'yes, by serve --kernel-key'}")
+        print(f"encryption by the kernel: {why_unsupported() or 'yes, with serve --kernel-key'}")
     finally:
         kernel.close()
     return 0
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from guest_agent.serve import serve  # loads zmq, which keygen and check can do without
+    from guest_agent.serve import serve  # imports zmq, which keygen and check do not need
 
     if options.kernel_key and options.allow_injection:
         raise LibvmiError(
-            "a program that is injected shows this process what it reads: --allow-injection or --kernel-key"
+            "an injected program shows this process what it reads: choose --allow-injection or --kernel-key, not both"
         )
-    # Set-up: whatever opens a file, makes a socket or needs a privilege. No peer is answered before its end.
-    # Processes beside this one come first, so that they hold nothing of ours.
+    # Set-up: everything that opens a file, makes a socket or needs a privilege. No request is answered before its end.
+    # The helper processes are forked first, so that they inherit none of our keys and descriptors.
     loader = Loader(os.cpu_count() or 1) if options.allow_injection else None
     freezer = Freezer(options.freeze)
     systemd = _systemd()
@@ -185,14 +185,15 @@ def _serve(options: argparse.Namespace) -> int:
         found = permitted.find(asking)
         if permitted.replaced:
             log.error(
-                "%s was replaced by a file that this process may not open: ending, to be started anew", permitted.path
+                "%s was replaced by a file that this process may not open: stopping, so that a restart reads it",
+                permitted.path,
             )
             raise SystemExit(os.EX_TEMPFAIL)
         return found is not None
 
     sessions = Sessions(key, permits, on_end=agent.end)
 
-    # Threads start from here on, those of libzmq in `serve`: each takes over what this one may.
+    # Threads start from here on (libzmq's in `serve`), and each inherits this thread's capabilities.
     sandbox.drop_capabilities()
     stop = threading.Event()
     if options.until_eof:
@@ -200,12 +201,12 @@ def _serve(options: argparse.Namespace) -> int:
 
     def ready(endpoint: str) -> None:
         sandbox.confine(sandbox.serving())
-        # From here on nothing is opened.
+        # From here on no file can be opened.
         permitted.refresh()
         log.info("vmishim-agent %s reads Linux %s", __version__, os.uname().release)
-        log.info("listening at %s, key %s", endpoint, key.public.fingerprint)
+        log.info("listening on %s, key %s", endpoint, key.public.fingerprint)
         log.info("%s: %s", "attested by" if evidence.bulk else "no attestation", evidence.text)
-        log.info("%s encrypts what is read", "the kernel" if sealer else "this process")
+        log.info("memory is encrypted by %s", "the kernel" if sealer else "this process")
         systemd("READY=1")
         if options.until_eof:
             print("ready", flush=True)
@@ -221,7 +222,7 @@ def _serve(options: argparse.Namespace) -> int:
             between=agent.walk_ahead,
         )
         if freezer.lost:
-            raise LinkError("the process that thaws has ended: ending, to be started anew, which thaws")
+            raise LinkError("the process that thaws has ended: stopping, so that a restart thaws the container")
         log.info("stopped")
     finally:
         systemd("STOPPING=1")
@@ -240,7 +241,7 @@ def _stop_at_eof(stop: threading.Event) -> None:
 
 
 def _systemd() -> Callable[[str], object]:
-    """Tells systemd how this service stands (sd_notify(3)), where it listens. It is connected to now, and for good."""
+    """Return a function that reports the service's state to systemd, if it listens (sd_notify(3)). Connects now."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return lambda state: None

@@ -55,21 +55,21 @@ from vmishim.wire.sealed import CHALLENGE_SIZE, Asking
 log = logging.getLogger(__name__)
 
 WALKS_MAX = 16
-"""Unfinished walks kept, of all sessions; the one longest unasked for makes room."""
+"""Unfinished walks kept for all sessions together; a new one displaces the one begun or continued longest ago."""
 READS_MAX, READ_MAX = 64, 4096
-"""Single reads that a walk brings along, and bytes of one."""
-REMEMBERED_MAX = 4096
-"""Bytes of the longest walk that is remembered, to be understood at once when it comes again."""
+"""How many single reads a walk may carry, and the bytes of each."""
+CACHED_MAX = 4096
+"""Bytes of the longest walk request whose decoding is cached."""
 NAMES_MAX = 1024
-"""Names one request may ask about: each is a search through the kernel's own list."""
-NOT_ASKED = Evidence("this agent has not asked for a report", b"")
+"""Names that one request may ask about: each is a search through ``/proc/kallsyms``."""
+NOT_ASKED = Evidence("this agent did not request an attestation report", b"")
 _WALK = bytes([Walk.KIND])
 PHYSICAL = 1
 """`vmishim.memory.reader.PHYSICAL`, which the agent does not carry."""
 
 
 @dataclass
-class _Unfinished:
+class _UnfinishedWalk:
     session: bytes
     plan: Plan
     heads: bytes
@@ -80,10 +80,10 @@ class _Unfinished:
 class Agent:
     """Answers requests about this machine's kernel.
 
-    :param injections: what becomes of programs that IDSs send; without it they are refused
-    :param evidence: what the machine's hardware says of the agent's key
-    :param sealer: reads memory in place of ``kernel``, which is asked for names only then
-    :param freezer: what stops the monitored system; without it nobody may
+    :param injections: loads and runs the programs that IDSs send; without it they are refused
+    :param evidence: the hardware's attestation of the agent's key
+    :param sealer: reads memory instead of ``kernel``, which then answers questions about names only
+    :param freezer: freezes the monitored system; without it every freeze is refused
     """
 
     def __init__(
@@ -99,17 +99,17 @@ class Agent:
         self._sealer = sealer
         self._injections = injections or Injections()
         self._freezer = freezer or Freezer()
-        self._walks: OrderedDict[int, _Unfinished] = OrderedDict()
+        self._walks: OrderedDict[int, _UnfinishedWalk] = OrderedDict()
         self._numbers = itertools.count(1)
 
     def answer(self, session: bytes, request: bytes) -> bytes:
-        """The reply to a request, both in the clear. Never raises for what a request says.
+        """Return the reply to a request, both in the clear. No request, however malformed, makes it raise.
 
-        :param session: who asks; a walk can only be continued by the one who began it
+        :param session: id of the asking session; only the session that began a walk can continue it
         """
         try:
-            reply = self._answer(session, _understood(request))
-            # Now that what was asked has been read: only then it is known that a freeze has lasted as long.
+            reply = self._answer(session, _decode(request))
+            # After the reading, not before: only now is it certain that the freeze lasted until the memory was read.
             self._freezer.renew(session)
             return encode(reply)
         except PlanError as error:
@@ -127,17 +127,21 @@ class Agent:
         kernel = self._kernel
         match request:
             case Read() | Lookup() | Walk() | More() if self._sealer:
-                return Failure("kernel-encryption", "this agent's kernel encrypts: ask by a vmishim that knows of that")
+                return Failure(
+                    "kernel-encryption", "this agent's kernel encrypts what is read: upgrade vmishim on the IDS's side"
+                )
             case Sealing(key, tags, bulk):
                 if self._sealer is None:
                     return Failure("kernel-encryption", _NO_SEALER)
-                inner = _understood(bulk[CHALLENGE_SIZE:])
+                inner = _decode(bulk[CHALLENGE_SIZE:])
                 if not isinstance(inner, Asking):
-                    return Failure("malformed", f"{type(inner).__name__} is nothing to seal the answer of")
+                    return Failure(
+                        "malformed", f"{type(inner).__name__} is not a request whose answer the kernel can seal"
+                    )
                 try:
                     given = bytes.fromhex(tags)
                 except ValueError:
-                    return Failure("malformed", "tags are hexadecimal")
+                    return Failure("malformed", "tags must be hexadecimal")
                 return self._refusal(inner) or self._sealer.answer(session, key, given, bulk[:CHALLENGE_SIZE], inner)
             case Envelope(public):
                 if self._sealer is None:
@@ -149,12 +153,12 @@ class Agent:
             case Read(space, address, count):
                 return self._read(space, address, count)
             case Walk(plan, reads, heads):
-                also = [kernel.read(address, count) for address, count in reads]
-                return self._chunk(_Unfinished(session, plan, heads, b""), kernel.walk(plan, heads), also)
+                extra = [kernel.read(address, count) for address, count in reads]
+                return self._chunk(_UnfinishedWalk(session, plan, heads, b""), kernel.walk(plan, heads), extra)
             case More(number):
                 walk = self._walks.get(number)
                 if walk is None or walk.session != session:
-                    return Failure("walk", f"there is no unfinished walk {number}; begin it again")
+                    return Failure("walk", f"there is no unfinished walk {number}; start the walk again")
                 del self._walks[number]
                 return self._chunk(walk, walk.ahead or kernel.walk(walk.plan, walk.heads, walk.state))
             case Symbols(several) | Names(several) | Members(several) | Pointees(several) if len(several) > NAMES_MAX:
@@ -189,20 +193,20 @@ class Agent:
             case Hello(version, symbols, members):
                 if len(symbols) + len(members) > NAMES_MAX:
                     return Failure("oversize", f"a hello asks about at most {NAMES_MAX} names")
-                log.info("an IDS of version %.40r is here", version)
+                log.info("an IDS connected, version %.40r", version)
                 facts = kernel.facts()
                 facts["version"] = __version__
                 facts["kernel_encryption"] = self._sealer is not None
                 facts["symbols"] = [kernel.symbol(name) for name in symbols]
                 facts["members"] = [kernel.member(name) for name in members]
                 return Welcome(facts)
-        return Failure("malformed", f"{type(request).__name__} is no request")
+        return Failure("malformed", f"{type(request).__name__} is not a request")
 
     def _refusal(self, request: Asking) -> Failure | None:
-        """Why a request about memory can't be carried out; None if it can."""
+        """Why a request about memory can't be answered; None if it can."""
         match request:
             case Read(_, _, count) if not 0 <= count <= BULK_MAX:
-                return Failure("oversize", f"{count} bytes asked for, one read carries at most {BULK_MAX}")
+                return Failure("oversize", f"{count} bytes asked for, one read returns at most {BULK_MAX}")
             case Read(space) if space and not self._kernel.page_offset:
                 return Failure("physical", _NO_DIRECT_MAP)
             case Lookup() if not self._kernel.page_offset:
@@ -219,11 +223,11 @@ class Agent:
         kernel = self._kernel
         if space == PHYSICAL:
             if kernel.page_offset + address + count > 1 << 64:
-                return Memory(b"")  # beyond the end of the direct map, so no memory
+                return Memory(b"")  # past the end of the direct map there is no memory
             return Memory(kernel.read(kernel.page_offset + address, count))
         return Memory(kernel.read(address, count, space))
 
-    def _chunk(self, walk: _Unfinished, gathered: Gathered, also: Sequence[bytes] = ()) -> Chunk:
+    def _chunk(self, walk: _UnfinishedWalk, gathered: Gathered, reads: Sequence[bytes] = ()) -> Chunk:
         number = 0
         if gathered.more is not None:
             number = next(self._numbers)
@@ -239,20 +243,20 @@ class Agent:
             gathered.cycles,
             gathered.cycle_at,
             gathered.torn,
-            [len(data) for data in also],
+            [len(data) for data in reads],
             list(gathered.head),
-            b"".join((*also, gathered.records)),
+            b"".join((*reads, gathered.records)),
         )
 
     def walk_ahead(self) -> None:
-        """Walk the next chunk of the walk asked for last, while the network carries the chunk before it."""
+        """Walk the next chunk of the latest walk, while the network carries the chunk before it."""
         if self._walks:
             walk = next(reversed(self._walks.values()))
             if walk.ahead is None:
                 walk.ahead = self._kernel.walk(walk.plan, walk.heads, walk.state)
 
     def end(self, session: bytes) -> None:
-        """Forget a session's unfinished walks and its freeze, unload its programs."""
+        """End a session: drop its unfinished walks, thaw what it froze, unload its programs."""
         with contextlib.suppress(FreezeError):
             self._freezer.thaw(session)
         self._injections.end(session)
@@ -262,13 +266,13 @@ class Agent:
             del self._walks[number]
 
 
-_remembered = lru_cache(64)(decode)
+_decode_cached = lru_cache(64)(decode)
 
 
-def _understood(data: bytes) -> Message:
-    """A message, as `decode` has it. Walks come again, listing after listing, and their plans take the most time."""
-    if data[:1] == _WALK and len(data) <= REMEMBERED_MAX:
-        return _remembered(data)
+def _decode(data: bytes) -> Message:
+    """Decode a message. Walks are cached: each listing repeats them, and their plans take the longest to decode."""
+    if data[:1] == _WALK and len(data) <= CACHED_MAX:
+        return _decode_cached(data)
     return decode(data)
 
 
@@ -282,11 +286,9 @@ def _is_read(value: object) -> bool:
     )
 
 
-_NO_SEALER = "this agent encrypts by itself: its kernel does only if it is started with `agent.pyz serve --kernel-key`"
-_PERMITTED_LATER = (
-    "its kernel has no key for this IDS, which was permitted after the agent was started: restart the agent"
-)
+_NO_SEALER = "this agent's kernel does not encrypt: start the agent with `agent.pyz serve --kernel-key`"
+_PERMITTED_LATER = "its kernel has no key for this IDS, which was permitted after the agent started: restart the agent"
 _NO_DIRECT_MAP = (
-    "this kernel does not say where its direct map is (built without KALLSYMS_ALL), so physical memory and page tables "
-    "cannot be read"
+    "this kernel does not show where its direct map is (built without KALLSYMS_ALL), so physical memory and page "
+    "tables cannot be read"
 )

@@ -1,7 +1,7 @@
-"""Ask the machine's security processor for a report that vouches for the agent's key: once, at set-up.
+"""Ask the machine's security processor, once at set-up, for a report that vouches for the agent's key.
 
-Linux 6.7 and later hand reports out by configfs (Documentation/ABI/testing/configfs-tsm in the kernel's tree), with
-``/dev/sev-guest`` (Documentation/virt/coco/sev-guest.rst) being the older way.
+Linux 6.7 and later provide reports through configfs (Documentation/ABI/testing/configfs-tsm in the kernel's tree),
+older kernels through ``/dev/sev-guest`` (Documentation/virt/coco/sev-guest.rst).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ExtendedReportRequest(ctypes.Structure):
 
 
 class GuestRequest(ctypes.Structure):
-    """``struct snp_guest_request_ioctl``. Of ``exitinfo2`` the upper half is the hypervisor's error."""
+    """``struct snp_guest_request_ioctl``. The upper half of ``exitinfo2`` is the hypervisor's error."""
 
     _fields_ = [
         ("msg_version", ctypes.c_uint8),
@@ -61,8 +61,8 @@ SNP_GET_EXT_REPORT = 0xC0205302
 """``_IOWR('S', 0x2, struct snp_guest_request_ioctl)``"""
 
 
-class _AbsentError(Exception):
-    """There is no report by this way. The text says why."""
+class _NoReportError(Exception):
+    """This interface gave no report. The text says why."""
 
 
 def evidence(
@@ -73,43 +73,43 @@ def evidence(
 ) -> Evidence:
     """A report for ``key``, with the certificates that the host has for it.
 
-    Needs root's access to one of the two ways, so it is asked before privileges are dropped. Where there is no report,
-    the text says why, for each way; that is no error, as most machines are none of AMD's confidential ones.
+    Both interfaces need root, so call this before privileges are dropped. Without a report, ``bulk`` is empty and the
+    text says why, for each interface; that is not an error, since most machines are not confidential VMs.
     """
     data = report_data(key)
     try:
-        return _by_configfs(data, tsm)
-    except (OSError, _AbsentError) as error:
-        why = f"{tsm}: {_line(error)}"
+        return _from_configfs(data, tsm)
+    except (OSError, _NoReportError) as error:
+        why = f"{tsm}: {_one_line(error)}"
     try:
-        return _by_device(data, device, ioctl)
-    except (OSError, _AbsentError) as error:
-        return Evidence(f"{why}; {device}: {_line(error)}", b"")
+        return _from_device(data, device, ioctl)
+    except (OSError, _NoReportError) as error:
+        return Evidence(f"{why}; {device}: {_one_line(error)}", b"")
 
 
-def _by_configfs(data: bytes, tsm: Path) -> Evidence:
+def _from_configfs(data: bytes, tsm: Path) -> Evidence:
     entry = tsm / f"vmishim-{os.getpid()}"
-    entry.mkdir()  # the kernel fills it
+    entry.mkdir()  # the kernel creates its files
     try:
         provider = (entry / "provider").read_text().strip()
         if provider != "sev_guest":
-            raise _AbsentError(f"it reports for {provider}, not for AMD SEV-SNP")
-        # Below an SVSM the kernel runs at a privilege level that may not ask for reports of higher ones.
+            raise _NoReportError(f"the provider is {provider}, not AMD SEV-SNP's sev_guest")
+        # Under an SVSM the kernel runs at a privilege level that may not request reports for more privileged levels.
         (entry / "privlevel").write_text((entry / "privlevel_floor").read_text().strip())
         (entry / "inblob").write_bytes(data)
         report = (entry / "outblob").read_bytes()
         certificates = (entry / "auxblob").read_bytes()
-        # It counts writes: more than our two, and the report may be somebody else's.
+        # The kernel counts writes here: more than our two, and the report may be for another process's data.
         if (entry / "generation").read_text().strip() != "2":
-            raise _AbsentError("somebody else wrote to the entry")
+            raise _NoReportError("another process wrote to the entry")
     finally:
         entry.rmdir()
-    return _whole(report, certificates, str(tsm))
+    return _checked(report, certificates, str(tsm))
 
 
-def _by_device(data: bytes, device: Path, ioctl: Callable[[int, int, ctypes.Structure], object]) -> Evidence:
+def _from_device(data: bytes, device: Path, ioctl: Callable[[int, int, ctypes.Structure], object]) -> Evidence:
     certificates = ctypes.create_string_buffer(CERTIFICATES_MAX)
-    # VMPL 0: kernels that know of others have configfs.
+    # VMPL 0: kernels that support other levels have configfs.
     asked = ReportRequest(user_data=(ctypes.c_uint8 * 64)(*data))
     request = ExtendedReportRequest(asked, ctypes.addressof(certificates), len(certificates))
     response = ReportResponse()
@@ -118,20 +118,20 @@ def _by_device(data: bytes, device: Path, ioctl: Callable[[int, int, ctypes.Stru
     try:
         ioctl(descriptor, SNP_GET_EXT_REPORT, call)
     except OSError as error:
-        raise _AbsentError(f"{error.strerror}, exitinfo2 {call.exitinfo2:#x}") from None
+        raise _NoReportError(f"{error.strerror}, exitinfo2 {call.exitinfo2:#x}") from None
     finally:
         os.close(descriptor)
     if response.status:
-        raise _AbsentError(f"the security processor refused with status {response.status:#x}")
-    return _whole(bytes(response.report)[: response.report_size], certificates.raw, str(device))
+        raise _NoReportError(f"the security processor refused with status {response.status:#x}")
+    return _checked(bytes(response.report)[: response.report_size], certificates.raw, str(device))
 
 
-def _whole(report: bytes, certificates: bytes, source: str) -> Evidence:
+def _checked(report: bytes, certificates: bytes, source: str) -> Evidence:
     if len(report) != REPORT_SIZE:
-        raise _AbsentError(f"the report has {len(report)} bytes, not {REPORT_SIZE}")
-    # A host that has no certificates leaves the pages as they were.
+        raise _NoReportError(f"the report has {len(report)} bytes, not {REPORT_SIZE}")
+    # A host without certificates leaves the pages as they were.
     return Evidence(source, report + (certificates if any(certificates) else b""))
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,8 +1,8 @@
-"""A program as bare instructions, made by bcc against one kernel's headers: for kernels without BTF.
+"""Load a program given as bare instructions, compiled by bcc against one kernel's headers: for kernels without BTF.
 
-libbpf loads ELF objects and no such thing, so this makes the maps, puts their descriptors into the instructions and
-loads them by bpf(2) itself. Layouts: ``union bpf_attr`` in include/uapi/linux/bpf.h. The bundle that carries the
-instructions is made by ``vmishim.inject.bcc``.
+libbpf loads only ELF objects, so this creates the maps, patches their descriptors into the instructions and calls
+bpf(2) itself. Layouts: ``union bpf_attr`` in include/uapi/linux/bpf.h. ``vmishim.inject.bcc`` makes the
+bundle that carries the instructions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from guest_agent.programs import LoadError
 from vmishim.wire.injection import INSTRUCTION, Bundle, MapDefinition
 
 LOG_SIZE = 16 << 20
-"""Bytes of log the verifier may write: ``BPF_MAX_LOG_SIZE`` of older kernels (5.1 to 6.3: kernel/bpf/verifier.c)."""
+"""Size of the verifier's log: ``BPF_MAX_LOG_SIZE`` of older kernels (5.1 to 6.3: kernel/bpf/verifier.c)."""
 
 _SYSCALL = 321  # x86-64, arch/x86/entry/syscalls/syscall_64.tbl
 _MAP_CREATE, _PROG_LOAD = 0, 5  # enum bpf_cmd
@@ -28,9 +28,9 @@ _PSEUDO_MAP_FD = 1
 
 
 class Bytecode:
-    """A loaded bundle: its maps and the one program.
+    """A loaded bundle: its maps and its only program.
 
-    :raises LoadError: it was compiled for another kernel, or the kernel refused it (``log`` is the verifier's word)
+    :raises LoadError: it was compiled for another kernel, or the kernel refused it (``log`` is the verifier's log)
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -56,11 +56,11 @@ class Bytecode:
             raise
 
     def program(self, name: str) -> int:
-        """The descriptor of the one program, open as long as this is, whatever it is called."""
+        """The descriptor of the bundle's only program, valid until `close`; the name does not matter."""
         return self._program
 
     def map_descriptor(self, name: str) -> int:
-        """A map's. :raises KeyError: no such map"""
+        """A map's descriptor, valid until `close`. :raises KeyError: no such map"""
         return self._maps[name]
 
     def close(self) -> None:
@@ -82,7 +82,9 @@ class Bytecode:
         try:
             descriptor = _bpf(_MAP_CREATE, ctypes.create_string_buffer(attributes, len(attributes)))
         except OSError as error:
-            raise LoadError(f"map {definition.name!r} could not be made: {error.strerror}{_privilege(error)}") from None
+            raise LoadError(
+                f"map {definition.name!r} could not be created: {error.strerror}{_privilege(error)}"
+            ) from None
         self._descriptors.append(descriptor)
         self._maps[definition.name] = descriptor
         return descriptor
@@ -113,7 +115,7 @@ class Bytecode:
             first = error
             log = ctypes.create_string_buffer(LOG_SIZE)
             try:
-                descriptor = load(1, log)  # EAGAIN and the like pass
+                descriptor = load(1, log)  # a transient error such as EAGAIN may not recur
             except OSError:
                 text = log.value.decode(errors="replace")
                 why = errno.errorcode.get(first.errno or 0, str(first.errno))
@@ -129,7 +131,7 @@ def _privilege(error: OSError) -> str:
 
 
 def _bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
-    """bpf(2). :raises OSError: as it failed"""
+    """Call bpf(2). :raises OSError: it failed"""
     result = int(
         _libc.syscall(ctypes.c_long(_SYSCALL), ctypes.c_int(command), attributes, ctypes.c_uint(len(attributes)))
     )

@@ -1,9 +1,9 @@
-"""Stops the monitored system while an IDS looks at it: its container's cgroup is frozen (``cgroup.freeze``, see
-Documentation/admin-guide/cgroup-v2.rst), the agent outside of it answers on.
+"""Freeze the monitored system while an IDS looks at it: freezes its container's cgroup (``cgroup.freeze``, see
+Documentation/admin-guide/cgroup-v2.rst), while the agent, outside the cgroup, keeps answering.
 
-A process of its own, the warden, holds the cgroup's files and knows who has it frozen, and until when. It thaws when
-the last holder's time is up, and when the agent is gone, however that ended: neither a dead IDS nor a dead agent leaves
-the system frozen. Where agent and warden are killed at once, the agent that is started next thaws first.
+A separate process, the warden, holds the cgroup's files and tracks which sessions hold a freeze and until when. It
+thaws when the last holder's time is up, or when the agent is gone for any reason, so neither a dead IDS nor a dead
+agent leaves the system frozen. If agent and warden are killed together, the next agent thaws before anything else.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from guest_agent import sandbox
 from vmishim.errors import LinkError
 
 FREEZE_MAX = 60_000
-"""Milliseconds that a session may ask to be allowed to be silent."""
-_STAND_STILL = 1.0  # seconds; a task that sleeps in the kernel without heeding signals can't be frozen
-_LOOK = 2  # ms; the kernel announces changes of cgroup.events at most every 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV)
+"""The longest time without a request, in ms, that a session may ask its freeze to survive."""
+_FREEZE_TIMEOUT = 1.0  # seconds; a task in uninterruptible sleep can't be frozen
+_POLL_MS = 2  # ms; the kernel announces changes of cgroup.events at most every 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV)
 _ASK = struct.Struct("<B8sI")
 _FREEZE, _RENEW, _THAW = range(3)
 _DONE = "done"
@@ -36,14 +36,13 @@ _ROOT = Path("/sys/fs/cgroup")
 
 
 class FreezeError(Exception):
-    """The monitored system can't be stopped, or has not stood still; the text says why."""
+    """The monitored system can't be frozen, or did not stay frozen; the text says why."""
 
 
 class Freezer:
-    """The agent's end: asks the warden. The warden is forked here, so make this before there are threads or secrets.
+    """The agent's side of the warden. The constructor forks the warden: call it before there are threads or secrets.
 
-    :param cgroup: folder of the monitored container's cgroup; thawed at once, whoever has frozen it. None: nobody may
-        stop anything
+    :param cgroup: folder of the monitored container's cgroup, which is thawed at once; None refuses every freeze
     :raises LinkError: there is no such cgroup, it can't be frozen, or the agent itself is in it
     """
 
@@ -62,12 +61,12 @@ class Freezer:
         except OSError as error:
             raise LinkError(
                 f"{error.filename or cgroup}: {error.strerror}: --freeze takes the folder of a cgroup (version 2) that "
-                "exists as long as the agent runs, such as the slice of the monitored container"
+                "outlives the agent, such as the slice of the monitored container"
             ) from error
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork() == 0:
             try:
-                _give_up_all_but(theirs.fileno(), freeze, events)
+                _keep_only(theirs.fileno(), freeze, events)
                 _Warden(theirs.fileno(), freeze, events).run()
             finally:
                 os._exit(0)
@@ -76,51 +75,52 @@ class Freezer:
         theirs.close()
 
     def freeze(self, session: bytes, milliseconds: int) -> None:
-        """Stop the monitored system for a session; returns once it stands still. Again: with another time.
+        """Freeze the monitored system for a session; returns once it is frozen. Called again, it sets a new time.
 
-        :raises FreezeError: it can't be stopped; it runs then, unless another session has stopped it
+        :param milliseconds: the freeze ends when the session sends no request for this long
+        :raises FreezeError: it can't be frozen; it then runs on, unless another session has it frozen
         """
         if self._socket is None:
-            raise FreezeError("this agent may not stop anything: start it with --freeze CGROUP")
+            raise FreezeError("this agent may not freeze anything: start it with --freeze CGROUP")
         if not 0 < milliseconds <= FREEZE_MAX:
             raise FreezeError(f"a freeze lasts 1 to {FREEZE_MAX:,} ms without a request, not {milliseconds:,}")
         self._ask(_FREEZE, session, milliseconds)
         self._holders.add(session)
 
     def renew(self, session: bytes) -> None:
-        """A session that may hold a freeze has been answered: its time begins anew.
+        """Restart the time of a session's freeze, if it holds one, because the session was answered.
 
-        :raises FreezeError: it holds one that did not last until now
+        :raises FreezeError: its freeze ended before this call
         """
         if session in self._holders:
             self._ask(_RENEW, session)
 
     def thaw(self, session: bytes) -> None:
-        """A session holds no freeze any more, if it did; the system goes on unless another does."""
+        """End a session's freeze, if it holds one; the system runs again unless another session holds one."""
         if session in self._holders:
             self._holders.remove(session)
             self._ask(_THAW, session)
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Between two questions there is something to read from these only when the warden has ended."""
+        """File descriptors that become readable between requests only when the warden has ended."""
         return () if self._socket is None else (self._socket.fileno(),)
 
     @property
     def lost(self) -> bool:
-        """Whether the warden has ended, so that nobody would thaw."""
+        """Whether the warden has ended, so that nothing would thaw the system."""
         poll = select.poll()
         for descriptor in self.descriptors:
             poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(0))
 
     def close(self) -> None:
-        """Let the monitored system go on; the warden ends."""
+        """Thaw the monitored system and end the warden."""
         if self._socket is not None:
             self._socket.close()
 
     def _ask(self, what: int, session: bytes, milliseconds: int = 0) -> None:
-        assert self._socket is not None, "a holder has frozen something"
+        assert self._socket is not None, "only an agent with a cgroup has freezes"
         try:
             self._socket.send(_ASK.pack(what, session, milliseconds))
             answer = self._socket.recv(4096)
@@ -131,7 +131,7 @@ class Freezer:
 
 
 class _Warden:
-    """Knows who holds a freeze, how long each may be silent, and until when that is."""
+    """The warden's process: tracks each session's freeze, how long the session may be silent, and its deadline."""
 
     def __init__(self, agent: int, freeze: int, events: int) -> None:
         self._agent, self._freeze, self._events = agent, freeze, events
@@ -145,14 +145,14 @@ class _Warden:
             while True:
                 left = max((until for _, until in self._holders.values()), default=0.0) - monotonic()
                 if self._holders and left <= 0:
-                    self._let_go()
+                    self._thaw()
                 elif poll.poll(left * 1000 + 1 if self._holders else None):
                     request = os.read(self._agent, _ASK.size)
                     if not request:
                         return
                     os.write(self._agent, self._answer(*_ASK.unpack(request)).encode())
         finally:
-            self._let_go()
+            self._thaw()
 
     def _answer(self, what: int, session: bytes, milliseconds: int) -> str:
         try:
@@ -170,46 +170,46 @@ class _Warden:
     def _serve(self, what: int, session: bytes, milliseconds: int) -> None:
         now = monotonic()
         if what == _FREEZE:
-            self._stop()
+            self._freeze_all()
             seconds = milliseconds / 1000
             self._holders[session] = seconds, monotonic() + seconds
         elif what == _RENEW:
-            # A look at the file, for somebody else may have thawed; it fails when the cgroup is gone.
+            # Read the file: another process may have thawed the cgroup. The read fails when the cgroup is gone.
             if os.pread(self._freeze, 1, 0) != b"1":
                 self._holders.clear()
             if session not in self._holders:
                 raise FreezeError(
-                    "the pause is over: nothing was asked for longer than it allows, or the container was thawed by "
-                    "hand; resume_vm, then pause_vm again, with a longer freeze in domains.toml if need be"
+                    "the pause is over: no request came for longer than it allows, or the container was thawed by "
+                    "hand; call resume_vm, then pause_vm again, with a longer freeze in domains.toml if needed"
                 )
             seconds, _ = self._holders[session]
             self._holders[session] = seconds, now + seconds
         else:
             self._holders.pop(session, None)
             if all(until <= now for _, until in self._holders.values()):
-                self._let_go()
+                self._thaw()
 
-    def _stop(self) -> None:
+    def _freeze_all(self) -> None:
         os.pwrite(self._freeze, b"1", 0)
-        deadline = monotonic() + _STAND_STILL
+        deadline = monotonic() + _FREEZE_TIMEOUT
         poll = select.poll()
         poll.register(self._events, select.POLLPRI)
         while b"frozen 1" not in os.pread(self._events, 256, 0):
             if monotonic() > deadline:
                 if not self._holders:
-                    self._let_go()
-                raise FreezeError(f"the monitored container did not come to stand still within {_STAND_STILL:g} s")
-            poll.poll(_LOOK)
+                    self._thaw()
+                raise FreezeError(f"the monitored container did not freeze within {_FREEZE_TIMEOUT:g} s")
+            poll.poll(_POLL_MS)
 
-    def _let_go(self) -> None:
+    def _thaw(self) -> None:
         self._holders.clear()
-        with contextlib.suppress(OSError):  # a cgroup that is gone holds nobody
+        with contextlib.suppress(OSError):  # a cgroup that is gone freezes nothing
             os.pwrite(self._freeze, b"0", 0)
 
 
-def _give_up_all_but(*descriptors: int) -> None:
-    """Keep these and standard error, and what using them takes; heed no signal meant for the agent, whose end is this
-    process's."""
+def _keep_only(*descriptors: int) -> None:
+    """Keep only these descriptors, standard error, and the rights to use them. Ignore signals meant for the agent: this
+    process ends when the agent does."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     low = 0

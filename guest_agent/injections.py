@@ -1,4 +1,4 @@
-"""Programs that IDSs injected: kept by session, bounded, run and unloaded. `guest_agent.loader` loads them."""
+"""Keep the programs that IDSs inject, by session and bounded; run and unload them. `guest_agent.loader` loads them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from vmishim.wire.injection import INPUT_HEAD, OUTPUT_HEAD
 log = logging.getLogger(__name__)
 
 PER_SESSION = 8
-"""Programs one session may hold."""
+"""Programs that one session may hold."""
 IN_ALL = 32
-"""Programs held for all sessions; the one longest unused makes room."""
+"""Programs held for all sessions together; a new one displaces the least recently used."""
 MAPS_IN_ALL = 64 << 20
-"""Bytes the maps of all programs may take."""
+"""Bytes that the maps of all programs together may take."""
 LOG_MAX = 512 << 10
-"""Bytes of a verifier's log that are sent: its end, where it says what was wrong."""
+"""Bytes of a verifier's log that are sent: the end of it, which says what was wrong."""
 NAME_MAX = 64
 """Characters of a program's name."""
 
@@ -43,8 +43,8 @@ class _Program:
 class Injections:
     """The injected programs of one agent.
 
-    :param load: loads a program, see `guest_agent.loader.Loader`; without it none are accepted
-        (``agent.pyz serve --allow-injection`` gives it)
+    :param load: loads a program, see `guest_agent.loader.Loader`; without it none is accepted
+        (``agent.pyz serve --allow-injection`` provides it)
     """
 
     def __init__(self, load: Callable[[bytes], Loaded] | None = None) -> None:
@@ -56,7 +56,7 @@ class Injections:
         """Load a program for a session and return its number.
 
         :raises InjectionError: it is refused before the kernel sees it
-        :raises LoadError: libbpf or the verifier refused it; the text tells the line, ``log`` all of it
+        :raises LoadError: libbpf or the verifier refused it; the text names the line, ``log`` is the whole log
         """
         if self._load is None:
             raise InjectionError(
@@ -69,7 +69,8 @@ class Injections:
         own = sum(program.session == session for program in self._programs.values())
         if own >= PER_SESSION:
             raise InjectionError(
-                "injection", f"this session holds {own} programs, the most it may: close one that is done"
+                "injection",
+                f"this session holds {own} programs, as many as are allowed: close one that you no longer need",
             )
         loaded = self._load(data)
         _, given, output = loaded.descriptors
@@ -87,9 +88,9 @@ class Injections:
         return number
 
     def run(self, session: bytes, number: int, data: bytes) -> bytes:
-        """Run a program: ``data`` is its input, what it put out is returned with its header.
+        """Run a program on the input ``data`` and return its output, which starts with `OUTPUT_HEAD`.
 
-        :raises InjectionError: there is no such program, the input is too long, or the program gave up
+        :raises InjectionError: there is no such program, the input is too long, or the program failed
         """
         program = self._own(session, number)
         self._programs.move_to_end(number)
@@ -105,16 +106,16 @@ class Injections:
             raise InjectionError("program-gave-up", f"{program.name} did not run: {error.strerror}") from None
         program.runs += 1
         if status:
-            raise InjectionError(
-                "program-gave-up", f"{program.name} returned {status}, which is its own word for a failure"
-            )
+            raise InjectionError("program-gave-up", f"{program.name} returned {status}, a failure: 0 is success")
         used = int(OUTPUT_HEAD.unpack_from(output)[0])
         if used > len(output) - OUTPUT_HEAD.size:
-            raise InjectionError("injection", f"{program.name} says it put out {used} bytes, more than its map holds")
+            raise InjectionError(
+                "injection", f"{program.name} claims to have written {used} bytes of output, more than its map holds"
+            )
         return bytes(output[: OUTPUT_HEAD.size + used])
 
     def listing(self, session: bytes) -> list[list[Any]]:
-        """All programs: number, name, format, bytes, bytes of maps, runs so far, whether the asking session owns it."""
+        """All programs: number, name, format, bytes, bytes of maps, runs so far, whether ``session`` owns it."""
         return [
             [number, held.name, held.loaded.format, held.size, held.loaded.maps, held.runs, held.session == session]
             for number, held in self._programs.items()
@@ -162,15 +163,15 @@ def _map(descriptor: int, value_size: int) -> mmap.mmap:
 
 
 def explain(error: LoadError) -> str:
-    """One line on why a program was not loaded, out of the log where that tells more."""
+    """Say in one line why a program was not loaded, from the log if it says more than the error."""
     words = [line.strip() for line in error.log.splitlines()]
     relocation = next((line for line in words if "failed to resolve CO-RE relocation" in line), None)
     if relocation:
         named = re.search(r"\] (.+?) \(", relocation)
-        return f"this kernel has no {named[1] if named else relocation}, by its BTF"
+        return f"this kernel has no {named[1] if named else relocation} in its BTF"
     if re.search(r"kernel BTF is missing|find valid kernel BTF", error.log):
         return (
-            "this kernel shows no BTF, by which a CO-RE object finds its members: compile the program against the "
+            "this kernel has no BTF, which a CO-RE object needs: compile the program against the "
             "kernel's headers instead (headers=..., see docs/injection.md)"
         )
     telling = verdict(error.log)
@@ -178,7 +179,7 @@ def explain(error: LoadError) -> str:
 
 
 def verdict(text: str) -> str:
-    """The verifier's last word and the source line it stood at, from its log; nothing when there is none."""
+    """The verifier's last message in a log and the source line it is about; empty if the log has none."""
     begin = text.rfind("BEGIN PROG LOAD LOG --")
     lines = [line.strip() for line in (text[begin:].splitlines()[1:] if begin >= 0 else text.splitlines())]
     ends = [at for at, line in enumerate(lines) if line.startswith(("processed ", "-- END PROG LOAD LOG"))]
@@ -187,7 +188,7 @@ def verdict(text: str) -> str:
     if not said or (begin < 0 and not ends):
         return ""
     source = next((line[1:].strip() for line in reversed(lines) if line.startswith(";") and len(line) > 3), "")
-    # Newer kernels say where the line is: "; walk.at = 0; @ file.c:37".
+    # Newer kernels append where the line is: "; walk.at = 0; @ file.c:37".
     line, _, place = source.partition(" @ ")
     return f"{f' at {place}' if place else ''}{f' `{line}`' if line else ''}: {said[-1]}"
 
@@ -199,8 +200,8 @@ _INSTRUCTION = re.compile(
 
 
 def cut(text: str) -> bytes:
-    """The end of a log, as it is sent."""
+    """Encode a log for sending; of a long one, only the end."""
     data = text.encode()
     if len(data) <= LOG_MAX:
         return data
-    return f"[{len(data) - LOG_MAX} bytes before this are left out]\n".encode() + data[-LOG_MAX:]
+    return f"[{len(data) - LOG_MAX} bytes of the log before this were cut]\n".encode() + data[-LOG_MAX:]

@@ -1,6 +1,6 @@
-"""This machine's kernel as the agent sees it: symbols, members, memory, walks.
+"""This machine's kernel, as the agent reads it: symbols, structure members, memory, walks.
 
-Everything that touches the kernel is here and in ``programs``; ``agent`` turns requests into calls of this.
+Only this module and ``programs`` touch the kernel; ``agent`` turns requests into calls of `Kernel`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LINKED_TEXT = 0xFFFFFFFF81000000
 
 
 class Struct:
-    """A structure of our own in a shared map, by member name; its layout is the object's BTF."""
+    """One of our own structures in a shared map, accessed by member name; its layout comes from the object's BTF."""
 
     def __init__(self, btf: Btf, name: str, memory: Any) -> None:
         self.size = btf.size(name)
@@ -53,11 +53,11 @@ class Struct:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What one run of a walk brought: records, and how it stands."""
+    """The result of one run of a walk: its records and its state."""
 
     records: bytes
     more: bytes | None
-    """The walk's state, to go on from; None when it is over."""
+    """The walk's state, to continue it with; None when it is over."""
     truncated: bool
     faulted: int
     fault_at: int
@@ -90,13 +90,13 @@ class Kernel:
         base = self.symbol("page_offset_base")
         if base:
             self.page_offset = _U64.unpack(self.read(base, 8))[0]
-        # AMD SEV sets its C-bit in every private entry of a page table, Intel TDX its bit in every shared one.
+        # AMD SEV sets the C-bit in every private page-table entry, Intel TDX the shared bit in every shared one.
         for at in filter(None, map(self.symbol, ("sme_me_mask", "cc_mask"))):
             self.encrypted |= _U64.unpack(self.read(at, 8))[0]
-        # What translates is the same for every request; the programs only read it.
+        # Translation parameters, the same for every request; the programs only read them.
         self._read["page_offset"], self._read["levels"] = self.page_offset, self.levels
         self._read["encrypted"] = self.encrypted
-        # Asked once: a hello is answered by a process that can open files no more.
+        # Read once, now: the process that answers hellos can no longer open files.
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._memory_end = self._memory_size()
         self._cpus = os.cpu_count() or 1
@@ -104,7 +104,7 @@ class Kernel:
     # ---- names -------------------------------------------------------------------------------------------------------
 
     def symbol(self, name: str) -> int | None:
-        """Address of a symbol: kallsyms' word, or for a kernel that lists functions only, what ``locate`` found."""
+        """Address of a symbol, from kallsyms or, if the kernel lists functions only, from what ``locate`` found."""
         address = self._kallsyms.address(name.encode(errors="replace"))
         return self._located.get(name) if address is None else address
 
@@ -116,7 +116,7 @@ class Kernel:
         return name
 
     def member(self, name: str) -> list[int] | None:
-        """``"task_struct comm"`` -> [offset, size]; a structure alone -> [0, its size]; None when there is none."""
+        """``"task_struct comm"`` -> [offset, size]; a structure alone -> [0, its size]; None if unknown."""
         if self.btf is None:
             return None
         struct_name, _, member = name.partition(" ")
@@ -126,7 +126,7 @@ class Kernel:
             return None
 
     def pointee(self, question: str) -> list[int] | None:
-        """``"task_struct 2272"`` or ``"#77 16"`` -> [type number, bytes] of what that word points to, or None."""
+        """``"task_struct 2272"`` or ``"#77 16"`` -> [type number, size] of what that word points to, or None."""
         if self.btf is None:
             return None
         name, _, offset = question.partition(" ")
@@ -138,7 +138,7 @@ class Kernel:
             return None
 
     def facts(self) -> dict[str, Any]:
-        """What is known of this kernel and machine, see `vmishim.kernel.profile.Profile`."""
+        """Facts about this kernel and machine, see `vmishim.kernel.profile.Profile`."""
         text = self.symbol("_text")
         return {
             "release": os.uname().release,
@@ -152,12 +152,12 @@ class Kernel:
         }
 
     def _memory_size(self) -> int:
-        """End of the highest RAM, bytes; 0 when it can't be told."""
+        """End of the highest RAM, in bytes; 0 if unknown."""
         most = self.symbol("max_pfn")
         if most:
             return int.from_bytes(self.read(most, 8), "little") << 12
         ends = re.findall(r"^[0-9a-f]+-([0-9a-f]+) : System RAM", Path("/proc/iomem").read_text(), re.M)
-        # Without CAP_SYS_ADMIN all of them are zero there.
+        # Without CAP_SYS_ADMIN the file shows zeros only.
         return max((int(end, 16) + 1 for end in ends if int(end, 16)), default=0)
 
     def _locate(self) -> dict[str, int]:
@@ -173,9 +173,9 @@ class Kernel:
     # ---- memory ------------------------------------------------------------------------------------------------------
 
     def read(self, address: int, count: int, dtb: int = 0) -> bytes:
-        """Memory at ``address``, at most a chunk (1 MiB) of it, up to the first byte that cannot be read.
+        """Read memory at ``address``: at most a chunk (1 MiB), and only up to the first unreadable page.
 
-        :param dtb: 0 for kernel virtual addresses, else the page-table root that translates ``address``
+        :param dtb: 0 for kernel virtual addresses, else the page-table root to translate ``address`` with
         """
         request = self._read
         request["address"], request["count"], request["dtb"] = address, min(count, 1 << 20), dtb
@@ -183,7 +183,7 @@ class Kernel:
         return self._out[: request["done"]]
 
     def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
-        """Translate: (physical address, page size, entries from the root down). A page size of 0: not mapped."""
+        """Translate an address: (physical address, page size or 0 if not mapped, entries from the root down)."""
         request = self._read
         request["address"], request["dtb"] = address, dtb
         self._programs.run("lookup")
@@ -193,7 +193,7 @@ class Kernel:
         """Run a walk until its chunk is full or it is over.
 
         :param heads: u64 addresses, for a plan that lists its heads
-        :param state: where an earlier chunk left it
+        :param state: `Gathered.more` of the chunk before; None starts the walk
         """
         start = state or self._start(plan)
         self._state[: len(start)] = start
@@ -215,7 +215,7 @@ class Kernel:
         )
 
     def close(self) -> None:
-        """Unload the programs: memory can't be read any more. Names are known as before."""
+        """Unload the programs: memory can't be read any more, names can still be resolved."""
         self._programs.close()
 
 
@@ -223,11 +223,12 @@ _MORE, _TRUNCATED = 0, 2  # enum walk_state
 
 
 class _Kallsyms:
-    """``/proc/kallsyms``: symbols of modules as they are when asked for, the kernel's own as they were at first.
+    """``/proc/kallsyms``: the kernel's symbols, read once, and those of modules, read again when modules come or go.
 
-    Both files are held open, and show addresses to who opened them: the agent that serves could not open them again.
+    This file and ``/proc/modules`` stay open, because the kernel checks who opened them: the confined agent could not
+    open them again.
 
-    :raises LoadError: it can't be read, or hides addresses
+    :raises LoadError: the file can't be read, or hides addresses
     """
 
     def __init__(self) -> None:
@@ -241,11 +242,11 @@ class _Kallsyms:
         if not re.search(rb"\n(?!0000000000000000)[0-9a-f]{16} ", self._text[:4096]):
             raise LoadError(
                 "/proc/kallsyms shows only zeros: run as root or with CAP_SYSLOG, "
-                "and see that kernel.kptr_restrict is not 2"
+                "and check that kernel.kptr_restrict is not 2"
             )
 
     def _loaded(self) -> set[bytes]:
-        """Each module's name, size, state and address (proc(5), modules); without who uses it, which changes."""
+        """Each module's name, size, state and address (proc(5), modules), without its use counts, which change."""
         if self._modules_file is None:
             return set()
         self._modules_file.seek(0)
@@ -257,32 +258,32 @@ class _Kallsyms:
         of_module = self._text.find(b"\t[")
         self._end = len(self._text) if of_module < 0 else self._text.rfind(b"\n", 0, of_module) + 1
 
-    def _renew(self) -> None:
-        """Read it again if modules came or went."""
+    def _refresh(self) -> None:
+        """Read the symbols again if modules were loaded or unloaded."""
         modules = self._loaded()
         if modules != self._modules:
             self._read(modules)
 
     def address(self, name: bytes) -> int | None:
-        """Where the first symbol of that name is."""
+        """Address of the first symbol with that name."""
         at = self._text.find(b" " + name + b"\n", 0, self._end)
         if at < 0:
-            self._renew()
+            self._refresh()
             at = self._text.find(b" " + name + b"\t[", self._end)
         return None if at < 0 else self._address(at)
 
     def name(self, address: int) -> str | None:
         """The first symbol that starts at ``address``."""
-        # The kernel sorts its own, since it bisects them itself (get_symbol_pos, kernel/kallsyms.c).
+        # The kernel's own symbols are sorted, since the kernel bisects them too (get_symbol_pos, kernel/kallsyms.c).
         at = bisect_left(range(self._end), address, 1, key=self._address)
         if at == self._end or self._address(at) != address:
-            self._renew()
+            self._refresh()
             at = self._text.find(b"\n%016x " % address, self._end - 1) + 1
         line = self._text[at : self._text.find(b"\n", at)] if at else b""
         return line[19:].split(b"\t")[0].decode() or None
 
     def _address(self, at: int) -> int:
-        """The address in the line that ``at`` lies in."""
+        """The address on the line that contains position ``at``."""
         line = self._text.rfind(b"\n", 0, at) + 1
         return int(self._text[line : line + 16], 16)
 

@@ -1,11 +1,11 @@
-"""Loading of injected programs, in a process of its own: the only one that keeps privileges while the agent serves.
+"""Load injected programs in a separate process, the only one that keeps privileges while the agent serves.
 
-An injected program reads: of the kernel's helpers only those that do no more are let through. Two kinds come in, told
-apart by their first bytes: an ELF object that libbpf loads by CO-RE, and bytecode (`guest_agent.bytecode`).
+An injected program may only read: it can call no kernel helper that does more. It comes in one of two formats,
+recognized by the first bytes: an ELF object, which libbpf loads with CO-RE, or a bytecode bundle (`bytecode`).
 
-The process is forked before the agent holds its key or any program. It keeps ``CAP_BPF`` and ``CAP_PERFMON``, has a
-seccomp filter of its own, takes a program's bytes from a socket and gives the descriptors of what it loaded back. It
-cannot run, attach or find programs, nor reach the network; the agent can do nothing with bpf(2) but run what it got.
+The process is forked before the agent holds its key or any program. It keeps ``CAP_BPF`` and ``CAP_PERFMON``, has its
+own seccomp filter, takes a program's bytes from a socket and sends back the descriptors of what it loaded. It cannot
+run, attach or look up programs, nor reach the network; the agent's bpf(2) can only run the programs it receives.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 SIZE_MAX = 1 << 20
 """Bytes of one object."""
 MAPS_MAX = 16 << 20
-"""Bytes the maps of one program may take; a program that hands out a full output needs little more than one MiB."""
+"""Bytes that the maps of one program may take; a program with a full-size output needs little more than one MiB."""
 PROGRAM, SECTION = "run", "syscall"
-"""The one program of an object, see docs/injection.md."""
+"""Name and section of an object's only program, see docs/injection.md."""
 
 HELPERS = {
     1: "map_lookup_elem",
@@ -65,7 +65,7 @@ HELPERS = {
 programs (bpf_sys_bpf) or write to user memory."""
 
 _ARRAYS_AND_HASHES = {1: 1, 2: 1, 5: 0, 6: 0, 9: 1, 10: 0}
-"""enum bpf_map_type: what is accepted; 0 for those that hold a value for each CPU."""
+"""Accepted values of enum bpf_map_type; 0 marks those that hold a value per CPU."""
 _CALL = 0x85
 
 
@@ -79,7 +79,7 @@ class InjectionError(LibvmiError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A program in the kernel, by its descriptors. It is unloaded when they are closed."""
+    """The descriptors of a program in the kernel. Closing them unloads it."""
 
     format: str
     """``CO-RE`` or ``bytecode``."""
@@ -87,9 +87,9 @@ class Loaded:
     """Bytes that its maps take."""
     input_size: int
     output_size: int
-    """Bytes of the values of the maps that are shared with it."""
+    """Bytes of the values of its input and output maps."""
     descriptors: tuple[int, int, int]
-    """Of the program, its input and its output."""
+    """Of the program, its input map and its output map."""
 
     def close(self) -> None:
         """Unload it."""
@@ -100,9 +100,9 @@ class Loaded:
 def load(data: bytes, cpus: int) -> Loaded:
     """Load a program, with the privileges of this process.
 
-    :param cpus: possible CPUs, for what a map of one value a CPU takes
+    :param cpus: number of possible CPUs, to size per-CPU maps
     :raises InjectionError: it is refused before the kernel sees it
-    :raises LoadError: libbpf or the verifier refused it; the text tells the line, ``log`` all of it
+    :raises LoadError: libbpf or the verifier refused it; the text names the line, ``log`` is the whole log
     """
     contents = Contents([], [])
     taken = 0
@@ -125,9 +125,9 @@ def load(data: bytes, cpus: int) -> Loaded:
         check_helpers(instructions)
         held, format = Bytecode(bundle), "bytecode"
     else:
-        raise InjectionError("injection", "this is neither an eBPF object (ELF) nor a bundle of bytecode")
+        raise InjectionError("injection", "this is neither an eBPF object (ELF) nor a bytecode bundle")
     try:
-        # Before its first run a loaded program has done nothing.
+        # Checking after the load is safe: the program has not run yet.
         check_helpers(instructions)
         sizes = {definition.name: definition.value_size for definition in contents.maps}
         program, given, output = held.program(PROGRAM), held.map_descriptor("input"), held.map_descriptor("output")
@@ -137,7 +137,7 @@ def load(data: bytes, cpus: int) -> Loaded:
 
 
 def check_contents(contents: Contents, cpus: int) -> int:
-    """What the maps of an acceptable object take, bytes. :raises InjectionError: it is not acceptable"""
+    """Return the bytes that the object's maps take. :raises InjectionError: the object is not acceptable"""
     for name, section in contents.programs:
         if (name, section) != (PROGRAM, SECTION):
             raise InjectionError(
@@ -167,7 +167,7 @@ def check_contents(contents: Contents, cpus: int) -> int:
 
 
 def check_helpers(instructions: bytes) -> None:
-    """:raises InjectionError: the program calls what it may not"""
+    """Check what a program calls. :raises InjectionError: a kernel function, or a helper that is not in `HELPERS`"""
     for at in range(0, len(instructions), INSTRUCTION):
         if instructions[at] == _CALL:
             source = instructions[at + 1] >> 4
@@ -179,7 +179,7 @@ def check_helpers(instructions: bytes) -> None:
             if source == 0 and number not in HELPERS:
                 raise InjectionError(
                     "injection",
-                    f"the program calls helper {number}, which is not among those that only read "
+                    f"the program calls helper {number}, which is not one of those that only read "
                     "(docs/injection.md lists them)",
                 )
 
@@ -188,17 +188,17 @@ def check_helpers(instructions: bytes) -> None:
 
 PRIVILEGES = (38, 39)
 """CAP_PERFMON, CAP_BPF"""
-_HEAD = Struct("<Q")  # before each message: its bytes
+_HEAD = Struct("<Q")  # before each message: its size in bytes
 _MAP_CREATE, _MAP_UPDATE_ELEM, _PROG_LOAD, _OBJ_GET_INFO_BY_FD, _BTF_LOAD = 0, 2, 5, 15, 18  # enum bpf_cmd
 _MAP_FREEZE, _PROG_BIND_MAP = 22, 35
 
 
 def calls() -> list[Call]:
-    """What loading needs. libbpf reads the kernel's BTF from its file each time; that other files can be read as well
-    is no gain for somebody who may load programs that read kernel memory."""
+    """The system calls that loading needs. libbpf opens the kernel's BTF for each load, so this allows opening any file
+    for reading: no gain to an attacker who can already load programs that read kernel memory."""
     names = (
         "read recvfrom recvmsg sendmsg close lseek fstat stat newfstatat access faccessat faccessat2 uname "
-        # libbpf from 1.4 on: places of maps' descriptors are taken before there are maps.
+        # libbpf >= 1.4 reserves the maps' descriptors with a memfd before it creates the maps.
         "memfd_create dup3"
     )
     commands = (
@@ -214,35 +214,36 @@ def calls() -> list[Call]:
 
 
 class Loader:
-    """The process, as the agent sees it. Calling it loads a program.
+    """The agent's side of the loading process. Call it to load a program.
 
-    Made before the first thread, and before anything is held that it must not have. It ends when this process does.
+    The constructor forks: call it before the first thread starts, and before this process holds anything that the child
+    must not have. The child ends when this process does.
 
     :param cpus: as for `load`
     """
 
     def __init__(self, cpus: int) -> None:
-        libbpf()  # cannot be loaded by a process that may not make memory executable
+        libbpf()  # before `confine`: loading a library needs executable memory
         self._socket, theirs = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
-            # Whatever happens here, nothing of the agent that comes after the fork is to run in this process.
+            # The child must never return into the agent's code, so it exits here in every case.
             try:
                 self._socket.close()
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, whose end is ours
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent; the child ends with it
                 sandbox.drop_capabilities(PRIVILEGES)
                 sandbox.confine(calls(), PRIVILEGES)
                 _serve(theirs, cpus)
                 os._exit(0)
             except BaseException:
-                log.exception("the process that loads programs failed")
+                log.exception("the process that loads programs failed and ends; restart the agent")
                 os._exit(1)
         theirs.close()
 
     def __call__(self, data: bytes) -> Loaded:
         """Load a program.
 
-        :raises InjectionError: it is refused before the kernel sees it, or the process is no more
+        :raises InjectionError: it is refused before the kernel sees it, or the loading process has ended
         :raises LoadError: as `load`
         """
         try:
@@ -251,7 +252,7 @@ class Loader:
         except (EOFError, OSError):
             raise InjectionError(
                 "injection",
-                "the agent's process that loads programs has ended, see its log; restart the agent to have it again",
+                "the agent's process that loads programs has ended, see the agent's log; restart the agent",
             ) from None
         reply = json.loads(text)
         match reply["kind"]:
@@ -295,7 +296,7 @@ def _reply(agent: socket.socket, kind: str, values: list[object], descriptors: t
 
 
 def _receive(peer: socket.socket) -> tuple[bytes, list[int]]:
-    """A message, and the descriptors that came with it. :raises EOFError: the peer is no more"""
+    """Receive a message and its descriptors. :raises EOFError: the peer has closed the connection"""
     head, descriptors, _, _ = socket.recv_fds(peer, _HEAD.size, 3, socket.MSG_WAITALL)
     if len(head) < _HEAD.size:
         raise EOFError

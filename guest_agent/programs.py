@@ -1,7 +1,7 @@
 """The eBPF programs, loaded once and run on request: the only module that talks to libbpf.
 
-libbpf comes by ctypes (``libbpf.so.1``, Debian's libbpf1 >= 1.1): it has no kept Python binding, and loading needs just
-the ten functions named here.
+libbpf is called through ctypes (``libbpf.so.1``, Debian's libbpf1 >= 1.1): it has no maintained Python binding, and we
+need only the functions declared in `libbpf`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAGE = mmap.PAGESIZE
 
 
 class LoadError(LibvmiError):
-    """A program could not be loaded. The text says why and what to do; ``log`` is the verifier's own word."""
+    """A program could not be loaded. The text says why and what to do; ``log`` is the verifier's log."""
 
     def __init__(self, text: str, log: str = "") -> None:
         super().__init__(text)
@@ -66,11 +66,11 @@ class Contents:
 
 
 def run_program(program: int, context: bytes = b"", packet: bytes = b"") -> int:
-    """Run a program, given by its descriptor, and return what it returned.
+    """Run the program behind a descriptor and return its return value.
 
     :param context: what a ``SEC("syscall")`` program is given
     :param packet: what a ``SEC("tc")`` program is given
-    :raises OSError: the kernel would not run it
+    :raises OSError: the kernel did not run it
     """
     options = _NOTHING_GIVEN
     if context or packet:
@@ -127,7 +127,7 @@ def libbpf() -> ctypes.CDLL:
 def object_bytes(name: str) -> bytes:
     """The compiled ``bpf/NAME.bpf.c`` that this package carries.
 
-    :raises LoadError: it was installed without (no clang at hand when it was built)
+    :raises LoadError: this installation lacks it (there was no clang when it was built)
     """
     try:
         return resources.files("guest_agent").joinpath("objects", f"{name}.bpf.o").read_bytes()
@@ -139,23 +139,23 @@ def object_bytes(name: str) -> bytes:
 
 
 class Programs:
-    """One loaded object: programs to run, and maps to fill and read through shared memory.
+    """One loaded object: its programs, and its maps as shared memory.
 
     :param data: an ELF object, compiled by clang
-    :param accept: looks at what the object holds before the kernel does; what it raises goes through
-    :raises LoadError: the kernel refused it; says what is missing where that can be told
+    :param accept: checks the object's contents before they are loaded; its exceptions propagate
+    :raises LoadError: the kernel refused it; the text says what is missing, where that can be determined
     """
 
     def __init__(self, data: bytes, accept: Callable[[Contents], None] | None = None) -> None:
         self._lib = libbpf()
         log: list[str] = []
 
-        # vsnprintf of libbpf's own format: the verifier's log arrives through here and nowhere else.
+        # The verifier's log comes through libbpf's print callback only, as a format and a va_list for vsnprintf.
         libc = ctypes.CDLL(None)
 
         def keep(level: int, form: bytes, arguments: int) -> int:
             if level <= 1:
-                # A va_list (System V ABI, 3.5.7: 24 bytes) is used up by a call, and the length takes one to find out.
+                # One call finds out the length and consumes the va_list (System V ABI, 3.5.7: 24 bytes), so copy it.
                 again = ctypes.create_string_buffer(ctypes.string_at(arguments, 24), 24)
                 size = int(libc.vsnprintf(None, c_size_t(0), form, c_void_p(arguments))) + 1
                 text = ctypes.create_string_buffer(max(size, 1))
@@ -168,7 +168,7 @@ class Programs:
         try:
             self._object = self._lib.bpf_object__open_mem(data, len(data), None)
             if not self._object:
-                raise LoadError("this is no eBPF object", "".join(log))
+                raise LoadError("this is not an eBPF object", "".join(log))
             if accept is not None:
                 try:
                     accept(self._contents())
@@ -206,20 +206,20 @@ class Programs:
         return self._maps[name]
 
     def run(self, name: str, *, context: bytes = b"", packet: bytes = b"") -> int:
-        """Run a program and return what it returned.
+        """Run a program and return its return value.
 
         :param context: what a ``SEC("syscall")`` program is given
         :param packet: what a ``SEC("tc")`` program is given
         :raises KeyError: no such program
-        :raises OSError: the kernel would not run it
+        :raises OSError: the kernel did not run it
         """
         fd = self._programs.get(name)
         if fd is None:
             fd = self._programs[name] = self.program(name)
         return run_program(fd, context, packet)
 
-    def leave(self, *names: str) -> None:
-        """Let go of all but these programs and the maps that `map` gave: this process can't reach the others any more.
+    def keep_only(self, *names: str) -> None:
+        """Close all but these programs and the maps that `map` returned: this process can't reach the rest again.
 
         :raises KeyError: no such program
         """
@@ -229,18 +229,18 @@ class Programs:
         self._object = None
 
     def program(self, name: str) -> int:
-        """A program's descriptor, which is open as long as this is. :raises KeyError: no such program"""
+        """A program's descriptor, valid until `close`. :raises KeyError: no such program"""
         return int(self._lib.bpf_program__fd(self._program(name)))
 
     def map_descriptor(self, name: str) -> int:
-        """A map's. :raises KeyError: no such map"""
+        """A map's descriptor, valid until `close`. :raises KeyError: no such map"""
         found = self._lib.bpf_object__find_map_by_name(self._object, name.encode())
         if not found:
             raise KeyError(name)
         return int(self._lib.bpf_map__fd(found))
 
     def instructions(self, name: str) -> bytes:
-        """A program's instructions as they were loaded, those of the functions it calls included.
+        """A program's instructions as loaded, including those of the functions it calls.
 
         :raises KeyError: no such program
         """
@@ -307,10 +307,10 @@ def _why(error: int) -> str:
     try:
         with open("/sys/kernel/security/lockdown") as file:
             if "[confidentiality]" in file.read():
-                return f"{text}: lockdown=confidentiality forbids it; start the agent before that is raised"
+                return f"{text}: lockdown=confidentiality forbids it; start the agent before lockdown is raised"
     except OSError:
         pass
     release = os.uname().release
     if tuple(int(part) for part in release.split("-")[0].split(".")[:2]) < (5, 17):
-        return f"{text}: Linux {release} has no bpf_loop, 5.17 is the oldest that works"
+        return f"{text}: Linux {release} has no bpf_loop; use Linux 5.17 or newer"
     return text

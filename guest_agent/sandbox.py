@@ -1,11 +1,11 @@
-"""What the agent gives up once it holds all it needs: root's user, every capability, and all system calls but a few.
+"""Drop privileges once the agent holds all it needs: root's user, every capability, and all but a few system calls.
 
-An open descriptor and a loaded program need no privilege to be used, so what is left can answer requests and do nothing
-else. Two steps, since capabilities belong to a thread and are passed on to those it starts: `drop_capabilities` before
-the first thread, `confine` when all of them run.
+Open descriptors and loaded programs need no privilege to be used, so the confined process can answer requests and do
+nothing else. It takes two steps, because capabilities belong to a thread and new threads inherit them:
+`drop_capabilities` before the first thread starts, `confine` when all of them run.
 
-seccomp comes by ctypes (``libseccomp.so.2``, which systemd itself needs): it has no Python binding that both Debian and
-PyPI keep.
+libseccomp is called through ctypes (``libseccomp.so.2``, which systemd itself needs): no Python binding is maintained
+both in Debian and on PyPI.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ BPF_PROG_TEST_RUN = 10
 
 
 class SandboxError(LibvmiError):
-    """The process could not be confined, so it must not serve. The text says what to do."""
+    """The process could not be confined, so it must not serve. The text says what failed, and what to do."""
 
 
 class Call(NamedTuple):
-    """A system call that is let through, if ``argument & mask == value``."""
+    """A system call that is allowed, if ``argument & mask == value`` (``argument`` is the argument's index)."""
 
     name: str
     argument: int = 0
@@ -43,11 +43,11 @@ class Call(NamedTuple):
 
 
 INT, _POINTER = (1 << 32) - 1, (1 << 64) - 1
-"""The bits of an argument that the kernel looks at."""
+"""Masks for the bits of an argument that the kernel uses."""
 
 
 def process() -> list[Call]:
-    """What any process of Python needs: memory, threads, signals of its own, the log."""
+    """What every Python process needs: memory, threads, its own signals, the log."""
     names = (
         "brk munmap mremap madvise futex sched_yield sched_getaffinity rt_sigaction rt_sigprocmask rt_sigreturn "
         "sigaltstack restart_syscall getpid gettid exit exit_group write "
@@ -58,35 +58,35 @@ def process() -> list[Call]:
         # Memory is never made executable.
         Call("mmap", 2, mmap.PROT_EXEC, 0),
         Call("mprotect", 2, mmap.PROT_EXEC, 0),
-        # A mapping has a descriptor of its own.
+        # mmap.mmap duplicates the descriptor it maps.
         Call("fcntl", 1, INT, fcntl.F_DUPFD_CLOEXEC),
-        # abort(3) ends this process, and no other.
+        # abort(3) may signal this process only.
         Call("tgkill", 0, INT, os.getpid()),
     ]
 
 
 def serving() -> list[Call]:
-    """What the agent needs while it answers requests: no file is opened, nothing is executed, nobody is called."""
+    """What the agent needs while it answers requests. It opens no file, executes nothing and connects to nothing."""
     names = (
-        # libzmq's connections: those who call are let in.
+        # libzmq's connections: it accepts them and makes none.
         "accept4 getsockname getpeername getsockopt setsockopt recvfrom shutdown "
         "epoll_ctl epoll_wait epoll_pwait poll ppoll "
-        # What is open: the socket's mailboxes, the list of permitted keys.
+        # Open descriptors: libzmq's mailboxes, the list of permitted keys.
         "read pread64 lseek close fstat "
-        # Whether that list is still the file of its name. Tells that a file is there, not what is in it.
+        # Whether the path of that list still names the open file. Shows that a file exists, not its content.
         "stat newfstatat "
-        # Programs' descriptors, from the process that loads them (`guest_agent.loader`).
+        # Descriptors of programs, from the process that loads them (`guest_agent.loader`).
         "recvmsg "
-        # The name that a hello is answered with.
+        # The hostname and release in the answer to a hello.
         "uname"
     )
     return [
         *map(Call, names.split()),
-        # Programs that are loaded run; nothing else of bpf(2), so none is loaded and no map is found.
+        # Run loaded programs. Nothing else of bpf(2): no program can be loaded, no map looked up.
         Call("bpf", 0, INT, BPF_PROG_TEST_RUN),
-        # What is sent goes where the socket is connected to.
+        # Without an address: only to the connected peer.
         Call("sendto", 4, _POINTER, 0),
-        # No descriptor is made to signal others.
+        # Not F_SETOWN or F_SETSIG, which would make a descriptor signal other processes.
         Call("fcntl", 1, INT, fcntl.F_GETFL),
         Call("fcntl", 1, INT, fcntl.F_SETFL),
         *process(),
@@ -94,17 +94,17 @@ def serving() -> list[Call]:
 
 
 NEVER = ("execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev")
-"""What no code of ours and no library of ours does. A process that tries has been taken over: it ends at once, and
-systemd starts a sound one. Any other call that is not let through fails with EPERM: libraries ask for things that they
-can do without (glibc for the number of CPUs, or for the name of a link-local peer's interface), and a peer must not be
-able to end the agent by making them ask."""
+"""System calls that neither our code nor our libraries make. A process that makes one has been taken over: the kernel
+kills it at once, and systemd starts a new one. Any other call that is not allowed fails with EPERM: libraries make
+calls that they can do without (glibc asks for the number of CPUs, or for the name of a link-local peer's interface),
+and a peer must not be able to kill the agent by provoking one."""
 
 
 def drop_capabilities(keep: Collection[int] = ()) -> None:
-    """Give up the capabilities of this thread, and of those it will start, but for what `confine` needs.
+    """Drop the capabilities of this thread, and so of threads it will start, except those that `confine` needs.
 
-    :param keep: numbers of capabilities to keep beside
-    :raises SandboxError: the kernel would not
+    :param keep: numbers of more capabilities to keep
+    :raises SandboxError: the kernel refused
     """
     kept = {*keep, *({CAP_SETGID, CAP_SETUID} if os.geteuid() == 0 else ())}
     held = sum(1 << number for number in kept) & _permitted()
@@ -116,13 +116,13 @@ def drop_capabilities(keep: Collection[int] = ()) -> None:
 
 
 def confine(calls: Collection[Call], keep: Collection[int] = ()) -> None:
-    """Become nobody, and let all threads of this process make only these system calls, for good.
+    """Become an unprivileged user, and allow all threads of this process only these system calls, permanently.
 
-    Root becomes the user that systemd made for the service (``DynamicUser``), or ``nobody``; with that the kernel takes
-    its last capabilities away. Neither can be had again: ``no_new_privs`` is set.
+    Root becomes the user that systemd made for the service (``DynamicUser``), or ``nobody``; the kernel then drops its
+    last capabilities. Neither can be regained: ``no_new_privs`` is set.
 
-    :param keep: numbers of capabilities that this thread, then the only one, keeps all the same
-    :raises SandboxError: the kernel or libseccomp would not; the process is then to end
+    :param keep: numbers of capabilities to keep; only for a process with one thread
+    :raises SandboxError: the kernel or libseccomp refused; the process must then end
     """
     seccomp = _libseccomp()
     if os.geteuid() == 0:
@@ -130,7 +130,7 @@ def confine(calls: Collection[Call], keep: Collection[int] = ()) -> None:
         if keep and _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0):
             raise SandboxError(f"cannot keep capabilities: {os.strerror(ctypes.get_errno())}")
         try:
-            # glibc carries these out in every thread.
+            # glibc applies these to every thread.
             os.setgroups([])
             os.setresgid(group, group, group)
             os.setresuid(user, user, user)
@@ -141,30 +141,30 @@ def confine(calls: Collection[Call], keep: Collection[int] = ()) -> None:
             ) from None
     if keep:
         drop_capabilities(keep)
-    # Neither a core file nor another process of this user gets at the private key.
+    # So that neither a core file nor another process of this user exposes the private key.
     if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
         raise SandboxError(f"cannot become undumpable: {os.strerror(ctypes.get_errno())}")
     filter_ = seccomp.seccomp_init(_ERRNO | errno.EPERM)
     if not filter_:
-        raise SandboxError("libseccomp cannot make a filter")
+        raise SandboxError("libseccomp cannot create a filter")
     try:
         for call in calls:
             compare = _Compare(call.argument, _MASKED_EQUAL, call.mask, call.value)
             _add(seccomp, filter_, _ALLOW, call.name, compare if call.mask else None)
         for name in NEVER:
             _add(seccomp, filter_, _KILL_PROCESS, name)
-        _check(seccomp.seccomp_attr_set(filter_, _ALL_THREADS, 1), "take all threads")
-        # Sets no_new_privs, without which the kernel takes filters from root only.
+        _check(seccomp.seccomp_attr_set(filter_, _ALL_THREADS, 1), "apply to all threads")
+        # This sets no_new_privs, without which the kernel accepts filters from root only.
         _check(seccomp.seccomp_load(filter_), "be installed")
     finally:
         seccomp.seccomp_release(filter_)
 
 
 def _unprivileged() -> tuple[int, int]:
-    """User and group that root becomes."""
+    """User and group that root changes to."""
     folder = os.environ.get("RUNTIME_DIRECTORY")
     if folder:
-        # A dynamic user is in no file of users; but this folder was made for it.
+        # A dynamic user is not in /etc/passwd, but it owns this folder.
         status = os.stat(folder)
         if status.st_uid:
             return status.st_uid, status.st_gid
@@ -173,7 +173,7 @@ def _unprivileged() -> tuple[int, int]:
 
 
 def _permitted() -> int:
-    """The capabilities this thread may have in effect, as a bit mask."""
+    """This thread's permitted capabilities, as a bit mask."""
     status = Path("/proc/thread-self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapPrm:")), 16)
 
@@ -216,7 +216,7 @@ def _libseccomp() -> ctypes.CDLL:
 def _add(lib: ctypes.CDLL, filter_: int, action: int, name: str, compare: _Compare | None = None) -> None:
     number = lib.seccomp_syscall_resolve_name(name.encode())
     count, array = (0, None) if compare is None else (1, ctypes.byref(compare))
-    _check(lib.seccomp_rule_add_array(filter_, action, number, count, array), f"take {name}")
+    _check(lib.seccomp_rule_add_array(filter_, action, number, count, array), f"add {name}")
 
 
 def _check(result: int, what: str) -> None:

@@ -1,4 +1,4 @@
-"""The kernel encrypts: `Sealer` brings it questions, takes back what it sealed, and can read neither key nor memory."""
+"""Encryption by the kernel: `Sealer` passes it questions and returns its sealed answers, and sees no key or memory."""
 
 from __future__ import annotations
 
@@ -32,74 +32,77 @@ from vmishim.wire.sealed import (
 KEYS_MAX, WALKS_MAX = 64, 16
 """As in ``bpf/plan.h``."""
 _PACKET = bytes(64)
-"""A program of the network wants one to run on; ours does not look at it."""
+"""``SEC("tc")`` programs run on a packet; ours do not look at it."""
 _KERNEL_KEYS = struct.Struct("<4Q32s32s32s16s")
 _ASKED = struct.Struct("<16sII")
 """``struct ask`` from ``tag`` on."""
 _LENGTH = struct.Struct("<QQ")
 """``struct sealed`` up to ``tag``: counter, length."""
 _MORE, _FAILED = 0, 0xFFFFFFFF
-"""What `gather` returns: a walk's state, or that it failed."""
+"""What ``gather`` returns: a walk's state, or a failure."""
 
 
 @dataclass
-class _Unfinished:
+class _UnfinishedWalk:
     session: bytes
     slot: int
     walk: WalkAsked
 
 
 class Sealer:
-    """The programs of ``bpf/sealed.bpf.c``, keys and all. Make it before there are threads.
+    """The loaded programs of ``bpf/sealed.bpf.c`` and their keys. It forks, so create it before any thread starts.
 
-    :param kernel: what to know of this machine is asked of it; it is of no further use to this
-    :param key: file of the key that seals envelopes: read in a process of its own that ends, as all other secrets are
-    :param permitted: the IDSs that get an envelope; who is permitted later has none until the agent is started anew
-    :raises LoadError: the kernel can't, or there is no such key
+    :param kernel: supplies this machine's layout (direct map, page tables); not used after set-up
+    :param key: file of the key that seals envelopes; like all other secrets, only a short-lived child process reads it
+    :param permitted: the IDSs that get an envelope; one that is permitted later has none until the agent restarts
+    :raises LoadError: the kernel can't encrypt, or the key can't be read
     """
 
     def __init__(self, kernel: Kernel, key: Path, permitted: Iterable[PublicKey]) -> None:
         try:
             self._programs = Programs(object_bytes("sealed"))
         except LoadError as error:
-            raise LoadError(f"--kernel-key: {_unable(error)}", error.log) from None
+            raise LoadError(f"--kernel-key: {_explain(error)}", error.log) from None
         try:
             self._envelopes = self._set_up(kernel, key, list(permitted))
             self._ask = self._programs.map("ask")
             self._heads = self._programs.map("asked_heads")
             self._sealed = self._programs.map("sealed")
             self._asked = self._programs.btf.member("ask", "tag").offset
-            self._programs.leave("admit", "gather", "seal")
+            self._programs.keep_only("admit", "gather", "seal")
         except BaseException:
             self._programs.close()
             raise
         self._numbers_of = {name_of(bytes.fromhex(text)): at for at, text in enumerate(self._envelopes.values())}
-        self._walks: OrderedDict[int, _Unfinished] = OrderedDict()
+        self._walks: OrderedDict[int, _UnfinishedWalk] = OrderedDict()
         self._numbers = itertools.count(1)
 
     def envelope(self, public: str) -> str | None:
-        """The envelope of an IDS by its public key, both hexadecimal; None if it was not permitted at the start."""
+        """The envelope for an IDS's public key, both hexadecimal; None if the IDS was not permitted at the start."""
         return self._envelopes.get(public)
 
     def answer(self, session: bytes, key: str, tags: bytes, challenge: bytes, request: Asking) -> Message:
-        """What the kernel seals in answer to a request, or a `Failure`.
+        """Return what the kernel sealed in answer to a request, or a `Failure`.
 
-        :param session: who asks; a walk can only be continued by the one who began it
-        :param key: whose key to seal by
-        :param tags: of each question, by which the kernel takes it for an IDS's
+        :param session: id of the asking session; only the session that began a walk can continue it
+        :param key: name of the IDS's key, which the answer is sealed with
+        :param tags: one per question, in order; with it the kernel verifies that an IDS asked
         """
         owner = self._numbers_of.get(key)
         if owner is None:
-            return Failure(NO_KEY, "this agent's kernel has no such key, the agent was started anew: take the envelope")
+            return Failure(
+                NO_KEY,
+                "this agent's kernel has no such key, because the agent was restarted: ask for the envelope again",
+            )
         number, unfinished = 0, None
         if isinstance(request, Walk):
             number = next(self._numbers)
-            unfinished = _Unfinished(session, self._free_slot(), WalkAsked(request.plan.to_c(), request.bulk))
+            unfinished = _UnfinishedWalk(session, self._free_slot(), WalkAsked(request.plan.to_c(), request.bulk))
         elif isinstance(request, More):
             number, held = request.walk, self._walks.get(request.walk)
             if held is None or held.session != session:
-                return Failure("walk", f"there is no unfinished walk {number}; begin it again")
-            # As it is once this is answered; refused, it stays as it was.
+                return Failure("walk", f"there is no unfinished walk {number}; start the walk again")
+            # A copy: if the kernel refuses, the kept walk stays as it was.
             unfinished = replace(held, walk=replace(held.walk, chunks=held.walk.chunks + 1))
         asked = questions(challenge, request, unfinished.walk if unfinished else None)
         if len(tags) != BLOCK * len(asked):
@@ -109,7 +112,9 @@ class Sealer:
             tag = tags[BLOCK * at : BLOCK * (at + 1)]
             state = self._run(covered, tag, owner, unfinished.slot if unfinished else 0)
             if state is None:
-                return Failure("kernel-refused", "the kernel does not take this for a question of an IDS's")
+                return Failure(
+                    "kernel-refused", "the kernel rejected this question: its tag is not from a permitted IDS"
+                )
             answers.append(self._sealed[: sealed_size(_LENGTH.unpack_from(self._sealed)[1])])
         if unfinished:
             unfinished.walk.began = unfinished.walk.began or _LENGTH.unpack_from(self._sealed)[0]
@@ -124,19 +129,19 @@ class Sealer:
             del self._walks[number]
 
     def close(self) -> None:
-        """Unload the programs, and with them the keys."""
+        """Unload the programs, which destroys their keys."""
         self._programs.close()
 
     def _free_slot(self) -> int:
-        """One where no walk is kept; the walk begun first makes room."""
+        """A slot for a new walk: a free one, or that of the oldest walk, which is dropped."""
         if len(self._walks) >= WALKS_MAX:
             return self._walks.popitem(last=False)[1].slot
         return min(set(range(WALKS_MAX)) - {walk.slot for walk in self._walks.values()})
 
     def _run(self, covered: bytes, tag: bytes, owner: int, slot: int) -> int | None:
-        """Have a question answered: how a walk stands then; None if the kernel refuses.
+        """Have the kernel answer a question. Returns ``gather``'s result; None if the kernel refuses the question.
 
-        :param covered: the question, then a walk's plan and heads
+        :param covered: the bytes that the tag covers: the question, then a walk's plan and heads
         """
         ask, heads = self._ask, covered[self._asked :]
         ask[: len(covered) - len(heads)] = covered[: self._asked]
@@ -146,11 +151,11 @@ class Sealer:
             return None
         state = self._programs.run("gather")
         if state == _FAILED or self._programs.run("seal", packet=_PACKET):
-            raise OSError("the kernel did not seal its answer")
+            raise OSError("the eBPF programs gather or seal failed, so there is no sealed answer")
         return state
 
     def _set_up(self, kernel: Kernel, key: Path, permitted: list[PublicKey]) -> dict[str, str]:
-        """Envelopes by public key. What made them is over and gone with its memory when this returns."""
+        """Return envelopes by public key. A child process makes them, and its secrets end with it."""
         reads, writes = os.pipe()
         child = os.fork()
         if not child:
@@ -158,7 +163,7 @@ class Sealer:
                 os.close(reads)
                 with open(writes, "w") as pipe:
                     json.dump(self._make_keys(kernel, key, permitted), pipe)
-            except Exception:  # seen in the log; this copy of the process must not go on in any case
+            except Exception:  # the log shows it; the child must exit here in any case
                 traceback.print_exc()
             finally:
                 os._exit(0)
@@ -166,14 +171,16 @@ class Sealer:
         with open(reads) as pipe:
             text = pipe.read()
         os.waitpid(child, 0)
-        made: dict[str, str] = json.loads(text) if text else {"error": "setting the kernel's keys up failed"}
+        made: dict[str, str] = (
+            json.loads(text) if text else {"error": "the process that sets up the kernel's keys failed, see the log"}
+        )
         if "error" in made:
             raise LoadError(made["error"])
         return made
 
     def _make_keys(self, kernel: Kernel, key: Path, permitted: list[PublicKey]) -> dict[str, str]:
         if len(permitted) > KEYS_MAX:
-            return {"error": f"{len(permitted)} IDSs are permitted, the kernel keeps keys for {KEYS_MAX}"}
+            return {"error": f"{len(permitted)} IDSs are permitted, but the kernel keeps keys for at most {KEYS_MAX}"}
         envelopes = {}
         try:
             static = load_private(key)
@@ -185,24 +192,24 @@ class Sealer:
                 )
                 if failed:
                     error = os.strerror(-struct.unpack("<i", struct.pack("<I", failed))[0])
-                    return {"error": f"the kernel made no cipher cbc(aes): {error}"}
+                    return {"error": f"the kernel could not create the cipher cbc(aes): {error}"}
                 envelopes[public.raw.hex()] = seal_root(root, static, public).hex()
         except LinkError as error:
             return {"error": str(error)}
         return envelopes
 
 
-def obstacle() -> str:
-    """Why this kernel can't encrypt what is read of it; empty if it can."""
+def why_unsupported() -> str:
+    """Why this kernel can't encrypt what is read; empty if it can."""
     try:
         Programs(object_bytes("sealed")).close()
     except LoadError as error:
-        return _unable(error)
+        return _explain(error)
     return ""
 
 
-def _unable(error: LoadError) -> str:
+def _explain(error: LoadError) -> str:
     release = os.uname().release
     if tuple(int(part) for part in release.split("-")[0].split(".")[:2]) < (6, 10):
-        return f"Linux {release} can't encrypt what eBPF reads, 6.10 is the oldest whose eBPF can encrypt"
-    return f"{error} (and CAP_NET_ADMIN, without which no eBPF encrypts)" if "CAP_BPF" in str(error) else str(error)
+        return f"Linux {release} can't encrypt what eBPF reads; use Linux 6.10 or newer"
+    return f"{error} (and CAP_NET_ADMIN, to encrypt in eBPF)" if "CAP_BPF" in str(error) else str(error)

@@ -1,4 +1,4 @@
-"""The agent's socket: frames in, frames out, until told to stop. The only module of the agent that imports ``zmq``."""
+"""The agent's socket: frames in, frames out, until stopped. The only module of the agent that imports ``zmq``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vmishim.wire.session import MAX_FRAME, Reason, refusal
 from vmishim.wire.sessions import Sessions
 
 _log = logging.getLogger(__name__)
-_LOOK_UP_MS = 100
+_STOP_POLL_MS = 100
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -32,34 +32,34 @@ def serve(
 ) -> None:
     """Answer requests at ``endpoint``, one at a time, until ``stop``, SIGTERM or SIGINT; then return.
 
-    Whatever arrives gets an answer, if only a refusal. An exception of ``answer`` or ``between`` is logged with its
+    Every message gets a reply, if only a refusal. An exception in ``answer`` or ``between`` is logged with its
     traceback, and the loop goes on.
 
-    :param endpoint: ``tcp://ADDRESS:PORT`` (port 0 for any that is free) or ``ipc://PATH``
-    :param answer: from session id and request to reply; called for authentic requests only
-    :param stop: ends the loop once it is set (looked at ten times a second), or once there is something to read from
-        this file descriptor (at once); it may be left out in the main thread, which heeds signals
-    :param watched: more file descriptors that end the loop once there is something to read
-    :param ready: called once with the endpoint that is listened at
-    :param between: called after each reply has been handed to the network, for work ahead of the next request
-    :raises LinkError: ``endpoint`` cannot be listened at
+    :param endpoint: ``tcp://ADDRESS:PORT`` (port 0: any free port) or ``ipc://PATH``
+    :param answer: takes a session id and a request, returns the reply; called for authentic requests only
+    :param stop: an event that ends the loop once set (checked ten times a second), or a file descriptor that ends it as
+        soon as it is readable; the main thread needs neither, since signals stop it
+    :param watched: more file descriptors that end the loop as soon as one is readable
+    :param ready: called once, with the endpoint that the socket listens on
+    :param between: called after each reply has been handed to the network, for work done ahead of the next request
+    :raises LinkError: the socket cannot listen on ``endpoint``
     """
     with zmq.Context() as context, context.socket(zmq.REP) as socket, _signals() as wake:
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, MAX_FRAME),
             (zmq.IPV6, 1),
-            # A host has one request under way; what a flood of others may queue is memory of the guest.
+            # An IDS has one request under way. More would let a flood of peers fill the guest's memory with queues.
             (zmq.RCVHWM, 2),
             (zmq.SNDHWM, 2),
-            # Whoever connects and says nothing holds a descriptor so long, and an IDS that comes anew waits for one.
+            # A peer that connects and sends nothing holds a descriptor for this long, which others may need.
             (zmq.HANDSHAKE_IVL, 3000),
         ):
             socket.setsockopt(option, value)
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
-            raise LinkError(f"cannot listen at {endpoint}: {error.strerror}") from error
+            raise LinkError(f"cannot listen on {endpoint}: {error.strerror}") from error
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
         for descriptor in (wake, stop if isinstance(stop, int) else None, *watched):
@@ -69,13 +69,13 @@ def serve(
         if ready is not None:
             ready(socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
         while event is None or not event.is_set():
-            happened = poller.poll(None if event is None else _LOOK_UP_MS)
+            happened = poller.poll(None if event is None else _STOP_POLL_MS)
             if any(source is not socket for source, _ in happened):
                 return
             if happened:
                 _answer_one(socket, sessions, answer)
                 if between is not None:
-                    with _logged("work between two requests failed"):
+                    with _logged("work ahead of the next request failed; the agent goes on"):
                         between()
 
 
@@ -84,7 +84,7 @@ def _answer_one(socket: zmq.Socket[bytes], sessions: Sessions, answer: Callable[
     reply = refusal(Reason.MALFORMED)
     if len(parts) == 1:
         reply = refusal(Reason.FAULT)
-        with _logged("a request failed; its session goes on"):
+        with _logged("answering a request failed; its session goes on"):
             reply = sessions.answer(parts[0], answer)
     socket.send(reply)
 
@@ -93,20 +93,20 @@ def _answer_one(socket: zmq.Socket[bytes], sessions: Sessions, answer: Callable[
 def _logged(what: str) -> Iterator[None]:
     try:
         yield
-    except Exception:  # whatever it was, it is seen in the log, and the next request may fare better
+    except Exception:  # the log shows it, and the next request may succeed
         _log.exception(what)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int | None]:
-    """A descriptor that has something to read once the process was told to end; None outside the main thread."""
+    """A descriptor that becomes readable on SIGTERM or SIGINT; None outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield None
         return
     reads, writes = sockets.socketpair()
     with reads, writes:
         writes.setblocking(False)
-        # The handlers do nothing: a signal's mark is the byte that Python writes to the descriptor.
+        # The handlers do nothing: the byte that Python writes to the wakeup descriptor reports the signal.
         before = [(number, signal.signal(number, lambda *_: None)) for number in _SIGNALS]
         wakeup = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
         try:

@@ -915,7 +915,7 @@ def test_an_agent_that_is_restarted_in_the_middle_of_a_walk(ground: Ground, time
             ground.link.agent = Agent(ground.agent._kernel)
 
     ground.link.before = restart
-    with pytest.raises(LinkError, match="begin it again") if times > 1 else nullcontext():
+    with pytest.raises(LinkError, match="start the walk again") if times > 1 else nullcontext():
         assert len(forward(vmi, place.start)) == len(nodes) - 1
     add(ground, nodes)
     assert len(forward(vmi, place.start)) == len(nodes) - 1

@@ -266,7 +266,7 @@ def test_off_by_default(vm: LabVM) -> None:
 def test_without_btf_core_says_what_to_do(agent_without_btf: InstalledAgent) -> None:
     guest = agent_without_btf.connect()
     assert guest.remote.members(["task_struct comm"]) == [None]
-    with pytest.raises(InjectError, match=r"shows no BTF.*headers"):
+    with pytest.raises(InjectError, match=r"has no BTF.*headers"):
         inject(guest, EXAMPLE)
     guest.close()
 

@@ -332,7 +332,7 @@ def test_the_kernel_takes_no_question_but_an_idss(machine: Machine, tampered: Ta
 
     def ask(instead: Message | None, challenge: bytes | None = None) -> None:
         tampered.asks = lambda given, request: (challenge or given, instead or request)
-        with pytest.raises(LinkError, match="does not take this for a question of an IDS's"):
+        with pytest.raises(LinkError, match="rejected this question: its tag is not from a permitted IDS"):
             tampered.remote.read(at, NODE)
 
     ask(None, bytes(16))
@@ -349,7 +349,7 @@ def test_the_kernel_takes_no_question_but_an_idss(machine: Machine, tampered: Ta
         Walk(replace(listed, heads=2), [], heads[:-8]),
     ):
         tampered.asks = lambda challenge, request, walk=walk: (challenge, walk)  # type: ignore[misc]
-        with pytest.raises(LinkError, match="does not take this for a question of an IDS's"):
+        with pytest.raises(LinkError, match="rejected this question: its tag is not from a permitted IDS"):
             next(tampered.remote.walk(listed, [at, at + NODE, at + 2 * NODE]))
     tampered.asks = lambda *asked: asked
     assert len(tampered.remote.read(at, NODE)) == NODE
@@ -379,7 +379,7 @@ def test_the_chunks_of_a_walk_come_in_their_order_and_of_that_walk(machine: Mach
     one, two = tampered.remote.walk(plan), tampered.remote.walk(plan)
     next(one), next(two)
     tampered.asks = lambda challenge, request: (challenge, More(numbers[1]))
-    with pytest.raises(LinkError, match="does not take this for a question of an IDS's"):
+    with pytest.raises(LinkError, match="rejected this question: its tag is not from a permitted IDS"):
         next(one)
 
 

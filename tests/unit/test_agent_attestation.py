@@ -96,8 +96,8 @@ def test_below_an_svsm_the_floor_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"provider": "tdx_guest"}, "it reports for tdx_guest, not for AMD SEV-SNP"),
-        ({"meddle": True}, "somebody else wrote to the entry"),
+        ({"provider": "tdx_guest"}, "the provider is tdx_guest, not AMD SEV-SNP's sev_guest"),
+        ({"meddle": True}, "another process wrote to the entry"),
     ],
 )
 def test_what_configfs_can_not_give_is_said(tmp_path: Path, settings: dict[str, object], told: str) -> None:

@@ -16,7 +16,9 @@ from vmishim.wire.messages import Answer, Freeze, Thaw, encode, expect
 
 def test_an_agent_that_may_not_freeze_says_so() -> None:
     agent = Agent(cast(Kernel, None))
-    with pytest.raises(LinkError, match=r"\(freeze\): this agent may not stop anything: start it with --freeze CGROUP"):
+    with pytest.raises(
+        LinkError, match=r"\(freeze\): this agent may not freeze anything: start it with --freeze CGROUP"
+    ):
         expect(agent.answer(bytes(8), encode(Freeze(5000))), Answer)
     assert expect(agent.answer(bytes(8), encode(Thaw())), Answer).values == []
 

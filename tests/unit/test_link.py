@@ -528,7 +528,7 @@ def test_an_event_ends_the_loop(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_listened_at_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(LinkError, match="cannot listen at ipc:///nonexistent/agent"):
+    with pytest.raises(LinkError, match="cannot listen on ipc:///nonexistent/agent"):
         serve("ipc:///nonexistent/agent", Sessions(AGENT, set()), echo)
 
 

@@ -109,7 +109,7 @@ def test_the_page_has_what_the_doctor_says() -> None:
 
 def test_the_page_has_what_the_agent_says() -> None:
     messages = agents()
-    assert {"cannot listen at {}: {}", "libbpf is not installed ({}): apt install libbpf1"} <= messages
+    assert {"cannot listen on {}: {}", "libbpf is not installed ({}): apt install libbpf1"} <= messages
     assert any("loading needs root" in text for text in messages)
     assert not missing(messages), "add these to docs/troubleshooting.md"
 

@@ -275,7 +275,7 @@ class Unsealing:
             unfinished = self._walks.pop(request.walk, None)
             if unfinished is None:
                 # What a restarted agent answers, so that the caller handles both alike.
-                return Failure("walk", f"there is no unfinished walk {request.walk}; begin it again")
+                return Failure("walk", f"there is no unfinished walk {request.walk}; start the walk again")
             number, walk = unfinished
             request = More(number)
             walk.chunks += 1
