@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
-/* Every difference between kernels that our programs meet, each with the commit that made it. */
+/* Every difference between kernels that our programs handle, each with the commit that introduced it. */
 #ifndef VMISHIM_CORE_FIXES_H
 #define VMISHIM_CORE_FIXES_H
 

@@ -10,8 +10,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class CustomBuildHook(BuildHookInterface[Any]):
-    """Runs ``make -C bpf`` before a wheel is made. Without a compiler the host side is still whole: only an agent needs
-    the objects, and it says so when it has none."""
+    """Runs ``make -C bpf`` before a wheel is built. Without a compiler the wheel still has the IDS's side: only the
+    agent needs the objects, and it reports when they are missing."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling; ``build_data["force_include"]`` maps files into the wheel."""
@@ -19,7 +19,7 @@ class CustomBuildHook(BuildHookInterface[Any]):
         made = subprocess.run(["make", "-C", str(bpf)], capture_output=True, text=True, check=False)
         if made.returncode:
             self.app.display_warning(
-                f"the eBPF programs were not built, so this wheel has no agent: {made.stderr.strip()}"
+                f"the eBPF programs were not built, so no agent can run from this wheel: {made.stderr.strip()}"
             )
         # What injected programs include.
         build_data["force_include"][str(bpf / "inject.h")] = "vmishim/include/inject.h"

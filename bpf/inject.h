@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
-/* What a program that is injected into an agent is written against; docs/injection.md says how.
+/* The API for programs that are injected into an agent; see docs/injection.md.
  *
- * The same source compiles to two formats. By clang it becomes a CO-RE object, which finds members by name in the
- * running kernel's BTF. By bcc (BY_HEADERS is defined then) it is compiled against the headers of one kernel, for
- * kernels without BTF; there a loop is unrolled by the verifier, since bcc knows no callbacks.
+ * The same source compiles to two formats. clang makes a CO-RE object, which finds members by name in the running
+ * kernel's BTF. bcc (which defines BY_HEADERS) compiles against the headers of one kernel, for kernels without BTF;
+ * there the verifier unrolls loops, since bcc has no callbacks.
  *
- * A source that wants a vmlinux.h includes it before this file. */
+ * If you use a vmlinux.h, include it before this file. */
 #ifndef VMISHIM_INJECT_H
 #define VMISHIM_INJECT_H
 
-#define INPUT_MAX (1 << 16)      /* bytes that one run may be given */
-#define OUTPUT_MAX (1 << 20)     /* bytes that one run may hand out, this header and those of the extents included */
+#define INPUT_MAX (1 << 16)      /* bytes of input to one run */
+#define OUTPUT_MAX (1 << 20)     /* bytes of output of one run, including this header and those of the extents */
 #define EXTENT_MAX 4096          /* bytes of one extent */
 
 #ifdef BY_HEADERS
@@ -29,16 +29,16 @@ struct inject_input {
 	__u8 bytes[INPUT_MAX];
 };
 
-/* Only the agent and this file write here. The agent sends what stands before `bytes`, then `used` of these. */
+/* Only the agent and this file write here. The agent sends the header, then `used` bytes. */
 struct inject_output {
 	__u64 used;
-	__u64 faults;            /* reads that failed, by EMIT and by READ_FIELD ... */
+	__u64 faults;            /* failed reads by EMIT and READ_FIELD ... */
 	__u64 fault_at;          /* ... the first of them here */
-	__u64 truncated;         /* 1: the output was full, 2: a loop came to its bound */
+	__u64 truncated;         /* 1: the output was full, 2: a loop reached its bound */
 	__u8 bytes[OUTPUT_MAX + EXTENT_MAX + 64];
 };
 
-/* Stands before each extent's bytes, which are filled up to a multiple of 8. */
+/* Precedes each extent's bytes, which are padded to a multiple of 8. */
 struct inject_extent {
 	__u64 address;
 	__u32 length;            /* 0: it could not be read */
@@ -49,8 +49,8 @@ struct inject_extent {
 
 #ifdef BY_HEADERS
 
-/* bcc makes the maps of a program while it compiles; these are made in the guest instead, so the program holds numbers
- * that become descriptors there (vmishim/inject/bcc.py, guest_agent/bytecode.py). */
+/* bcc creates a program's maps when it compiles. These are created in the guest instead, so the program holds numbers,
+ * which become descriptors there (vmishim/inject/bcc.py, guest_agent/bytecode.py). */
 #define inject_find(map, key) ((void *)bpf_map_lookup_elem_(bpf_pseudo_fd(BPF_PSEUDO_MAP_FD, inject_##map##_number), key))
 enum { inject_input_number = 0x7601, inject_output_number = 0x7602 };
 
@@ -92,7 +92,7 @@ struct {
 	__type(value, struct inject_output);
 } output SEC(".maps");
 
-/* Kernel structures between these two are found by name at load; only the members that are used need be declared. */
+/* Kernel structures between these two are found by name at load; declare only the members that you use. */
 #define KERNEL_TYPES _Pragma("clang attribute push(__attribute__((preserve_access_index)), apply_to = record)")
 #define KERNEL_TYPES_END _Pragma("clang attribute pop")
 #define FIELD_OFFSET(type, field) \
@@ -100,7 +100,7 @@ struct {
 #define FIELD_SIZE(pointer, field) bpf_core_field_size((pointer)->field)
 #define FIELD_EXISTS(pointer, field) bpf_core_field_exists((pointer)->field)
 #define inject_read(to, size, from) bpf_core_read(to, size, from)
-/* bpf_loop's own result does not tell an end in the last round from a loop that came to its bound. */
+/* bpf_loop's result does not distinguish a stop in the last round from a loop that reached its bound. */
 #define BODY(name, type, state)                                           \
 	struct name##_loop {                                              \
 		type *given;                                              \
@@ -129,16 +129,16 @@ char LICENSE[] SEC("license") = PROGRAM_LICENSE;
 
 /* ---- for programs ---------------------------------------------------------------------------------------------- */
 
-/* An index that the verifier is to believe: an `and` that the compiler cannot move. */
+/* Bound an index for the verifier: an `and` that the compiler cannot move. */
 #define BOUND(value, mask) ({ __u64 _v = (value); asm volatile("%0 &= %1" : "+r"(_v) : "i"(mask)); _v; })
 
-/* The start of a structure of which `pointer` is the member `field`. */
+/* The structure whose member `field` is at `pointer`. */
 #define CONTAINER(pointer, type, field) ((type *)((char *)(pointer) - FIELD_OFFSET(type, field)))
 
-/* Where a member is: an address, nothing is read. */
+/* The address of a member; reads nothing. */
 #define FIELD_ADDRESS(pointer, type, field) ((void *)((char *)(pointer) + FIELD_OFFSET(type, field)))
 
-/* The value of a member; 0, and one fault more, if it cannot be read. */
+/* The value of a member; if it cannot be read, 0, and `faults` goes up by one. */
 #define READ_FIELD(pointer, field)                                                       \
 	({                                                                         \
 		/* Copied first, or CO-RE would look for what holds the pointer too. */ \
@@ -149,20 +149,20 @@ char LICENSE[] SEC("license") = PROGRAM_LICENSE;
 		_value;                                                            \
 	})
 
-/* Hand out `size` bytes (a constant, at most EXTENT_MAX) of kernel memory at `address`. */
+/* Output `size` bytes (a constant, at most EXTENT_MAX) of kernel memory at `address`. */
 #define EMIT(address, size) inject_emit((__u64)(address), size, 0)
 
-/* The same up to the first NUL, that included. */
+/* The same, up to and including the first NUL. */
 #define EMIT_TEXT(address, size) inject_emit((__u64)(address), size, 1)
 
-/* Hand out a member of *pointer. */
+/* Output a member of *pointer. */
 #define EMIT_FIELD(pointer, field)                                                 \
 	({                                                                         \
 		typeof(pointer) _from = (pointer);                                 \
 		EMIT(&_from->field, FIELD_SIZE(_from, field));                     \
 	})
 
-/* What the run was given, as a `type *`; NULL if that is less than a whole one. */
+/* The run's input as a `type *`; NULL if it is shorter than the type. */
 #define INPUT(type) ((type *)inject_given(sizeof(type)))
 
 static __always_inline void *inject_given(__u64 size)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
-/* The members of kernel structures that our programs name, and no more. CO-RE finds them by name in the running kernel,
- * so neither their order nor what is left out matters, and no vmlinux.h of one kernel is needed to build. */
+/* Only those members of kernel structures that our programs use. CO-RE finds them by name in the running kernel, so
+ * their order and the omitted members do not matter, and the build needs no kernel's vmlinux.h. */
 #ifndef VMISHIM_KERNEL_H
 #define VMISHIM_KERNEL_H
 
@@ -31,14 +31,14 @@ struct task_struct {
 	struct nsproxy *nsproxy;
 };
 
-/* Only pointers to it are held. */
+/* We only hold pointers to it. */
 struct bpf_crypto_ctx {
 	const void *type;
 };
 
 #pragma clang attribute pop
 
-/* An argument, laid out as in kernel/bpf/crypto.c: the verifier looks at its size only. */
+/* An argument, with the layout of kernel/bpf/crypto.c: the verifier checks its size only. */
 struct bpf_crypto_params {
 	char type[14];
 	__u8 reserved[2];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0
-/* Find what kallsyms does not name. A kernel built without KALLSYMS_ALL lists functions only; its data is reached from
- * the task that runs this program, by CO-RE. */
+/* Find the data symbols that kallsyms omits. A kernel built without KALLSYMS_ALL lists functions only; this program
+ * reaches its data from the task that runs it, with CO-RE. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>

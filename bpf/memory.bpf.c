@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0
-/* Reads and walks of kernel memory: two programs that know no kernel structure. What to read is data (plan.h), so this
+/* Reads and walks of kernel memory: programs that know no kernel structure. What to read is data (plan.h), so this
  * object needs no CO-RE relocation and loads on any kernel >= 5.17 (bpf_loop), with or without BTF.
  *
- * Rules of the house, each learned from a verifier (6.1, 6.12 and 6.18 differ):
- *  - the state of a loop lives in a map value; the context on the stack holds pointers only, or the verifier follows
+ * Rules that the verifiers impose (6.1, 6.12 and 6.18 differ):
+ *  - keep a loop's state in a map value, and only pointers in the context on the stack; otherwise the verifier tracks
  *    every offset of every iteration;
- *  - no `for` around bpf_loop: loops nest as bpf_loop in bpf_loop;
- *  - an index is bounded by an `and` the compiler cannot move (BOUND), not by a comparison it may widen.
+ *  - put no `for` around bpf_loop: nest bpf_loop in bpf_loop;
+ *  - bound an index with an `and` that the compiler cannot move (BOUND), not with a comparison that it may widen.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -14,7 +14,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* sealed.bpf.c includes this file. There nobody maps what is in the clear, and several walks are kept in the kernel. */
+/* sealed.bpf.c includes this file. There user space cannot map cleartext, and the kernel keeps several walks. */
 #ifndef SEALED
 #define CLEAR_FLAGS BPF_F_MMAPABLE
 #define WALKS_KEPT 1
@@ -85,7 +85,7 @@ static long carry_out(__u32 i, struct context *c)
 	if (slot > OUT_SIZE + RECORD_MAX)
 		return 1;
 	__u8 *to = c->out->bytes + slot;
-	/* A copy from 0 fails like any other, and like any other zeroes what it was to fill. */
+	/* A copy from 0 fails like any other unreadable address, and zeroes its destination like any other. */
 	void *from = (void *)(base ? base + op->offset : 0);
 	long error;
 
@@ -99,7 +99,7 @@ static long carry_out(__u32 i, struct context *c)
 		if (size == 0 || size > TAKE_MAX)
 			return 1;
 		if (op->kind == OP_TEXT) {
-			bpf_probe_read_kernel(to, size, 0); /* a string leaves what is behind its NUL as it was */
+			bpf_probe_read_kernel(to, size, 0); /* zero it: a string copy leaves the bytes after its NUL */
 			error = bpf_probe_read_kernel_str(to, size, from);
 		} else {
 			error = bpf_probe_read_kernel(to, size, from);
@@ -163,7 +163,7 @@ static __always_inline void collect_head(struct context *c, __u64 value, __u32 k
 	end_record(c, value, ~0ULL, kind);
 }
 
-/* Write the record of the node under way. */
+/* Write the record of the current node. */
 static __always_inline void collect(struct context *c)
 {
 	struct walk *w = c->walk;
@@ -232,7 +232,7 @@ static __always_inline void take_head(struct context *c)
 		}
 	}
 	begin_chain(w, value + w->plan.bias);
-	/* Empty, but not in the way its number says; or never initialised. */
+	/* Empty, but with another end marker than the head's number implies; or never initialised. */
 	if (!value || !w->link || (step == STEP_NULLS && (value & 1))) {
 		if (step == STEP_RING || (value && !w->link))
 			fault(w, w->link);
@@ -288,7 +288,7 @@ static __always_inline void visit(struct context *c)
 		}
 	} else if (step == STEP_NULLS && (next & 1)) {
 		if (next != (((w->plan.nulls + w->index) << 1) | 1))
-			w->torn++; /* the node moved to another chain while we stood on it */
+			w->torn++; /* the node moved to another chain while we were on it */
 		end_chain(w);
 		return;
 	}
@@ -336,7 +336,7 @@ static long take_step(__u32 i, struct context *c)
 	return 0;
 }
 
-/* Run the walk on, from where it stands, until the chunk is full or the walk is over. */
+/* Continue the walk until the chunk is full or the walk is over. */
 static __always_inline void walk_on(struct context *c)
 {
 	c->walk->cursor = 0;
@@ -409,7 +409,7 @@ static long read_page(__u32 i, struct context *c)
 	return 0;
 }
 
-/* Copy read_state.count bytes to out, page by page, up to the first page that is not there. */
+/* Copy read_state.count bytes to out, page by page, up to the first unreadable page. */
 static __always_inline void read_pages(struct context *c)
 {
 	c->read->done = 0;

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0
 /* Reads and walks whose results leave the kernel encrypted, for Linux >= 6.10 (bpf_crypto_*: 3e1c6f35409f).
  *
- * Three programs answer one question, because the kernel lets only programs of the network encrypt, and those run with
- * softirqs off, too long for a walk: `admit` takes the question if it is an IDS's, `gather` carries it out, `seal`
- * encrypts what was found. Nothing that they share is mapped by anybody, and what user space can write is copied once,
- * before it is looked at.
+ * Three programs answer one question, because the kernel lets only network programs encrypt, and those run with
+ * softirqs off, which a walk must not do for so long: `admit` accepts the question if it is from an IDS, `gather`
+ * carries it out, `seal` encrypts the result. User space cannot map the data that they share, and what user space can
+ * write is copied once, before it is checked.
  *
  * AES-CBC under one key, its IV a counter encrypted under another, then AES-CMAC (RFC 4493) of the question and the
- * ciphertext under a third; by that, too, an IDS asks. The kfuncs know ECB and CBC only. docs/security.md has the
- * argument.
+ * ciphertext under a third, which also authenticates an IDS's questions. The kfuncs offer ECB and CBC only. For the
+ * security argument see docs/security.md.
  */
 #define SEALED
 #include "memory.bpf.c"
@@ -20,7 +20,7 @@ extern void bpf_crypto_ctx_release(struct bpf_crypto_ctx *ctx) __ksym;
 extern int bpf_crypto_encrypt(struct bpf_crypto_ctx *ctx, const struct bpf_dynptr *src, const struct bpf_dynptr *dst,
 			      const struct bpf_dynptr *siv) __ksym;
 
-/* ---- maps: two that the agent maps to ask, one to get the answer; the others are nobody's ----------------------- */
+/* ---- maps: the agent maps two for its question and one for the answer; the others stay in the kernel ------------- */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -46,7 +46,7 @@ struct {
 	__type(value, struct sealed);
 } sealed SEC(".maps");
 
-/* A program takes the desk by the phase it comes after, so each question is admitted, carried out and sealed once. */
+/* A program takes the job only in the phase before its own, so a question is admitted, carried out and sealed once. */
 enum phase {
 	FREE,
 	ADMITTED,
@@ -54,14 +54,14 @@ enum phase {
 	TAKEN,
 };
 
-struct desk {
+struct job {
 	__u64 phase;
 	__u64 counter;
 	__u64 page_offset, levels, encrypted;
 	struct question question;
-	struct plan plan;        /* right behind: both are covered in one go */
+	struct plan plan;
 	__u64 iv[2];
-	struct report report;    /* right behind: the same */
+	struct report report;    /* directly after iv: one MAC call covers both */
 	__u64 length;
 	__u32 key;
 	__u32 slot;
@@ -73,10 +73,10 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct desk);
-} desk SEC(".maps");
+	__type(value, struct job);
+} job SEC(".maps");
 
-/* Where the chains of the MAC are computed, as long as the longest part it covers; of no use to anybody. */
+/* Receives the MAC's CBC output, as long as its longest input; the output itself is discarded. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -100,7 +100,7 @@ struct key {
 	struct bpf_crypto_ctx __kptr *cipher;
 	struct bpf_crypto_ctx __kptr *iv;
 	struct bpf_crypto_ctx __kptr *mac;
-	__u64 subkey[2];         /* RFC 4493's K1; all that is covered is whole blocks, so K2 is never used */
+	__u64 subkey[2];         /* RFC 4493's K1; all input is whole blocks, so K2 is never used */
 };
 
 struct {
@@ -128,12 +128,12 @@ static __always_inline int install(struct bpf_crypto_params *params, struct bpf_
 	return 0;
 }
 
-/* Run at start only: no descriptor of this program is kept. */
+/* Runs at start only: the agent keeps no descriptor of this program. */
 SEC("syscall")
 int store_keys(struct kernel_keys *given)
 {
 	__u32 zero = 0, number = given->number;
-	struct desk *d = bpf_map_lookup_elem(&desk, &zero);
+	struct job *d = bpf_map_lookup_elem(&job, &zero);
 	struct key *key = bpf_map_lookup_elem(&keys, &number);
 	struct bpf_crypto_params *params;
 	int error;
@@ -158,17 +158,17 @@ int store_keys(struct kernel_keys *given)
 	return error;
 }
 
-/* ---- the desk -------------------------------------------------------------------------------------------------- */
+/* ---- the job --------------------------------------------------------------------------------------------------- */
 
-static __always_inline struct desk *take_desk(__u64 after)
+static __always_inline struct job *take_job(__u64 after)
 {
 	__u32 zero = 0;
-	struct desk *d = bpf_map_lookup_elem(&desk, &zero);
+	struct job *d = bpf_map_lookup_elem(&job, &zero);
 
 	return d && __sync_val_compare_and_swap(&d->phase, after, TAKEN) == after ? d : 0;
 }
 
-static __always_inline int is_walk(struct desk *d)
+static __always_inline int is_walk(struct job *d)
 {
 	return d->question.kind == ASK_WALK || d->question.kind == ASK_MORE;
 }
@@ -184,8 +184,8 @@ static __always_inline int encrypt(struct bpf_crypto_ctx *key, void *from, void 
 	return bpf_crypto_encrypt(key, &src, &dst, &siv);
 }
 
-/* A CMAC begins with the question, with plan and heads where it has them ... */
-static __always_inline int begin_mac(struct desk *d, struct bpf_crypto_ctx *mac)
+/* A CMAC covers the question first, and for a walk its plan and heads ... */
+static __always_inline int begin_mac(struct job *d, struct bpf_crypto_ctx *mac)
 {
 	__u32 zero = 0;
 	struct heads *listed = bpf_map_lookup_elem(&heads, &zero), *to = bpf_map_lookup_elem(&scratch, &zero);
@@ -203,8 +203,8 @@ static __always_inline int begin_mac(struct desk *d, struct bpf_crypto_ctx *mac)
 	return size ? encrypt(mac, listed, to->address, size, d->chain) : 0;
 }
 
-/* ... and ends with a block that tells a question, zeros, from an answer, whose counter is none. Leaves it in `last`. */
-static __always_inline int end_mac(struct desk *d, struct key *key, struct bpf_crypto_ctx *mac, __u64 counter,
+/* ... and last a block that separates a question (zeros) from an answer (counter >= 1). Leaves the CMAC in `last`. */
+static __always_inline int end_mac(struct job *d, struct key *key, struct bpf_crypto_ctx *mac, __u64 counter,
 				   __u64 length)
 {
 	d->last[0] = counter ^ key->subkey[0];
@@ -214,7 +214,7 @@ static __always_inline int end_mac(struct desk *d, struct key *key, struct bpf_c
 
 /* ---- admit ----------------------------------------------------------------------------------------------------- */
 
-static __always_inline int admit_question(struct desk *d)
+static __always_inline int admit_question(struct job *d)
 {
 	__u32 zero = 0, slot, number;
 	struct ask *a = bpf_map_lookup_elem(&ask, &zero);
@@ -248,7 +248,7 @@ static __always_inline int admit_question(struct desk *d)
 		return -1;
 	if (size)
 		bpf_probe_read_kernel(listed, size, from);
-	if (size & 8) /* up to a whole block */
+	if (size & 8) /* pad to a whole block */
 		listed->address[BOUND(size / 8, HEADS_MAX - 1)] = 0;
 	if (d->question.kind == ASK_MORE && (d->question.began != b->began || d->question.chunk != b->chunk + 1))
 		return -1;
@@ -258,17 +258,17 @@ static __always_inline int admit_question(struct desk *d)
 	return (d->last[0] ^ d->tag[0]) | (d->last[1] ^ d->tag[1]) ? -1 : 0;
 }
 
-/* Take what stands in `ask`, if an IDS asked it. One question at a time: one that was not sealed is given up. */
+/* Accept the question in `ask` if an IDS asked it. One at a time: this drops a question that was not sealed. */
 SEC("tc")
 int admit(struct __sk_buff *unused)
 {
-	struct desk *d = take_desk(FREE);
+	struct job *d = take_job(FREE);
 	int result;
 
 	if (!d)
-		d = take_desk(ADMITTED);
+		d = take_job(ADMITTED);
 	if (!d)
-		d = take_desk(GATHERED);
+		d = take_job(GATHERED);
 	if (!d)
 		return -1;
 	result = admit_question(d);
@@ -278,7 +278,7 @@ int admit(struct __sk_buff *unused)
 
 /* ---- gather ---------------------------------------------------------------------------------------------------- */
 
-static __always_inline int gather_read(struct desk *d, struct context *c)
+static __always_inline int gather_read(struct job *d, struct context *c)
 {
 	struct question *q = &d->question;
 	struct read *r = c->read;
@@ -301,14 +301,14 @@ static __always_inline int gather_read(struct desk *d, struct context *c)
 	if (q->space == 1) {
 		r->address += d->page_offset;
 		if (r->address < q->address || r->address + r->count < r->address)
-			return 0; /* beyond the end of the direct map, so no memory */
+			return 0; /* past the end of the direct map there is no memory */
 	}
 	read_pages(c);
 	d->length = r->done;
 	return 0;
 }
 
-static __always_inline int gather_walk(struct desk *d, struct context *c)
+static __always_inline int gather_walk(struct job *d, struct context *c)
 {
 	struct walk *w = c->walk;
 	__u32 slot = d->slot;
@@ -339,7 +339,7 @@ static __always_inline int gather_walk(struct desk *d, struct context *c)
 SEC("syscall")
 int gather(void *unused)
 {
-	struct desk *d = take_desk(ADMITTED);
+	struct job *d = take_job(ADMITTED);
 	struct context c;
 	int result = -1;
 
@@ -354,7 +354,7 @@ int gather(void *unused)
 
 /* ---- seal ------------------------------------------------------------------------------------------------------ */
 
-static __always_inline int seal_desk(struct desk *d, struct sealed *s)
+static __always_inline int seal_job(struct job *d, struct sealed *s)
 {
 	__u32 zero = 0, number = d->key;
 	struct key *key = bpf_map_lookup_elem(&keys, &number);
@@ -420,12 +420,12 @@ int seal(struct __sk_buff *unused)
 {
 	__u32 zero = 0;
 	struct sealed *s = bpf_map_lookup_elem(&sealed, &zero);
-	struct desk *d = take_desk(GATHERED);
+	struct job *d = take_job(GATHERED);
 	int result;
 
 	if (!d)
 		return -1;
-	result = s ? seal_desk(d, s) : -1;
+	result = s ? seal_job(d, s) : -1;
 	d->phase = FREE;
 	return result;
 }
