@@ -1,4 +1,4 @@
-"""The agent as a reader: each call is one request, a long one several."""
+"""The agent as a memory reader: each call is one request, or several if it is long."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from vmishim.wire.plan import STEPS_MAX, Plan
 from vmishim.wire.sealed import CHUNK_MAX, Asking, Unsealing
 
 MEMBER_MAX = 1 << 20
-"""Bytes of the largest structure that is believed; the largest of Linux 6.18, ``cpu_entry_area``, has 241,664."""
+"""Bytes of the largest structure accepted; the largest of Linux 6.18, ``cpu_entry_area``, has 241,664."""
 NAME_MAX = 512
 """Characters of a symbol's name (``KSYM_NAME_LEN``), or of a fact."""
 WALK_MAX = 256 << 20
-"""Bytes of records that are taken of one walk; it is over then, as if the plan's ``max_nodes`` had ended it."""
+"""Bytes of records accepted of one walk, which then ends as if it had reached the plan's ``max_nodes``."""
 
 
 class Remote:
-    """A guest's memory and kernel, asked of its agent. An agent is believed what it says of memory; that a reply fits
-    its request, and that there is an end to them, is checked here.
+    """A guest's memory and kernel, asked of its agent. What the agent says about memory is believed; that each reply
+    fits its request, and that replies come to an end, is checked here.
 
-    :param exchange: carries a request to the agent and brings its reply (`vmishim.link.Link.exchange`)
-    :param unsealing: opens what a kernel sealed that encrypts by itself; one that must, if it names the kernel's key
-    :ivar sealed: whether the kernel does
+    :param exchange: carries a request to the agent and returns its reply (`vmishim.link.Link.exchange`)
+    :param unsealing: opens what the guest's kernel sealed; if it names a kernel key, the kernel must seal
+    :ivar sealed: whether the guest's kernel encrypts what it reads
     """
 
     def __init__(self, exchange: Callable[[bytes], bytes], unsealing: Unsealing | None = None) -> None:
@@ -61,7 +61,7 @@ class Remote:
     def hello(self, symbols: Sequence[str], members: Sequence[str]) -> dict[str, Any]:
         """The agent's facts, see `vmishim.wire.messages.Welcome`.
 
-        :raises LinkError: there is no agent, or we can't talk to it
+        :raises LinkError: nothing answers, the answer is malformed, or the kernel does not encrypt as it must
         """
         request = Hello(__version__, list(symbols), list(members))
         facts = expect(self._exchange(encode(request)), Welcome).facts
@@ -73,7 +73,7 @@ class Remote:
             self._most = CHUNK_MAX
         elif self._unsealing and self._unsealing.kernel_key:
             raise LinkError(
-                "the guest's kernel does not encrypt, as the domain's kernel_key wants it to: start its agent with "
+                "the guest's kernel does not encrypt, but the domain's kernel_key requires it: start the agent with "
                 "`agent.pyz serve --kernel-key /etc/vmishim/kernel.key`"
             )
         return facts
@@ -90,7 +90,7 @@ class Remote:
                 raise FaultError(address + done, b"".join(parts))
             data = self._memory(Read(space, address + done, wanted), Memory).bulk
             if len(data) > wanted:
-                raise LinkError(f"the agent sent {len(data)} bytes where {wanted} were asked for")
+                raise LinkError(f"the agent sent {len(data)} bytes in reply to a read of {wanted}")
             parts.append(data)
             done += len(data)
             if len(data) < wanted:
@@ -104,11 +104,11 @@ class Remote:
         reads: Sequence[tuple[int, int]] = (),
         found: dict[int, bytes] | None = None,
     ) -> Iterator[Chunk]:
-        """Walk, chunk by chunk; the agent walks on while a chunk is used.
+        """Walk, chunk by chunk; the agent goes on walking while you use a chunk.
 
-        :param heads: addresses, for a plan that lists its heads
-        :param reads: (address, count) of kernel memory to bring along
-        :param found: where to put what came of ``reads``, by address; what can't be read whole is left out
+        :param heads: addresses of heads, for a plan that lists them
+        :param reads: (address, count) of kernel memory to read in the same request
+        :param found: takes the bytes of ``reads`` by address; what can't be read whole is left out
         :raises LinkError: the agent's records do not fit the plan
         """
         request = Walk(plan, [list(read) for read in reads], Struct(f"<{len(heads)}Q").pack(*heads))
@@ -117,27 +117,27 @@ class Remote:
         if len(chunk.reads) != len(counts) or any(
             came > count for came, count in zip(chunk.reads, counts, strict=True)
         ):
-            raise LinkError("the agent's reads are not those asked for")
+            raise LinkError("the agent sent other reads than the walk asked for")
         at = 0
         for came, (address, count) in zip(chunk.reads, reads, strict=True):
             if found is not None and came == count:
                 found[address] = chunk.bulk[at : at + came]
             at += came
         if at > len(chunk.bulk):
-            raise LinkError("the agent's reads are not those asked for")
+            raise LinkError("the agent sent other reads than the walk asked for")
         if at:
             chunk = replace(chunk, bulk=chunk.bulk[at:])
         size = plan.record.size
-        # A head that holds no node may have a record of its own, so that a caller knows.
+        # A head without a node may have a record too, which says so.
         most, records = plan.max_nodes + plan.heads, 0
-        # A chunk that is not the last is full, unless its run took all its steps: over heads without nodes.
+        # Every chunk but the last is full, unless its run used up its steps on heads without nodes.
         short = 1 + plan.heads // STEPS_MAX
         while True:
             if len(chunk.bulk) % size or len(chunk.head) != 2 or len(chunk.bulk) > BULK_MAX:
                 raise LinkError("the agent's records do not fit the plan")
             records += len(chunk.bulk) // size
             if records > most:
-                raise LinkError(f"the agent sent {records} records where the plan allows {most}")
+                raise LinkError(f"the agent sent {records} records, but the plan allows {most}")
             if records * size > WALK_MAX and chunk.walk:
                 chunk = replace(chunk, walk=0, truncated=True)
             yield chunk
@@ -145,7 +145,7 @@ class Remote:
                 return
             short -= len(chunk.bulk) + size <= self._most
             if short < 0:
-                raise LinkError("the agent's chunks are not full, but do not end")
+                raise LinkError("the agent sent more partly filled chunks than the plan allows")
             chunk = self._memory(More(chunk.walk), Chunk)
 
     def symbols(self, names: Sequence[str]) -> list[int | None]:
@@ -153,7 +153,7 @@ class Remote:
         return self._ask(Symbols(list(names)), len(names), _is_address)
 
     def names(self, addresses: Sequence[int]) -> list[str | None]:
-        """Symbols that start at addresses; None where none does."""
+        """Names of the symbols that start at addresses; None where no symbol starts."""
         return self._ask(Names(list(addresses)), len(addresses), _is_name)
 
     def members(self, names: Sequence[str]) -> list[list[int] | None]:
@@ -161,29 +161,29 @@ class Remote:
         return self._ask(Members(list(names)), len(names), _is_member)
 
     def pointees(self, questions: Sequence[str]) -> list[list[int] | None]:
-        """``"struct offset"`` -> [number, bytes] of the type that word points to, see
+        """``"struct offset"`` -> [number, bytes] of the type that the word there points to, or None: see
         `vmishim.wire.messages.Pointees`."""
         return self._ask(Pointees(list(questions)), len(questions), _is_pointee)
 
     def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
-        """Translate by the page tables at ``dtb``: (physical address, page size, entries from the root down); a page
-        size of 0 says that it is not mapped."""
+        """Translate by the page tables at ``dtb``: (physical address, page size, entries from the root down); a page size
+        of 0 means not mapped."""
         match self._memory(Lookup(dtb, address), Answer).values:
             case [physical, (0 | 0x1000 | 0x20_0000 | 0x4000_0000) as size, [*entries]] if len(entries) <= 5 and all(
                 map(_is_address, (physical, *entries))
             ):
                 return physical, size, entries
-        raise LinkError("the agent's translation is none")
+        raise LinkError("the agent sent a malformed translation")
 
     def freeze(self, milliseconds: int) -> None:
         """Stop the monitored system, see `vmishim.wire.messages.Freeze`.
 
-        :raises LinkError: the agent may not, or it did not come to stand still
+        :raises LinkError: the agent may not stop it, or it did not come to a stop
         """
         expect(self._exchange(encode(Freeze(milliseconds))), Answer)
 
     def thaw(self) -> None:
-        """Let the monitored system go on, as far as we are concerned."""
+        """End our stop of the monitored system, which goes on unless another session stops it too."""
         expect(self._exchange(encode(Thaw())), Answer)
 
     def _ask(self, request: Symbols | Names | Members | Pointees, count: int, fits: Callable[[Any], bool]) -> list[Any]:
@@ -197,24 +197,24 @@ class Remote:
 
 
 def checked_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Facts of a `vmishim.wire.messages.Welcome`, of the types and within the bounds that they have on any kernel.
+    """The facts of a `vmishim.wire.messages.Welcome`, once all are present, of their type, and possible on some kernel.
 
-    :raises LinkError: one of them is missing, or is not
+    :raises LinkError: a fact is missing or malformed
     """
     for fact, fits in _FACTS.items():
         if fact not in facts:
-            raise LinkError(f"the agent's welcome lacks a fact: {fact}")
+            raise LinkError(f"the agent did not send its {fact}")
         if not fits(facts[fact]):
-            raise LinkError(f"the agent's welcome has a {fact} that is none")
+            raise LinkError(f"the agent sent a malformed {fact}")
     return facts
 
 
 def _checked(values: Any, count: int, fits: Callable[[Any], bool]) -> list[Any]:
-    """:raises LinkError: these are not ``count`` answers, each None or of the kind asked for"""
+    """``values``. :raises LinkError: these are not ``count`` answers, each None or of the kind asked for"""
     if type(values) is not list or len(values) != count:
-        raise LinkError(f"the agent did not answer {count} questions one by one")
+        raise LinkError(f"the agent did not send one answer to each of {count} questions")
     if not all(value is None or fits(value) for value in values):
-        raise LinkError("the agent answered something else than was asked")
+        raise LinkError("the agent sent a malformed answer")
     return values
 
 
@@ -227,7 +227,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_word(value: Any) -> bool:
-    """Whether it can be shown on a terminal and written to a configuration file."""
+    """Whether it can be shown on a terminal and written to a configuration file as it is."""
     return _is_name(value) and value.isprintable() and '"' not in value
 
 

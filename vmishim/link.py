@@ -1,6 +1,6 @@
-"""The connection to the agent: one ZeroMQ REQ socket, a session over it, and what to do when either breaks.
+"""The connection to the agent: one ZeroMQ REQ socket, a session over it, and what happens when either breaks.
 
-The only module of the host's side that imports ``zmq``.
+The only module of the IDS's side that imports ``zmq``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _IPC: Final = re.compile(r"ipc://[^\0]+")
 ZMQ_VERSION: Final = zmq.zmq_version()
 """Version of libzmq, for ``vmishim doctor``."""
 _LONGEST_IPC: Final = 107  # bytes of a path in sockaddr_un, unix(7)
-_LOOK_UP_MS: Final = 20  # while it waits, a socket looks so often whether the connection broke
+_LOOK_UP_MS: Final = 20  # how often a waiting socket looks whether the connection broke
 Prove = Callable[[PublicKey, Callable[[bytes], bytes]], object]
-"""How a new session shows that it is with the right one; raises if it is not."""
+"""A check that a new session is with the right agent; raises if it is not."""
 _EVENT: Final = struct.Struct("=Hi")  # zmq_socket_monitor(3): first frame of an event
 _SEEN: Final = {
     int(zmq.EVENT_CONNECT_RETRIED): "nothing listens there",
@@ -42,32 +42,33 @@ _BROKEN: Final = frozenset(_SEEN) - {int(zmq.EVENT_CONNECT_RETRIED), int(zmq.EVE
 
 
 class Link:
-    """Asks the agent at ``endpoint``. Connects and shakes hands at the first request, and again whenever it must.
+    """Sends requests to the agent at ``endpoint``. Connects and makes a handshake at the first request, and again
+    whenever it must.
 
-    A request whose reply is lost, or which meets an agent that does not know the session (it was restarted), is asked
-    once more over a fresh socket and a fresh handshake, within the same deadline: so every request must be one that may
-    be carried out twice, as reads may. The first attempt gets half of the time, so an answer may take that long.
+    A request is sent once more, over a new socket and a new handshake and within the same deadline, if its reply is
+    lost or the agent does not know the session (because it was restarted). So every request must be safe to carry out
+    twice, as reads are. The first attempt gets half of the time, so an answer may take that long.
 
-    Threads may share a link; their requests go one after the other. A process that was forked off makes its own socket
-    and handshake and leaves its parent's alone.
+    Threads may share a link; their requests go one after the other. A forked process makes its own socket and
+    handshake, and leaves its parent's alone.
 
     :param endpoint: ``tcp://HOST:PORT`` or ``ipc://PATH``
     :param static: this host's key, which the agent must permit
-    :param remote: the agent's public key, or several while it is being changed; nobody else can answer
+    :param remote: the agent's public key, or several while it is being changed; only its holder can answer
     :param timeout: seconds that an exchange may take, handshake and retry included (kept to within 20 ms)
-    :param proofs: called in each new session before it carries anything else, one after the other, with the agent's
-        key and a function from a request to its reply; what one raises ends the session
+    :param proofs: checks that run in each new session, in turn, before it carries anything else: called with the
+        agent's key and a function from a request to its reply; an exception ends the session
 
     :ivar requests: requests that were answered
     :ivar bytes_sent: bytes of all request frames
     :ivar bytes_received: bytes of all reply frames
     :ivar handshakes: sessions made
-    :ivar remote: the agent's public key, of several the one that the last session was made with
+    :ivar remote: the agent's public key; of several, the one that the last session was made with
     :ivar proofs: as the parameter; more may be added
-    :ivar pinned: number of the handshake whose session requests have to go by, 0 for any: what one session holds at
-        the agent, the next does not
+    :ivar pinned: number of the handshake whose session every request must use, 0 for any: the agent ends what a session
+        holds (a freeze) with that session
 
-    :raises LinkError: ``endpoint`` or ``timeout`` makes no sense
+    :raises LinkError: ``endpoint`` or ``timeout`` is not valid
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Link:
     ) -> None:
         _check(endpoint)
         if not timeout > 0:
-            raise LinkError(f"a timeout is a positive number of seconds, not {timeout}")
+            raise LinkError(f"timeout must be a positive number of seconds, not {timeout}")
         self.endpoint = endpoint
         self.timeout = timeout
         self.requests = self.bytes_sent = self.bytes_received = self.handshakes = self.pinned = 0
@@ -120,12 +121,10 @@ class Link:
             self.requests += 1
             return reply
         except BaseException as error:
-            # Whatever went wrong, be it Ctrl-C: a reply may still be under way, so this socket can't be used again.
+            # Whatever went wrong, Ctrl-C included: a reply may still be under way, so this socket can't be used again.
             self._drop()
             if isinstance(error, _LostError):
                 raise LinkError(self._explain(error, allowed)) from None
-            if isinstance(error, RefusedError):
-                raise RefusedError(error.reason, f"{self.endpoint}: {error}") from None
             raise
         finally:
             self._lock.release()
@@ -177,14 +176,12 @@ class Link:
         self.bytes_received += len(reply)
         try:
             return session.open(reply)
-        except RefusedError:
-            raise
         except LinkError as error:
-            raise LinkError(f"{self.endpoint}: {error}") from None
+            raise self._named(error) from None
 
     def _greet(self, deadline: float) -> Session:
-        """A fresh session. Says hello anew whenever the connection breaks, as one to a forwarded port does for as long
-        as the guest boots, and after half of the time that is left: a hello has no effect, so it may be sent often."""
+        """A new session. Sends the hello again whenever the connection breaks (a forwarded port keeps closing it while
+        the guest boots), and after half of the remaining time: a hello has no effect, so it may be sent often."""
         others = [key for key in self._remotes if key != self.remote]
         while True:
             self._drop()
@@ -200,31 +197,37 @@ class Link:
             try:
                 session = initiator.finish(answer)
             except RefusedError as refused:
-                # What an agent says that has another key. Whoever makes it up gains nothing: each key is its own.
+                # An agent with another key answers so. To forge this answer gains nothing: only a key's holder can
+                # finish the handshake with it.
                 if refused.reason is Reason.MALFORMED and others:
                     self.remote = others.pop()
                     continue
-                raise
+                raise self._named(refused) from None
             except LinkError as error:
                 raise LinkError(f"{self.endpoint} is not the agent with key {self.remote!r}: {error}") from None
             self.handshakes += 1
             return session
 
     def _drop(self) -> None:
-        """Give up the session and its socket: nothing that is still under way can reach us any more."""
+        """Give up the session and its socket, so that nothing still under way can arrive later."""
         self._session = None
         line, self._line = self._line, None
         if line is not None:
             line.close()
 
+    def _named(self, error: LinkError) -> LinkError:
+        """The same error, with the endpoint in its text."""
+        text = f"{self.endpoint}: {error}"
+        return RefusedError(error.reason, text) if isinstance(error, RefusedError) else LinkError(text)
+
     def _explain(self, lost: _LostError, allowed: float) -> str:
         what = f"nothing answered at {self.endpoint} within {allowed:g} s"
         if lost.early:
-            what = f"{self.endpoint} hung up before it answered, and again when it was asked once more"
+            what = f"{self.endpoint} closed the connection before it answered, twice"
         return f"{what} ({lost}): is the agent running? try `vmishim doctor`"
 
     def _disown(self) -> None:
-        """In a forked child: the parent's socket is left as it is, and never collected, since that would close it."""
+        """In a forked child: leave the parent's socket as it is, and never collect it, which would close it."""
         _inherited.append(self._line)
         self._line = None
         self._session = None  # sealing under the parent's keys and numbers would break both
@@ -232,7 +235,7 @@ class Link:
 
 
 class _LostError(Exception):
-    """No reply came. ``early`` if the connection broke before the time was up."""
+    """No reply arrived. ``early``: because the connection broke before the deadline."""
 
     def __init__(self, text: str, *, early: bool) -> None:
         super().__init__(text)
@@ -240,7 +243,7 @@ class _LostError(Exception):
 
 
 class _Line:
-    """One REQ socket, and the monitor that tells what becomes of its connection. For one lost reply, then useless."""
+    """One REQ socket, and the monitor that reports on its connection. After a lost reply it cannot be used again."""
 
     def __init__(self, endpoint: str) -> None:
         self._context = zmq.Context()
@@ -268,11 +271,11 @@ class _Line:
             raise LinkError(f"cannot connect to {endpoint}: {error.strerror}") from error
 
     def exchange(self, frame: bytes, until: float) -> bytes:
-        """The frame that answers ``frame``. :raises _LostError: none came until ``until``, or the connection broke."""
+        """The frame that answers ``frame``. :raises _LostError: none by ``until``, or the connection broke"""
         try:
             self._socket.send(frame)
         except zmq.Again:
-            raise _LostError("it takes no requests", early=True) from None
+            raise _LostError("it accepts no requests", early=True) from None
         while True:
             left = until - monotonic()
             if left * 1000 < _LOOK_UP_MS:
@@ -285,7 +288,7 @@ class _Line:
                 if monotonic() >= until:
                     raise _LostError(self._seen, early=False) from None
                 continue
-            # An agent answers in one part; anything else is as good as an empty frame, which is an error above.
+            # An agent answers in one part; anything else counts as an empty frame, which the session refuses.
             return parts[0] if len(parts) == 1 else b""
 
     def _broke(self) -> bool:
@@ -306,15 +309,15 @@ class _Line:
 
 
 def _check(endpoint: str) -> None:
-    """:raises LinkError: ``endpoint`` is none."""
+    """:raises LinkError: ``endpoint`` is not a valid endpoint"""
     tcp = _TCP.fullmatch(endpoint)
     if tcp and 0 < int(tcp[1]) < 65536:
         return
     if _IPC.fullmatch(endpoint):
         if len(os.fsencode(endpoint[len("ipc://") :])) <= _LONGEST_IPC:
             return
-        raise LinkError(f"the path in {endpoint} is too long for a socket: at most {_LONGEST_IPC} bytes")
-    raise LinkError(f"{endpoint!r} is no endpoint: give tcp://HOST:PORT or ipc://PATH")
+        raise LinkError(f"the path in {endpoint} is too long for a socket: at most {_LONGEST_IPC} bytes are allowed")
+    raise LinkError(f"{endpoint!r} is not a valid endpoint: use tcp://HOST:PORT or ipc://PATH")
 
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()

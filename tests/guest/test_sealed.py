@@ -428,7 +428,7 @@ def test_a_domain_may_name_its_kernels_key(
     )
     pinned = ["--kernel-key", machine.sealing.kernel.text]
     assert cli.main([*plain, *pinned]) == 1
-    assert "does not encrypt, as the domain's kernel_key wants it to" in capfd.readouterr().err
+    assert "does not encrypt, but the domain's kernel_key requires it" in capfd.readouterr().err
     assert cli.main([*plain, "--replace"]) == 0
     assert cli.main([*sealing, "--kernel-key", generate().public.text]) == 1
     assert "another machine, or a new key" in capfd.readouterr().err
