@@ -166,8 +166,8 @@ class Remote:
         return self._ask(Pointees(list(questions)), len(questions), _is_pointee)
 
     def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
-        """Translate by the page tables at ``dtb``: (physical address, page size, entries from the root down); a page size
-        of 0 means not mapped."""
+        """Translate by the page tables at ``dtb``: (physical address, page size, entries from the root down). Page size
+        0 means not mapped."""
         match self._memory(Lookup(dtb, address), Answer).values:
             case [physical, (0 | 0x1000 | 0x20_0000 | 0x4000_0000) as size, [*entries]] if len(entries) <= 5 and all(
                 map(_is_address, (physical, *entries))

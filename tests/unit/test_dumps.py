@@ -128,14 +128,14 @@ def test_a_compressed_dump_is_unpacked(tmp_path: Path, method: int, flat: bool) 
 
 
 REFUSED = {
-    "an ELF file that is no core": (elf({0: page(0)}, kind=2), "no 64-bit core"),
+    "an ELF file that is not a core": (elf({0: page(0)}, kind=2), "not a 64-bit core"),
     "a core without memory": (elf({}), "holds no memory"),
     "a core cut off within its table": (elf({0x1000: page(1)})[:100], "cut off"),
     "a header only": (b"\x7fELF", "cut off"),
     "a compressed dump cut off within a page": (kdump(PAGES)[:-4], "cut off"),
     "a flattened dump without its end": (flattened(kdump(PAGES))[:-16], "cut off"),
     "pages that are no zlib": (kdump(PAGES)[: 5 * PAGE] + bytes(7 * PAGE), "cannot be unpacked"),
-    "pages packed by LZO": (kdump(PAGES, LZO), "packed by LZO"),
+    "pages packed by LZO": (kdump(PAGES, LZO), "compressed with LZO"),
     "short pages": (kdump({0: b"short"}, STORED), "5 bytes"),
     "nothing": (b"", "cannot be read"),
 }
@@ -169,5 +169,5 @@ def test_a_dump_that_promises_more_than_a_file_can_hold(tmp_path: Path, at: int,
 def test_a_flattened_dump_that_reaches_beyond_all_memory(tmp_path: Path) -> None:
     path = tmp_path / "dump"
     path.write_bytes(flattened(b"").ljust(PAGE, b"\0")[:PAGE] + struct.pack(">qq", 2**63 - 1, 4) + b"evil")
-    with pytest.raises(LibvmiError, match="no dump reaches"):
+    with pytest.raises(LibvmiError, match="above all physical memory"):
         Ram(path)

@@ -400,7 +400,7 @@ def test_access_mode(known: Path, vmi: Libvmi) -> None:
         ('[a]\nramfle = "x"\n', "unknown setting 'ramfle'"),
         ("[a]\nramfile = 5\n", "ramfile cannot be 5"),
         ('[a]\nramfile = "x"\ntimeout = 0\n', "more than 0"),
-        ('[a]\nramfile = "x"\nkernel_key = "k"\n', "no kernel that encrypts"),
+        ('[a]\nramfile = "x"\nkernel_key = "k"\n', "has kernel_key, but no agent"),
         ('[a]\nramfile = "x"\nfreeze = 5\n', "needs an agent"),
         ('[a]\nagent = "tcp://x:1"\nagent_key = "k"\nkey = "k"\nfreeze = -1\n', "freeze must be more than 0"),
         ('[a]\nagent = "tcp://x:1"\nagent_key = "k"\nkey = "k"\nfreeze = true\n', "freeze cannot be True"),

@@ -169,7 +169,7 @@ def booted(boot_id: str) -> Callable[[bytes, bytes], bytes]:
     return answer
 
 
-def test_a_guest_that_was_booted_anew_is_not_read_by_its_old_symbols(tmp_path: Path) -> None:
+def test_a_guest_that_was_booted_again_is_not_read_by_its_old_symbols(tmp_path: Path) -> None:
     domain = Domain("web-1", agent=f"ipc://{tmp_path}/agent", agent_key=AGENT.public.text)
     with Served(domain.agent, booted("a")) as first:
         guest = connect(domain, "scalar", HOST)
@@ -179,7 +179,7 @@ def test_a_guest_that_was_booted_anew_is_not_read_by_its_old_symbols(tmp_path: P
         assert guest.link.handshakes == 2
     with Served(first.endpoint, booted("b")):
         for _ in range(2):
-            with pytest.raises(RebootedError, match="'web-1' was booted anew"):
+            with pytest.raises(RebootedError, match="'web-1' was booted again"):
                 guest.reader.read(KERNEL_FLOOR, 2)
         fresh = connect(domain, "scalar", HOST)
         assert fresh.reader.read(KERNEL_FLOOR, 2) == b"bb"

@@ -1,1 +1,1 @@
-"""What can be read: a guest by its agent, this machine, a RAM file, a dump; and how a guest's name leads to it."""
+"""Guests: read by their agent, from a file of their memory or from a dump; this machine as a guest; names of guests."""

@@ -1,4 +1,4 @@
-"""A guest reached through its agent: the `Target` that puts link, profile and read-ahead together."""
+"""A guest that is read by its agent: link, profile and read-ahead put together as one `Target`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Strategy = Literal["batch", "page", "scalar"]
 read, as SEVmonitor does. The last two are there to be compared with."""
 STRATEGIES: tuple[Strategy, ...] = ("batch", "page", "scalar")
 
-# What LibVMI's get_offset and its examples ask for, so that it comes with the first reply.
+# What LibVMI's get_offset and its examples ask for, requested together in the first round trip.
 SYMBOLS = ("init_task", "modules", "tcp_hashinfo", "linux_banner", "_text", "init_mm")
 MEMBERS = (
     "task_struct tasks",
@@ -40,15 +40,15 @@ MEMBERS = (
 
 
 class AgentGuest:
-    """One guest, by its agent. Implements `vmishim.guests.target.Target`.
+    """One guest, by its agent. Implements `vmishim.guests.target.Target`, and `Agent`.
 
     :param name: the domain's name
     :param link: the connection to the agent; closed with the guest
     :param strategy: how memory is asked for
-    :param offsets: where members are that the kernel does not tell for lack of BTF
-    :param unsealing: for a guest whose kernel encrypts by itself
-    :param freeze: seconds; if they are more than 0, `hold` stops the monitored system, which goes on by itself when
-        this guest has not been asked for so long
+    :param offsets: offsets of members, for a kernel without BTF
+    :param unsealing: for a guest whose kernel encrypts what it reads
+    :param freeze: seconds; if more than 0, `hold` stops the monitored system, which goes on by itself after so many
+        seconds without a request
     :raises LinkError: the agent can't be asked
     """
 
@@ -80,7 +80,7 @@ class AgentGuest:
 
     @property
     def agent(self) -> Self:
-        """The guest is its agent's too: see `vmishim.guests.target.Agent`."""
+        """Itself: see `vmishim.guests.target.Agent`."""
         return self
 
     @property
@@ -94,7 +94,7 @@ class AgentGuest:
         return self.remote.sealed
 
     def learned(self, extents: Iterable[Extent]) -> None:
-        """Know memory that came another way, from an injected program; see `ReadAhead.learned`."""
+        """See `Agent.learned`; only ``batch`` has a read-ahead that takes it."""
         if isinstance(self._cache, ReadAhead):
             self._cache.learned(extents)
 
@@ -103,8 +103,8 @@ class AgentGuest:
         return self.remote.lookup(dtb, address)
 
     def hold(self) -> None:
-        """See `Target.hold`. What is read is kept; ``scalar`` keeps nothing, as SEVmonitor does. Whether the monitored
-        system runs on, ``freeze`` has said.
+        """See `Target.hold`. Bytes read are kept, except by ``scalar``, which keeps nothing, as SEVmonitor does. The
+        monitored system is stopped if the guest was made with ``freeze``.
 
         :raises LinkError: it can't be stopped; then nothing is held
         """
@@ -118,7 +118,7 @@ class AgentGuest:
         if self._cache is not None:
             self._cache.release()
         if self._frozen:
-            # An agent that can't be asked needs no telling: it lets go by itself.
+            # An agent that can't be asked ends the freeze by itself.
             with contextlib.suppress(LinkError):
                 self.remote.thaw()
             self._frozen, self.link.pinned = False, 0
@@ -134,22 +134,22 @@ class AgentGuest:
         self.link.close()
 
     def _stop(self) -> None:
-        """Freeze, and pin the session that holds the freeze."""
+        """Freeze the monitored system, and pin the session that holds the freeze."""
         while True:
             session = self.link.handshakes
             self.remote.freeze(round(self._freeze * 1000))
             if session == self.link.handshakes:
-                break  # else it was lost meanwhile, and the freeze may be the lost one's
+                break  # otherwise the session was lost in between, and the freeze may belong to the lost one
         self._frozen, self.link.pinned = True, session
 
 
 def _same_boot(name: str, boot_id: str, agent: PublicKey, ask: Callable[[bytes], bytes]) -> None:
-    """A session after the first is with the same boot of the kernel, which has its symbols where they were.
+    """Check that a new session is with the same boot of the kernel, whose symbols are where they were.
 
-    :raises RebootedError: it is another
+    :raises RebootedError: it is with another boot
     """
     if Remote(ask).hello([], []).get("boot_id") != boot_id:
-        raise RebootedError(f"{name!r} was booted anew, and its kernel lies elsewhere now: make a new Libvmi")
+        raise RebootedError(f"{name!r} was booted again, and its kernel is at other addresses now: make a new Libvmi")
 
 
 def connect(domain: Domain, strategy: Strategy = "batch", private: PrivateKey | None = None) -> AgentGuest:

@@ -1,4 +1,4 @@
-"""The guest kernel's profile, asked of the agent and remembered."""
+"""The profile of a guest's kernel, as its agent tells it; remembered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vmishim.kernel.offsets import Offsets
 from vmishim.kernel.profile import Member
 
 NAMES_MAX = 65536
-"""Addresses whose symbols are remembered; the one asked for first makes room."""
+"""Most addresses whose symbols are remembered; the oldest is dropped."""
 
 
 class AgentProfile:
@@ -18,8 +18,9 @@ class AgentProfile:
 
     :param symbols: names to ask for in the first request, because they will be needed
     :param members: the same, as ``"struct member"``, or ``"struct"`` for its size
-    :param offsets: where members are that the kernel does not tell for lack of BTF
-    :raises LinkError: the agent can't be asked
+    :param offsets: offsets of members, for a kernel without BTF
+    :raises LinkError: the agent can't be asked, or its kernel does not encrypt as it must
+    :raises LibvmiError: ``offsets`` are those of another kernel
     """
 
     def __init__(
@@ -30,11 +31,11 @@ class AgentProfile:
         offsets: Offsets | None = None,
     ) -> None:
         self._remote = remote
-        names, places = sorted(set(symbols)), sorted(set(members))
-        facts = checked_facts(remote.hello(names, places))
+        names, wanted = sorted(set(symbols)), sorted(set(members))
+        facts = checked_facts(remote.hello(names, wanted))
         self._symbols: dict[str, int | None] = dict(zip(names, facts["symbols"], strict=True))
         self._names: dict[int, str | None] = {}
-        self._members: dict[str, list[int] | None] = dict(zip(places, facts["members"], strict=True))
+        self._members: dict[str, list[int] | None] = dict(zip(wanted, facts["members"], strict=True))
         self.release: str = facts["release"]
         self.hostname: str = facts["hostname"]
         self.agent_version: str = facts["version"]
@@ -47,7 +48,7 @@ class AgentProfile:
         self.kernel_encryption: bool = facts.get("kernel_encryption") is True
         self._offsets = offsets.members if offsets else {}
         if offsets and offsets.release != self.release:
-            raise LibvmiError(f"the offsets are those of Linux {offsets.release}, but the guest runs {self.release}")
+            raise LibvmiError(f"the offsets are for Linux {offsets.release}, but the guest runs {self.release}")
 
     def symbol(self, name: str) -> int:
         """See `Profile.symbol`."""
@@ -71,21 +72,21 @@ class AgentProfile:
 
     def member(self, struct: str, member: str) -> Member:
         """See `Profile.member`."""
-        return Member(*self._place(f"{struct} {member}"))
+        return Member(*self._offset_and_size(f"{struct} {member}"))
 
     def size(self, struct: str) -> int:
         """See `Profile.size`."""
-        return self._place(struct)[1]
+        return self._offset_and_size(struct)[1]
 
-    def _place(self, name: str) -> list[int]:
+    def _offset_and_size(self, name: str) -> list[int]:
         if name not in self._members:
             self._members[name] = self._remote.members([name])[0]
-        place = self._members[name] or self._offsets.get(name)
-        if place is None:
+        found = self._members[name] or self._offsets.get(name)
+        if found is None:
             raise KeyError(f"Linux {self.release} has no {name.replace(' ', '.')!r}, or no BTF to find it in")
-        return place
+        return found
 
     def forget(self) -> None:
-        """Ask again for everything (LibVMI's ``vmi_symcache_flush``)."""
+        """See `Profile.forget`."""
         self._symbols.clear()
         self._names.clear()

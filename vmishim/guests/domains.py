@@ -1,26 +1,27 @@
-"""Names of guests, and how each is reached: ``~/.config/vmishim/domains.toml``.
+"""Names of guests and how to reach each: the entries of ``~/.config/vmishim/domains.toml``.
 
 ::
 
     [web-1]                                     # Libvmi("web-1")
-    agent = "tcp://10.0.0.5:5555"               # where its agent answers
+    agent = "tcp://10.0.0.5:5555"               # endpoint of its agent
     agent_key = "vmishim-public-v1 ..."         # the agent's public key
-    next_agent_key = "vmishim-public-v1 ..."    # the key it is about to have; either will do; optional
-    key = "~/.config/vmishim/key"               # file of our own private key
+    next_agent_key = "vmishim-public-v1 ..."    # the key it is changing to: either is accepted; optional
+    key = "~/.config/vmishim/key"               # file of our private key
     timeout = 5.0                               # seconds for one answer; optional
-    kernel_key = "vmishim-public-v1 ..."        # the guest's kernel must encrypt, by this key's word; optional
-    freeze = 5.0                                # pause_vm stops the monitored system, which goes on after so many
+    kernel_key = "vmishim-public-v1 ..."        # the guest's kernel must encrypt, with keys of this one; optional
+    freeze = 5.0                                # pause_vm stops the monitored system, which goes on after this many
                                                 # seconds without a request; optional
     id = 7                                      # Libvmi("7", INIT_DOMAINID); optional
-    offsets = "~/web-1.json"                    # for a kernel without BTF: what `vmishim offsets` wrote; optional
+    offsets = "~/web-1.json"                    # for a kernel without BTF: the output of `vmishim offsets`; optional
 
     [lab]
     ramfile = "/run/lab/ram"                    # memory-backend-file of an ordinary VM
-    symbols = "/run/lab/kallsyms"               # optional: its symbols, if memory alone does not tell
+    symbols = "/run/lab/kallsyms"               # its symbols, if they can't be found in memory; optional
 
-What its machine must show before anything is read, ``[web-1.attestation]``: see `vmishim.attestation.requirements`.
+``[web-1.attestation]`` says what its machine must prove before anything is read: see
+`vmishim.attestation.requirements`.
 
-An entry may have both: it is read by its agent, and ``vmishim compare`` sets its memory's file beside that.
+An entry may have both an agent and a RAM file: it is read by its agent, and ``vmishim compare`` compares with the file.
 
 ``VMISHIM_CONFIG`` names another file, ``XDG_CONFIG_HOME`` another folder for it.
 """
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from vmishim.attestation import Requirements
 
 TIMEOUT = 5.0
-"""Seconds that an answer of the agent may take, unless the domain says otherwise."""
+"""Default seconds that the agent may take to answer."""
 
 _SCHEMES = ("tcp://", "ipc://", "inproc://")
 
@@ -54,24 +55,25 @@ class Domain:
     agent_key: str = ""
     """The agent's public key, in the text form of ``vmishim keygen``."""
     next_agent_key: str = ""
-    """The key that the agent is about to have, while it is being changed."""
+    """The key that the agent is changing to, while it is being changed."""
     key: str = ""
     """Path of our private key."""
     timeout: float = TIMEOUT
     freeze: float = 0.0
-    """Seconds without a request after which the system goes on that ``pause_vm`` has stopped; 0: it does not stop it.
-    Its agent must have been started with ``--freeze``."""
+    """Seconds without a request after which a system stopped by ``pause_vm`` goes on; 0: ``pause_vm`` does not stop it.
+    The agent must have been started with ``--freeze``."""
     id: int = 0
     ramfile: str = ""
     """Path of the guest's memory."""
     symbols: str = ""
     """Path of a symbol map for ``ramfile``."""
     offsets: str = ""
-    """Path of what ``vmishim offsets`` wrote, for an agent whose kernel shows no BTF."""
+    """Path of the output of ``vmishim offsets``, for a kernel without BTF."""
     kernel_key: str = ""
-    """Public key by whose holder's word the guest's kernel encrypts; none: it need not. See docs/security.md."""
+    """Public key whose holder made the keys with which the guest's kernel must encrypt; empty: it need not. See
+    docs/security.md."""
     attestation: Requirements | None = None
-    """What the agent's machine must show; None requires nothing."""
+    """What the agent's machine must prove; None requires nothing."""
 
 
 def is_endpoint(text: str) -> bool:
@@ -80,7 +82,7 @@ def is_endpoint(text: str) -> bool:
 
 
 def path() -> Path:
-    """Where the names are kept: ``VMISHIM_CONFIG``, or ``domains.toml`` in the user's configuration folder."""
+    """The file of names: ``VMISHIM_CONFIG``, or ``domains.toml`` in the user's configuration folder."""
     named = os.environ.get("VMISHIM_CONFIG")
     if named:
         return Path(named)
@@ -89,7 +91,7 @@ def path() -> Path:
 
 
 def load(file: Path | None = None) -> dict[str, Domain]:
-    """All domains by name; none if there is no file.
+    """All domains by name; empty if there is no file.
 
     :raises LibvmiError: the file cannot be read, or an entry is wrong; the text says which and why
     """
@@ -108,7 +110,7 @@ def _domain(name: str, entry: Any, file: Path) -> Domain:
         return LibvmiError(f"NO_CONFIG: {file}: [{name}] {what}")
 
     if not isinstance(entry, dict):
-        raise wrong("is a value, not a table; settings belong below the line [" + name + "]")
+        raise wrong("is a value, not a table: write its settings below a line [" + name + "]")
     kinds: dict[str, Any] = {"timeout": (int, float), "freeze": (int, float), "id": int, "attestation": dict}
     known = {field.name for field in fields(Domain)} - {"name"}
     for key, value in entry.items():
@@ -135,9 +137,9 @@ def _domain(name: str, entry: Any, file: Path) -> Domain:
     if domain.timeout <= 0:
         raise wrong("timeout must be more than 0 seconds")
     if domain.attestation and not domain.agent:
-        raise wrong("has no agent that could attest anything")
+        raise wrong("has attestation, but no agent that could provide a report: set agent")
     if domain.kernel_key and not domain.agent:
-        raise wrong("has no agent, and so no kernel that encrypts")
+        raise wrong("has kernel_key, but no agent: set agent")
     if domain.freeze < 0 or (domain.freeze and not domain.agent):
         raise wrong("freeze must be more than 0 seconds, and needs an agent")
     return domain

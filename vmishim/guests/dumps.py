@@ -1,9 +1,9 @@
-"""Files that hold guest memory as dumps do: ELF cores and kdump's compressed format.
+"""Dumps of guest memory: ELF cores, and kdump's compressed format.
 
 An ELF core (QEMU's ``dump-guest-memory``, ``virsh dump --memory-only``, a kernel's ``/proc/vmcore``) says where each
 of its pieces belongs, and is mapped as it is. A compressed dump (``makedumpfile -c``, ``dump-guest-memory -z``) is
-unpacked to a temporary file, which has holes for pages that were left out; it may be "flattened", as makedumpfile
-writes it to a pipe and QEMU always.
+unpacked to a temporary file, with holes for pages that were left out. It may be "flattened", as makedumpfile writes it
+to a pipe, and QEMU always.
 
 Source: ``elf(5)``; ``diskdump_mod.h`` and ``makedumpfile.h`` of makedumpfile; ``dump/dump.c`` of QEMU.
 """
@@ -21,27 +21,27 @@ from typing import IO, NamedTuple
 from vmishim.memory.reader import PAGE_SIZE
 
 HIGHEST = 1 << 52
-"""No physical address is as high."""
+"""All physical addresses are below this."""
 
 
 class Segment(NamedTuple):
-    """Guest physical memory that lies in one piece in the file."""
+    """A piece of guest physical memory that is contiguous in the file."""
 
     start: int
     """Guest physical address."""
     end: int
     """One past its last byte."""
     offset: int
-    """Of ``start`` in the file."""
+    """File offset of ``start``."""
 
 
 @contextmanager
 def unpacked(file: IO[bytes]) -> Iterator[tuple[IO[bytes], tuple[Segment, ...]]]:
-    """The file that holds the memory itself, open for as long as the block runs, and what lies where in it.
+    """The file that holds the memory itself, open for the length of the block, and its segments.
 
-    :returns: ``file`` itself and no segments if it is no dump: a raw image does not say where its memory belongs
-    :raises ValueError: a dump of a kind that is not known, or cut off
-    :raises OSError: it cannot be read, or there is no room for what is in it
+    :returns: ``file`` itself and no segments if it is a raw image, which does not say where its memory belongs
+    :raises ValueError: a dump of an unknown format, or cut off
+    :raises OSError: it cannot be read, or there is no room to unpack it
     """
     start = file.read(PAGE_SIZE)
     if start.startswith(b"\x7fELF"):
@@ -59,7 +59,7 @@ def unpacked(file: IO[bytes]) -> Iterator[tuple[IO[bytes], tuple[Segment, ...]]]
 
 def _at(file: IO[bytes], offset: int, count: int) -> bytes:
     """:raises ValueError: the file ends before that"""
-    # Before there is a buffer for it: a damaged dump may ask for any number of bytes.
+    # Checked before a buffer is allocated: a damaged dump may ask for any number of bytes.
     left = os.fstat(file.fileno()).st_size - offset
     if count > left:
         raise ValueError(f"the dump is cut off: {count} bytes are due at {offset}, {max(left, 0)} are there")
@@ -87,7 +87,7 @@ def _elf(file: IO[bytes], start: bytes) -> tuple[Segment, ...]:
         raise ValueError("the dump is cut off within its header")
     _, bits, order, kind, _, _, _, programs, sections, _, _, size, count, *_ = _HEADER.unpack_from(start)
     if kind != _CORE or bits != _CLASS_64 or order != _LITTLE or size != _PROGRAM.size:
-        raise ValueError("this is ELF, but no 64-bit core that holds a guest's memory")
+        raise ValueError("this is ELF, but not a 64-bit core with a guest's memory")
     if count == _MANY:
         (count,) = _SECTION_INFO.unpack(_at(file, sections, _SECTION_INFO.size))
     length = os.fstat(file.fileno()).st_size
@@ -102,7 +102,7 @@ def _elf(file: IO[bytes], start: bytes) -> tuple[Segment, ...]:
 
 
 def _apart(segments: Iterable[Segment]) -> Iterator[Segment]:
-    """Segments in order, none twice: a kernel's own core has its text once more, at its virtual address."""
+    """Segments in order, without overlaps: a kernel's own core has its text a second time, at its virtual address."""
     last = 0
     for start, end, offset in segments:
         if end > last:
@@ -116,9 +116,9 @@ def _apart(segments: Iterable[Segment]) -> Iterator[Segment]:
 _KDUMP, _FLAT = b"KDUMP   ", b"makedumpfile\0\0\0\0"
 _FLAT_HEADER, _FLAT_RECORD = 4096, Struct(">qq")
 _COUNTS = Struct("<424xIIIII")
-"""Of the header: status, bytes of a block, blocks of the sub-header, blocks of the bitmaps, pages."""
+"""In the header: status, bytes of a block, blocks of the sub-header, blocks of the bitmaps, pages."""
 _PAGES_64 = 96
-"""Where the sub-header has the number of pages since version 6, for more than 16 TiB."""
+"""Offset of the number of pages in the sub-header, since version 6, for more than 16 TiB."""
 _DESCRIPTOR = Struct("<QII8x")
 _STORED, _ZLIB, _KINDS = 0, 1, {2: "LZO", 4: "Snappy", 0x20: "Zstandard"}
 _CHUNK = 1 << 20
@@ -134,7 +134,7 @@ def _unflatten(file: IO[bytes], target: IO[bytes]) -> None:
         if offset < 0 or size < 0:
             return  # the record that ends it
         if offset + size > HIGHEST:
-            raise ValueError(f"a record of the dump belongs at {offset:#x}, where no dump reaches")
+            raise ValueError(f"a record of the dump belongs at {offset:#x}, above all physical memory")
         for done in range(0, size, _CHUNK):
             part = _at(file, at + done, min(_CHUNK, size - done))
             os.pwrite(target.fileno(), part, offset + done)
@@ -145,14 +145,14 @@ def _expand(file: IO[bytes], target: IO[bytes]) -> tuple[Segment, ...]:
     """Write every page of a compressed dump to its guest physical address."""
     header = _at(file, 0, _COUNTS.size)
     if not header.startswith(_KDUMP):
-        raise ValueError("a flattened dump of another kind than kdump's")
+        raise ValueError("this flattened dump is not in kdump's format")
     version = unpack_from("<I", header, len(_KDUMP))[0]
     _, block, sub_blocks, bitmap_blocks, pages = _COUNTS.unpack(header)
     if block != PAGE_SIZE:
-        raise ValueError(f"a dump with pages of {block} bytes, which is no x86-64 one")
+        raise ValueError(f"this dump has pages of {block} bytes, so it is not from x86-64")
     if version >= 6:
         (pages,) = unpack_from("<Q", _at(file, block + _PAGES_64, calcsize("<Q")))
-    # Of two bitmaps the second has the pages that were dumped; the first those that the machine has.
+    # Two bitmaps: the first has the pages of the machine, the second those that were dumped.
     half = bitmap_blocks * block // 2
     bitmap = _at(file, (1 + sub_blocks) * block + half, half)
     segments = tuple(_runs(bitmap, min(pages, 8 * half, _MOST_PAGES)))
@@ -188,14 +188,14 @@ def _page(data: bytes, flags: int) -> bytes:
             raise ValueError(f"a page of the dump cannot be unpacked: {error}") from None
     elif flags != _STORED:
         kind = next((name for bit, name in _KINDS.items() if flags & bit), f"method {flags:#x}")
-        raise ValueError(f"this dump is packed by {kind}; pack it by zlib (makedumpfile -c)")
+        raise ValueError(f"this dump is compressed with {kind}, which is not supported; use zlib (makedumpfile -c)")
     if len(data) != PAGE_SIZE:
         raise ValueError(f"a page of the dump has {len(data)} bytes")
     return data
 
 
 def _runs(bitmap: bytes, pages: int) -> Iterator[Segment]:
-    """Pages whose bits are set, neighbours in one."""
+    """Pages whose bits are set, adjacent ones joined."""
     at = 0
     first = -1
     while at < pages:

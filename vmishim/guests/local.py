@@ -1,5 +1,5 @@
-"""This machine as its own guest: the agent as a child process, over a socket in the file system. Same protocol, same
-encryption, same programs as for a VM."""
+"""This machine as a guest: the agent as a child process, over a socket in the file system. Protocol, encryption and
+programs are the same as for a VM."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vmishim.wire.keys import generate, save_private
 
 @contextmanager
 def agent(*options: str) -> Iterator[Domain]:
-    """An agent of this machine, with fresh keys, for the length of the block; gives the entry by which it is reached.
+    """Run an agent on this machine, with fresh keys, for the length of the block; gives the entry to reach it by.
 
     The agent ends with the block, or with this process however that ends: it reads a pipe that this process holds.
 

@@ -1,12 +1,11 @@
-"""Ordinary VMs: the guest's RAM in a file, read without anybody's help.
+"""Ordinary VMs: the guest's RAM in a file, read without an agent.
 
 The file is a ``memory-backend-file`` of QEMU (``share=on``), which shows the running guest; or a dump of its memory: a
 raw image, an ELF core or a compressed dump (``vmishim.guests.dumps``).
-The kernel, its place under KASLR, its page tables, symbols and structure layouts are all found in that memory itself.
+The kernel, its position under KASLR, its page tables, symbols and structure layouts are all found in that memory.
 
-This is the backend for machines that are not confidential, and the yardstick for the agent: same API, same contract, no
-agent.
-Like LibVMI's file driver it cannot stop the guest: a hold only keeps translations.
+This is the backend for VMs that are not confidential, and the reference for the agent: same API, same contract. Like
+LibVMI's file driver it cannot stop the guest: a hold only keeps translations.
 """
 
 from __future__ import annotations
@@ -42,10 +41,9 @@ BANNER = b"Linux version "
 def layouts(size: int) -> Iterator[tuple[Segment, ...]]:
     """Where QEMU may have put ``size`` bytes of RAM, likelier layouts first.
 
-    Below 4 GiB there is a hole for devices. RAM that does not fit below it goes on at 4 GiB: ``q35`` keeps 2 GiB below
-    if
-    there are 2.75 GiB or more; ``pc`` (i440fx) keeps 3 GiB if there are 3.5 GiB or more. Else all of it is in one
-    piece.
+    Below 4 GiB there is a hole for devices, and RAM that does not fit below the hole continues at 4 GiB: ``q35`` keeps
+    2 GiB below it if there are 2.75 GiB or more, ``pc`` (i440fx) 3 GiB if there are 3.5 GiB or more. Otherwise RAM is
+    one piece.
 
     Source: ``pc_q35_init`` and ``pc_init1`` of QEMU.
     """
@@ -59,9 +57,9 @@ class Ram:
     """A file of guest RAM, by guest physical address.
 
     :param path: the file
-    :ivar layouts: where its parts may belong, likelier ones first; a dump says so itself
-    :raises LibvmiError: ``VM_NOT_FOUND``: there is no such file, it is empty, or a dump that is cut off or of a kind we
-        do not know
+    :ivar layouts: where its parts may belong, the likeliest first; a dump says it itself
+    :raises LibvmiError: ``VM_NOT_FOUND``: there is no such file, it is empty, or it is a dump that is cut off or of an
+        unknown format
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -88,7 +86,7 @@ class Ram:
         :raises LinkError: the file was closed
         """
         if self.map is None:
-            raise LinkError("the guest's memory was let go of: make a new Libvmi")
+            raise LinkError("the guest's memory was closed: make a new Libvmi")
         start, end, offset = self.segments[bisect_right(self._starts, address) - 1]
         if not start <= address < end:
             raise FaultError(address)
@@ -97,7 +95,7 @@ class Ram:
         return self.map[address - start + offset : address - start + offset + count]
 
     def _read_across(self, address: int, count: int) -> bytes:
-        """As ``read``, from as many segments as it takes: of a dump one may begin where another ends."""
+        """As ``read``, across segments: in a dump one may begin where another ends."""
         data = b""
         for start, end, _ in self.segments[bisect_right(self._starts, address) - 1 :]:
             if len(data) == count or not start <= address + len(data) < end:
@@ -109,14 +107,14 @@ class Ram:
         raise FaultError(address + len(data), data)
 
     def place(self, offset: int) -> int:
-        """The guest physical address of what is there in the file. :raises FaultError: it is no memory"""
+        """The guest physical address of a file offset. :raises FaultError: no memory is stored there"""
         for segment in self.segments:
             if 0 <= offset - segment.offset < segment.end - segment.start:
                 return offset - segment.offset + segment.start
         raise FaultError(offset)
 
     def find(self, pattern: bytes) -> Iterator[int]:
-        """File offsets of ``pattern``, holes of the file skipped."""
+        """File offsets of ``pattern``, outside the file's holes."""
         assert self.map is not None
         for start, end in self.data:
             at = self.map.find(pattern, start, end)
@@ -132,7 +130,7 @@ class Ram:
 
 
 def _data(file: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are no holes: reading a hole through a mapping would fill it with memory."""
+    """The parts of a file that are not holes: reading a hole through a mapping would allocate memory for it."""
     at = 0
     while at < size:
         try:
@@ -146,10 +144,10 @@ def _data(file: int, size: int) -> Iterator[tuple[int, int]]:
 class Kernel:
     """A running kernel, found in RAM. Implements ``vmishim.kernel.profile.Profile``.
 
-    :param ram: the guest's RAM; its layout is found as well
+    :param ram: the guest's RAM, whose layout is found as well
     :param symbols: path of a ``System.map``, or a copy of the guest's ``/proc/kallsyms``; default: the kernel's own
         tables
-    :raises LibvmiError: ``OS``: there is no 64-bit Linux kernel that we understand
+    :raises LibvmiError: ``OS``: no 64-bit Linux kernel was found, or ``symbols`` do not fit it
     """
 
     def __init__(self, ram: Ram, symbols: str | os.PathLike[str] | None = None) -> None:
@@ -158,7 +156,7 @@ class Kernel:
         banners = [at for at in ram.find(BANNER) if _is_banner(ram, at)]
         if not banners:
             raise LibvmiError(
-                "OS: no Linux kernel in the guest's memory: has it booted, and is this all of its memory?"
+                "OS: no Linux kernel found in the guest's memory: has it booted, and is the file all of its memory?"
             )
         for self._symbols in _tables(ram) if symbols is None else _map(symbols):
             for banner, layout in product(banners, ram.layouts):
@@ -168,15 +166,15 @@ class Kernel:
                     return
         what = "kallsyms tables" if symbols is None else os.fspath(symbols)
         raise LibvmiError(
-            f"OS: {what} and the guest's memory do not fit together; give its symbols as a copy of /proc/kallsyms"
+            f"OS: {what} do not match the kernel in the guest's memory; set symbols to a copy of its /proc/kallsyms"
         )
 
     def _locate(self, banner: int) -> bool:
-        """Whether the banner found is the kernel's, by this table and layout; if so, learn where everything is."""
+        """Whether the banner is the kernel's, by this symbol table and layout; if so, compute where everything is."""
         names = self._symbols.addresses
         try:
-            # The image is one piece. In it, phys_base is the kernel's own word for how far it was moved physically,
-            # so that the rest is how far it was moved virtually; nothing, if the symbols come from the running kernel.
+            # The image is one piece. Its variable phys_base says how far it was moved physically; the rest is how far
+            # it was moved virtually, which is 0 if the symbols come from the running kernel.
             moved_both = self._ram.place(banner) - (names["linux_banner"] - KERNEL_MAP)
             where = names["phys_base"] - KERNEL_MAP + moved_both
             base: int = unpack_from("<q", self._ram.read(where, 8))[0]
@@ -199,7 +197,7 @@ class Kernel:
             return False
 
     def _maps_end(self) -> bool:
-        """Whether the direct map reaches to the end of RAM: it does not in a wrong layout."""
+        """Whether the direct map reaches the end of RAM, which it does not in a wrong layout."""
         if len(self._ram.layouts) == 1:
             return True
         end = self._ram.segments[-1].end - PAGE_SIZE
@@ -222,7 +220,7 @@ class Kernel:
         self.vcpus = self._count_cpus()
 
     def _find_end(self) -> int:
-        """The end of the highest RAM. A dump may hold firmware too, which lies just below 4 GiB."""
+        """The end of the highest RAM. A dump may hold firmware too, just below 4 GiB."""
         if self._ram.is_dump and "max_pfn" in self._symbols.addresses:
             last = int.from_bytes(self.read("max_pfn", 8), "little") * PAGE_SIZE - 1
             return next((end for start, end, _ in self._ram.segments if start <= last < end), last + 1)
@@ -271,11 +269,11 @@ class Kernel:
         return self.btf.size(struct)
 
     def forget(self) -> None:
-        """See ``Profile.forget``: the symbol table was read whole, so there is nothing to ask again."""
+        """See ``Profile.forget``: nothing to do, because the whole symbol table was read at the start."""
 
 
 def _is_banner(ram: Ram, at: int) -> bool:
-    """Whether this is the text of a version, not a format or a message about one: ``Linux version 6.1.0 (...``."""
+    """Whether this is a kernel's version text (``Linux version 6.1.0 (...``), not a format or a message about one."""
     assert ram.map is not None
     version = ram.map[at + len(BANNER) : at + len(BANNER) + 64]
     return version[:1].isdigit() and b" (" in version
@@ -301,7 +299,7 @@ def _map(path: str | os.PathLike[str]) -> Iterator[kallsyms.Symbols]:
 
 
 class RamFile:
-    """A guest by its RAM file. Implements ``vmishim.guests.target.Target``, and is its own reader.
+    """A guest, by the file of its RAM. Implements ``vmishim.guests.target.Target``, and is its own reader.
 
     :param name: the domain's name
     :param path: the file
@@ -324,7 +322,7 @@ class RamFile:
 
     @property
     def agent(self) -> None:
-        """A RAM file is read without one."""
+        """None: a RAM file is read without an agent."""
         return None
 
     @property
@@ -377,7 +375,7 @@ class RamFile:
         return found.physical, found.size, [entry.value for entry in found.entries]
 
     def hold(self) -> None:
-        """Keep translations until ``release``. The guest runs on: whoever wants it to stand still stops its CPUs."""
+        """Keep translations until ``release``. The guest runs on; to stop it, stop its CPUs in QEMU."""
         self._held = True
 
     def release(self) -> None:

@@ -1,9 +1,9 @@
-"""BTF, the kernel's own description of its types: where a member of a structure is, and how big it is.
+"""BTF, the kernel's own description of its types: the offset and size of each structure member.
 
-Bytes in, offsets out; a ``KeyError`` where the blob has no answer, or contradicts itself. Whoever has the bytes
-(``/sys/kernel/btf/vmlinux``, guest memory from ``__start_BTF`` on) can ask. Only the standard library is used, because
-the agent in the guest carries this module too. The type section is scanned once for where each type starts and what it
-is called (0.15 s for the 160,000 types of a 6.18 kernel); everything else is decoded when it is asked for.
+Bytes in, offsets out; a ``KeyError`` where the blob has no answer or contradicts itself. The bytes come from
+``/sys/kernel/btf/vmlinux``, or from guest memory at ``__start_BTF``. Only the standard library is used, because the
+agent in the guest carries this module too. The type section is scanned once for the start and name of each type (0.15 s
+for the 160,000 types of a 6.18 kernel); everything else is decoded on demand.
 
 Source: ``Documentation/bpf/btf.rst`` and ``include/uapi/linux/btf.h`` of the kernel.
 """
@@ -26,23 +26,23 @@ _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = rang
 _QUALIFIERS = frozenset({_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG})
 _SIZED = frozenset({_INT, _STRUCT, _UNION, _ENUM, _FLOAT, _ENUM64})
 
-# What follows a type's three words, also in words: a fixed part, and a part for each of its vlen entries.
+# Words after a type's first three: a fixed part, and a part for each of its vlen entries.
 _FIXED_WORDS = {_INT: 1, _ARRAY: 3, _VAR: 1, _DECL_TAG: 1}
 _ENTRY_WORDS = {_STRUCT: 3, _UNION: 3, _ENUM: 2, _FUNC_PROTO: 2, _DATASEC: 3, _ENUM64: 3}
 
 _DEEPEST = 64
-"""Types nested deeper than this are a loop: the bytes may come from a guest that is not trusted."""
+"""Types nested deeper than this count as a loop: the bytes may come from a hostile guest."""
 _MEMBERS_MAX = 1 << 17
-"""Members of one structure, anonymous ones seen through; and places looked at for one pointer."""
+"""Most members of one structure, those of anonymous members included; and most places searched for one pointer."""
 _INDEX_MAX = 1 << 32
-"""BTF's own limit of an array's elements."""
+"""BTF's own limit on the elements of an array."""
 
 
 class Btf:
     """One BTF blob, indexed.
 
     :param data: the blob, from its header on; bytes after its end are ignored
-    :raises ValueError: this is not BTF, or it contradicts itself
+    :raises ValueError: not BTF, or it contradicts itself
     """
 
     def __init__(self, data: bytes) -> None:
@@ -65,7 +65,7 @@ class Btf:
                 info = words[at + 1]
                 kind = info >> 24 & 31
                 if not 0 < kind <= _ENUM64:
-                    # A kind younger than this module: its length is unknown, so nothing after it can be found.
+                    # A kind newer than this module: its length is unknown, so nothing after it can be found.
                     raise ValueError(f"BTF type {number} is of unknown kind {kind}; update vmishim")
                 if words[at] and kind in (_STRUCT, _UNION, _TYPEDEF):
                     named = self._typedefs if kind == _TYPEDEF else self._tags
@@ -89,7 +89,7 @@ class Btf:
     def size(self, name: str) -> int:
         """``sizeof`` of a structure, union or typedef, in bytes.
 
-        :raises KeyError: there is no type of this name
+        :raises KeyError: no type has this name
         """
         return self._size(self._find(name))
 
@@ -99,7 +99,7 @@ class Btf:
         :param member: may be dotted through embedded structures (``"f_path.dentry"``) and indexed in arrays
             (``"mem[1].base"``); members of anonymous structures and unions are found as C finds them
         :returns: bytes from the start of ``name``, and bytes of the member; a bit field gives its storage unit
-        :raises KeyError: there is no such type or member; what lies behind a pointer is no member
+        :raises KeyError: no such type or member; what a pointer points to is not a member
         """
         number, offset, size = self._find(name), 0, 0
         for part in member.split("."):
@@ -119,19 +119,19 @@ class Btf:
         return Member(offset, size)
 
     def layout(self, name: str) -> dict[str, Member]:
-        """All members of a structure, union or typedef by name, anonymous ones seen through, in order of declaration.
+        """All members of a structure, union or typedef by name, those of anonymous ones too, in order of declaration.
 
-        :raises KeyError: there is no type of this name
+        :raises KeyError: no type has this name
         """
         return {field: member for field, (member, _) in self._members(self._find(name)).items()}
 
     def pointee(self, of_type: str | int, offset: int) -> tuple[int, int] | None:
-        """What the pointer at ``offset`` of a type points to. An offset past the type's end is one in an array of it.
+        """What the pointer at ``offset`` of a type points to. An offset past the type's end counts in an array of it.
 
         :param of_type: a structure's name, or a type's number, as this returns it
         :returns: (number, bytes) of the type pointed to: 8 bytes for a pointer to pointers, 1 for a string, 0 for
             ``void``; None when there is no pointer at ``offset``
-        :raises KeyError: there is no such type
+        :raises KeyError: no such type
         """
         number = self._find(of_type) if isinstance(of_type, str) else of_type
         if not 0 <= number < len(self._starts):
@@ -161,7 +161,7 @@ class Btf:
         return None
 
     def _find(self, name: str) -> int:
-        # C has one name space for tags and another for typedefs. "struct task_struct" is accepted as people write it.
+        # C has one name space for tags and another for typedefs. "struct task_struct" is accepted too.
         bare = name.removeprefix("struct ").removeprefix("union ")
         number = self._tags.get(bare) or self._typedefs.get(bare)
         if number is None:
@@ -175,7 +175,7 @@ class Btf:
         return self._strings[offset:end].decode("ascii", "replace")
 
     def _type(self, number: int) -> tuple[int, int, int]:
-        """(kind, where its words start, its size or what it refers to) with typedefs and qualifiers looked through."""
+        """(kind, where its words start, its size or what it refers to) with typedefs and qualifiers resolved."""
         words = self._words
         for _ in range(_DEEPEST):
             if number == 0:
@@ -208,12 +208,12 @@ class Btf:
         return element, self._size(element)
 
     def _members(self, number: int, depth: int = 0) -> dict[str, tuple[Member, int]]:
-        """Members of a structure with their types; empty for what is no structure."""
+        """Members of a structure with their types; empty for any other type."""
         if number in self._layouts:
             return self._layouts[number]
         kind, at, _ = self._type(number)
-        # Each structure is gone through once, and one that holds itself finds itself empty: a hostile blob could have
-        # them nested in more ways than can be counted.
+        # Each structure is expanded once, and one that contains itself finds itself empty: in a hostile blob the
+        # combinations of nesting could be too many to enumerate.
         members = self._layouts[number] = {}
         looked = 0
         if kind in (_STRUCT, _UNION) and depth < _DEEPEST:
@@ -246,7 +246,7 @@ class Btf:
 
 
 def _sections(data: bytes) -> tuple[bytes, bytes]:
-    """Type and string section. :raises ValueError: no BTF, or cut off."""
+    """Type and string section. :raises ValueError: not BTF, or cut off"""
     if len(data) < _HEADER.size:
         raise ValueError(f"BTF needs a header of {_HEADER.size} bytes, this is {len(data)} bytes long")
     magic, version, _, header, type_off, type_len, str_off, str_len = _HEADER.unpack_from(data)

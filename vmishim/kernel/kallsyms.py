@@ -1,15 +1,12 @@
 """The kernel's own symbol table, decoded from its memory.
 
-The tables lie in the kernel's read-only data, one behind the other, and name no addresses of each other. What is easy
-to
-find is the token table: it has all digits as tokens of their own. From there the others are told by what they must
-satisfy.
+The tables lie in the kernel's read-only data, one after another, without pointers to each other. The token table is
+easy to find, because each digit is a token in it. The others are recognised from there by what must hold for them.
 
 Pure: bytes in, symbols out.
 
 Source: ``scripts/kallsyms.c`` and ``kernel/kallsyms.c`` of the kernel. The order of the tables changed in 6.6
-(404bad70fcf7):
-before it, offsets and base come first, since then last.
+(404bad70fcf7): before it, offsets and base come first, since then last.
 """
 
 from __future__ import annotations
@@ -20,25 +17,25 @@ from itertools import islice, pairwise
 from struct import unpack_from
 
 DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
-"""What the token table contains: the digits, each a token. Look for this in memory."""
+"""Part of every token table: the digits, each a token. Search memory for this."""
 
 BEFORE = 48 << 20
-"""Bytes in front of the token table among which the others are: names and offsets of half a million symbols."""
+"""Bytes before the token table that hold the other tables: names and offsets of half a million symbols."""
 AFTER = 16 << 20
-"""Bytes behind the token table among which the other tables are."""
+"""Bytes after the token table that hold the other tables."""
 
 _LONGEST = 514
 """Bytes of a name in the table, its length included (``KSYM_NAME_LEN``)."""
 CANDIDATES = 4
-"""Rows of numbers that are tried as markers: in a kernel the first is theirs, hostile memory could hold thousands."""
+"""Sequences of numbers tried as the markers: a kernel's are the first, hostile memory could hold thousands."""
 TOKENS, MARKED = 256, 256
-"""Tokens there are; symbols from one marker to the next."""
+"""Number of tokens; symbols from one marker to the next."""
 
 
 class Symbols:
     """Decoded symbols.
 
-    :ivar addresses: by name; of names that occur twice the first
+    :ivar addresses: by name; the first, if a name occurs twice
     :ivar names: the first name at each address
     """
 
@@ -53,16 +50,16 @@ class Symbols:
 def decode(memory: bytes, digits: int) -> Symbols:
     """Decode the tables around a token table.
 
-    :param memory: the kernel's read-only data, from a multiple of 8 on; only ``BEFORE`` bytes of it in front of the
-        token table and ``AFTER`` behind are looked at
+    :param memory: the kernel's read-only data, starting at a multiple of 8; only ``BEFORE`` bytes before the token
+        table and ``AFTER`` bytes after it are searched
     :param digits: where in ``memory`` ``DIGITS`` was found
-    :raises ValueError: this is no token table, or the tables around it are not understood
+    :raises ValueError: this is not a token table, or the tables around it cannot be decoded
     """
     table, index_at, tokens = _tokens(memory, digits)
     try:
         count, names_at = next(_names(memory, table), (0, 0))
         if not count:
-            raise ValueError("no names in front of the tokens")
+            raise ValueError("no names before the tokens")
         addresses = _addresses(memory, names_at, index_at + 2 * TOKENS, count)
         return Symbols(zip(addresses, _expand(memory, names_at, count, tokens), strict=True))
     except IndexError:
@@ -88,14 +85,13 @@ def _tokens(memory: bytes, digits: int) -> tuple[int, int, list[bytes]]:
         ends = [*(start - 1 for start in index[1:]), memory.find(b"\0", table + index[-1]) - table]
         if _aligned(table + ends[-1] + 1) == index_at:
             return table, index_at, [memory[table + a : table + b] for a, b in zip(index, ends, strict=True)]
-    raise ValueError("no index of tokens behind the digits")
+    raise ValueError("no index of tokens after the digits")
 
 
 def _markers(memory: bytes, table: int) -> Iterator[tuple[int, list[int]]]:
     """(where the markers may be, their values): the 32-bit place in the names of every 256th symbol, the first being 0.
 
-    They end at the token table; or, from 6.2 to 6.5 (60443c88f3a8), at the sequence numbers in front of it, which take
-    three
+    They end at the token table; or, from 6.2 to 6.5 (60443c88f3a8), at the sequence numbers before it, which take three
     bytes for each symbol.
     """
     start = max(table - (4 << 20), table % 4)
@@ -106,7 +102,7 @@ def _markers(memory: bytes, table: int) -> Iterator[tuple[int, list[int]]]:
         last = end - 1 if words[end - 1] else end - 2  # padding to 8 bytes
         if not 0 < words[last] - words[last - 1] < _LONGEST * MARKED:
             continue
-        first = min(first, last)  # a run that was looked through from further behind begins where that began
+        first = min(first, last)  # a run that a later end has scanned already starts where that scan stopped
         while first > 0 and 0 < words[first] - words[first - 1] < _LONGEST * MARKED:
             first -= 1
         count = last - first + 1
@@ -140,7 +136,7 @@ def _names_before(memory: bytes, markers_at: int, markers: list[int]) -> Iterato
 
 
 def _end(memory: bytes, at: int, entries: int, limit: int) -> int:
-    """Where the next ``entries`` names end, or some place past ``limit``."""
+    """Where the next ``entries`` names end, or a position past ``limit``."""
     for _ in range(entries):
         if at >= limit:
             break

@@ -22,12 +22,12 @@ class Offsets:
     members: dict[str, list[int]]
 
     def to_json(self) -> str:
-        """As `read` takes it."""
+        """The text that `read` takes."""
         return json.dumps({"release": self.release, "members": self.members}, indent=2)
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The offsets in a file. :raises LibvmiError: it cannot be read, or is none"""
+        """The offsets in a file. :raises LibvmiError: it cannot be read, or does not hold offsets"""
         try:
             found = json.loads(path.read_text())
             for name, place in found["members"].items():

@@ -15,7 +15,7 @@ class Member(NamedTuple):
 
 
 class Profile(Protocol):
-    """A guest kernel's own truth about itself, asked for as needed and remembered."""
+    """What a guest kernel says about itself, asked for as needed and remembered."""
 
     release: str
     """``uname -r`` of the guest."""
@@ -35,22 +35,23 @@ class Profile(Protocol):
     """Page-table levels: 4 or 5."""
 
     def symbol(self, name: str) -> int:
-        """Address of a kernel symbol, KASLR applied. :raises KeyError: there is no such symbol."""
+        """Address of a kernel symbol, KASLR applied. :raises KeyError: no such symbol"""
         ...
 
     def symbol_at(self, address: int) -> str:
-        """Name of the symbol that starts exactly at ``address``. :raises KeyError: there is none."""
+        """Name of the symbol that starts exactly at ``address``. :raises KeyError: none does"""
         ...
 
     def member(self, struct: str, member: str) -> Member:
-        """Where ``member`` (may be dotted, ``"f_path.dentry"``; anonymous members are seen through) is in ``struct``.
+        """Where ``member`` is in ``struct``.
 
+        :param member: may be dotted (``"f_path.dentry"``); members of anonymous structures are found as in C
         :raises KeyError: no such structure or member in this kernel
         """
         ...
 
     def size(self, struct: str) -> int:
-        """``sizeof(struct NAME)``. :raises KeyError: no such structure."""
+        """``sizeof(struct NAME)``. :raises KeyError: no such structure"""
         ...
 
     def forget(self) -> None:

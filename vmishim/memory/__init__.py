@@ -1,1 +1,1 @@
-"""Guest memory: one contract (``reader``), and what answers it: the agent, its snapshots, a RAM file."""
+"""Guest memory: the contract of everything that reads it, kept pages, page tables, and the ELF images in it."""

@@ -1,4 +1,4 @@
-"""What a shared object exports, read from where a process has it mapped.
+"""The dynamic symbols of a shared object, read from its mapping in a process.
 
 Source: ``elf(5)``; LibVMI's ``os/linux/elfparse.c`` reads the same tables for ``vmi_translate_sym2v``.
 """
@@ -26,7 +26,7 @@ _NULL, _HASH, _STRTAB, _SYMTAB, _STRSZ, _GNU = 0, 4, 5, 6, 10, 0x6FFF_FEF5
 _SECTION_UNDEFINED = 0
 
 MOST_SEGMENTS, MOST_TAGS, MOST_SYMBOLS, MOST_STRINGS, LONGEST_NAME = 64, 256, 1 << 20, 64 << 20, 4096
-"""More than any real object has: the image may be hostile."""
+"""Bounds above any real object's: the image may be hostile."""
 
 
 def exports(read: Read, base: int) -> Iterator[tuple[str, int]]:
@@ -34,7 +34,7 @@ def exports(read: Read, base: int) -> Iterator[tuple[str, int]]:
 
     :param base: where its ELF header is mapped
     :returns: (name, bytes from the object's start); of an object that is not position-independent, from address 0
-    :raises FaultError: there is no 64-bit ELF image, or one of its tables cannot be read
+    :raises FaultError: there is no 64-bit ELF image at ``base``, or one of its tables cannot be read
     """
     read = partial(_wrapped, read)
     magic, kind, _, _, _, programs, _, _, _, size, count, *_ = _HEADER.unpack(read(base, _HEADER.size))
@@ -48,7 +48,7 @@ def exports(read: Read, base: int) -> Iterator[tuple[str, int]]:
     tags = _tags(read, base - first + table)
 
     def place(tag: int) -> int:
-        # The dynamic linker adds the base to the pointers of what it loads; nobody does that for the vDSO.
+        # The dynamic linker adds the base to the pointers of what it loads; the vDSO keeps them as they are.
         value = tags[tag]
         return value if value >= base else base - first + value
 
@@ -65,7 +65,7 @@ def exports(read: Read, base: int) -> Iterator[tuple[str, int]]:
 
 
 def _wrapped(read: Read, address: int, count: int) -> bytes:
-    """Read at an address that the image made up."""
+    """Read at an address that the image gives, which may wrap around."""
     return read(address % ADDRESSES, count)
 
 
@@ -81,7 +81,7 @@ def _tags(read: Read, at: int) -> dict[int, int]:
 
 
 def _count(read: Read, tags: dict[int, int], place: Callable[[int], int]) -> int:
-    """How many dynamic symbols there are: only the hash tables know."""
+    """The number of dynamic symbols, which only the hash tables tell."""
     if _HASH in tags:
         return min(int.from_bytes(read(place(_HASH) + 4, 4), "little"), MOST_SYMBOLS)
     at = place(_GNU)

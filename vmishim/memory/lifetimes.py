@@ -1,10 +1,10 @@
-"""How long memory that was read is good for."""
+"""How long bytes that were read stay valid."""
 
 from __future__ import annotations
 
 STALE = 1.0
-"""Seconds after which memory is forgotten outside a hold; LibVMI's KVM driver keeps pages as long (its page cache's age
-limit in libvmi/cache.c)."""
+"""Seconds after which bytes are forgotten outside a hold; LibVMI's KVM driver keeps pages as long (the age limit of its
+page cache, libvmi/cache.c)."""
 COMPANION_STALE = 0.1
 """Seconds after which a single read that came along with a listing is no longer used: a read that comes later is hardly
 part of that listing."""

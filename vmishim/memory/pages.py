@@ -1,7 +1,7 @@
-"""Whole pages fetched and kept: what 00SEVen and MemProcFS do.
+"""Fetch whole pages and keep them, as 00SEVen and MemProcFS do.
 
-The rival that reading ahead has to beat; and what serves reads that belong to no list: a process's own memory, and
-everything else within a hold.
+The strategy that reading ahead is compared with. It also serves the reads that belong to no list: a process's own
+memory, and everything else within a hold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vmishim.memory.lifetimes import STALE
 from vmishim.memory.reader import KERNEL, PAGE_SIZE, MemoryReader
 
 PAGES_MAX = 16384
-"""Pages kept at most, 64 MiB; the one longest unread makes room."""
+"""Most pages kept, 64 MiB; the least recently read one is dropped."""
 
 
 class Pages:
@@ -81,7 +81,7 @@ class Pages:
             self._pages.clear()
 
     def after_fork(self) -> None:
-        """In a forked child: another thread of the parent may have had the lock."""
+        """In a forked child: another thread of the parent may have held the lock."""
         self._lock = threading.RLock()
 
 

@@ -24,16 +24,16 @@ _TABLE = Struct("<512Q")
 
 
 class Entry(NamedTuple):
-    """One page-table entry, as it stands in the guest."""
+    """One page-table entry, as the guest has it."""
 
     location: int
     """Its physical address."""
     value: int
-    """Its 64 bits, flags included."""
+    """All 64 bits, flags included."""
 
 
 class Translation(NamedTuple):
-    """Where a virtual address is."""
+    """What a virtual address translates to."""
 
     address: int
     """The virtual address asked for."""
@@ -42,7 +42,7 @@ class Translation(NamedTuple):
     size: int
     """Bytes of the page around it: 4 KiB, 2 MiB or 1 GiB."""
     entries: tuple[Entry, ...]
-    """The entries on the way, from the root down; a large page has fewer of them."""
+    """The page-table entries used, from the root down; fewer for a large page."""
 
 
 def canonical(address: int, levels: int = 4) -> int:
@@ -58,8 +58,8 @@ def walk(read: ReadPhysical, root: int, address: int, levels: int = 4, encrypted
     :param root: physical address of the top table (CR3; its low 12 bits are ignored)
     :param address: virtual address; bits above those that are translated are ignored, as LibVMI does
     :param levels: 4 or 5
-    :param encrypted: bits of an entry that are no address (the C-bit of a guest under AMD SEV)
-    :raises FaultError: ``address`` is not mapped, or a table on the way cannot be read
+    :param encrypted: bits of an entry that do not belong to the address (the C-bit of a guest under AMD SEV)
+    :raises FaultError: ``address`` is not mapped, or one of its page tables cannot be read
     """
     frame = FRAME & ~encrypted
     table = root & frame
@@ -85,9 +85,9 @@ def walk(read: ReadPhysical, root: int, address: int, levels: int = 4, encrypted
 def entries(
     root: int, address: int, values: Iterable[int], size: int, levels: int = 4, encrypted: int = 0
 ) -> tuple[Entry, ...]:
-    """Where the entries stand that lead to ``address``.
+    """The entries that lead to ``address``, with their locations.
 
-    :param values: their bits, from the root down; what follows the entry of the page is ignored
+    :param values: their values, from the root down; values after the page's own entry are ignored
     :param size: bytes of the page; other parameters as of ``walk``
     """
     frame = FRAME & ~encrypted
@@ -102,8 +102,8 @@ def entries(
 def pages(read: ReadPhysical, root: int, levels: int = 4, encrypted: int = 0) -> Iterator[Translation]:
     """Every page that is mapped below ``root``, in the order of addresses, kernel and user half alike.
 
-    Parameters as of ``walk``. A table that cannot be read counts as empty: it cannot map anything. Tables of a hostile
-    guest can name one another, which maps 2^36 pages and more.
+    Parameters as of ``walk``. A table that cannot be read counts as empty. The tables of a hostile guest can point to
+    one another and so map 2^36 pages and more.
     """
     return _pages(read, root & FRAME & ~encrypted, 0, levels, levels, encrypted, ())
 

@@ -1,4 +1,4 @@
-"""The one contract of everything that reads guest memory."""
+"""The contract of everything that reads guest memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ page-aligned, so neither 0 nor 1 is one."""
 PAGE_SIZE = 4096
 
 ADDRESSES = 1 << 64
-"""How many there are: arithmetic on what a guest says wraps, as the kernel's own does."""
+"""Number of addresses: arithmetic on what a guest says wraps around, as the kernel's own does."""
 KERNEL_FLOOR = 0xFF00000000000000
 """Below this no x86-64 kernel maps anything for itself, five-level paging included
-(Documentation/arch/x86/x86_64/mm.rst): a kernel address down there is known to be unreadable without asking."""
+(Documentation/arch/x86/x86_64/mm.rst), so a kernel address below it is unreadable without asking."""
 
 
 class Extent(NamedTuple):
@@ -35,7 +35,7 @@ class MemoryReader(Protocol):
 
         :param address: in ``space``; an unsigned 64-bit address
         :param space: ``KERNEL``, ``PHYSICAL``, or a dtb whose page tables translate ``address``
-        :param text: only what stands before the first NUL is wanted: a hint for readers that learn what to bring
+        :param text: only the bytes before the first NUL are wanted; a hint for readers that learn what to fetch
         :raises FaultError: some of it cannot be read; the error carries the bytes before the hole
         :raises LinkError: the guest could not be asked
         """
