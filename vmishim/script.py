@@ -41,9 +41,9 @@ def execute(script: str, arguments: Sequence[str], resolver: Resolver = ENROLLED
 
 @contextmanager
 def _as_main(script: str, arguments: Sequence[str]) -> Iterator[None]:
-    """``sys.argv`` and ``sys.path`` as the script expects them, and ``libvmi`` imported from ``compat``.
+    """Set ``sys.argv`` and ``sys.path`` as the script expects them, and import ``libvmi`` from ``compat``.
 
-    That folder is on the path only for this import: nothing else in it may hide a module of the script's own.
+    That folder is on the path for this import only: nothing else in it may hide a module of the script.
     """
     argv, path = sys.argv, sys.path
     sys.argv = [script, *arguments]
@@ -71,7 +71,7 @@ def _import_ours() -> None:
 
 
 def _from_script(trace: TracebackType | None, script: str) -> TracebackType | None:
-    """The traceback from where the script begins; all of it when it never began, as for a syntax error."""
+    """The traceback from the script on; none for a syntax error; all of it if the script was never entered."""
     whole = trace
     while trace is not None and trace.tb_frame.f_code.co_filename != script:
         trace = trace.tb_next

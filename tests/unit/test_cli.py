@@ -140,7 +140,7 @@ def test_no_command_is_left_out_of_these_tests() -> None:
         (["attest", "--report", "no-such-report"], 1, "no-such-report: No such file"),
         (["attest", "--report", "/dev/null"], 1, "a report must have 1184 bytes, not 0"),
         (["config", "--export", "web-9"], 1, "no domain 'web-9'"),
-        (["run", "no-such-script.py"], 1, "there is no script no-such-script.py"),
+        (["run", "no-such-script.py"], 1, "no such script: no-such-script.py"),
         (["enroll", "a", "tcp://h:1", AGENT.text], 1, "make one with `vmishim keygen`"),
         (["keygen", "/proc/no/key"], 1, "/proc/no: "),
         (["bundle", "-o", "/"], 1, "is a folder"),

@@ -302,13 +302,13 @@ def test_an_entry_may_have_both_backends(config: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["no-such.py"], "there is no script no-such.py"),
-        (["script.py"], "no domain is known yet"),
+        (["no-such.py"], "no such script: no-such.py"),
+        (["script.py"], "no domain is enrolled yet"),
         (["--domain", "web-9", "script.py"], "no domain 'web-9'"),
-        (["--domain", "gone", "script.py"], "there is none; no agent-scalar: the entry gone has no agent"),
-        (["--domain", "gone", "--only", "ramfile,nativ", "script.py"], "there is no backend nativ"),
+        (["--domain", "gone", "script.py"], "but none can be used; no agent-scalar: the entry gone has no agent"),
+        (["--domain", "gone", "--only", "ramfile,nativ", "script.py"], "unknown backend nativ"),
         (["--domain", "gone", "--qmp", "nowhere", "script.py"], "no QEMU monitor answers there"),
-        (["--runs", "0", "script.py"], "--runs takes a number"),
+        (["--runs", "0", "script.py"], "--runs must be 1 or more"),
         (["script.py", "one", "two"], "name several guests"),
         (["script.py", "three"], "name no guest"),
     ],

@@ -204,7 +204,7 @@ def pack(extents: list[Extent], truncated: int = 0) -> bytes:
 EXTENTS = st.lists(st.builds(Extent, st.integers(0, (1 << 64) - 1), st.binary(max_size=40)))
 
 
-@given(EXTENTS, st.sampled_from([(0, None), (1, "the output is full"), (2, "a loop came to its bound")]))
+@given(EXTENTS, st.sampled_from([(0, None), (1, "the output is full"), (2, "a loop reached its bound")]))
 def test_extents_arrive_in_order(extents: list[Extent], why: tuple[int, str | None]) -> None:
     found = parse_output(pack(extents, why[0]))
     assert isinstance(found, Extents)
@@ -359,7 +359,7 @@ def test_bytes_without_a_guest_say_so() -> None:
 
     with pytest.raises(InjectError, match="vm1 has no agent, and only an agent can run a program"):
         inject(RamFile(), BUNDLE.pack())  # type: ignore[arg-type]
-    with pytest.raises(InjectError, match="no object; give C source as a string"):
+    with pytest.raises(InjectError, match="not an eBPF object; pass C source as a string"):
         inject(RamFile(), b"int run")  # type: ignore[arg-type]
     assert issubclass(InjectError, LibvmiError)
 

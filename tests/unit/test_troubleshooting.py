@@ -103,7 +103,7 @@ def _stretches(text: str) -> list[str]:
 
 def test_the_page_has_what_the_doctor_says() -> None:
     messages = doctors()
-    assert {"**lockdown**", "2: symbols are hidden from everybody"} <= messages  # so they are found at all
+    assert {"**lockdown**", "2: symbols are hidden from all users"} <= messages  # so they are found at all
     assert not missing(messages), "add these to docs/troubleshooting.md"
 
 

@@ -1,4 +1,4 @@
-"""``vmishim compare``: one unchanged script on every backend of a guest, its answers and its costs side by side."""
+"""``vmishim compare``: one unchanged script on every backend of a guest; answers and costs side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXIT = {"agreed": 0, "differ": 1, "error": 2}
 
 
 class CompareError(CommandError):
-    """There is nothing to compare. Its exit status is not that of answers that differ."""
+    """The comparison cannot be made. The exit status is another one than that of answers that differ."""
 
     status = EXIT["error"]
 
@@ -28,14 +28,14 @@ class CompareError(CommandError):
 def compare(options: argparse.Namespace) -> int:
     """Compare; 0 the answers agree, 1 they differ, 2 a backend failed.
 
-    :raises CompareError: no such script or guest, fewer than two backends, or no monitor where one was named
+    :raises CompareError: no such script or guest, fewer than two backends, or QEMU's monitor does not answer
     """
     from vmishim.compare import backends, engine, report
 
     if not Path(options.script).is_file():
-        raise CompareError(f"there is no script {options.script}")
+        raise CompareError(f"no such script: {options.script}")
     if options.runs < 1:
-        raise CompareError("--runs takes a number from 1 on")
+        raise CompareError("--runs must be 1 or more")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmishim-")))
         try:
@@ -44,21 +44,21 @@ def compare(options: argparse.Namespace) -> int:
             if monitor is not None:
                 stack.callback(monitor.close)
                 if not monitor.running:
-                    raise CompareError("the guest is stopped: no agent in it can answer; let it go on")
+                    raise CompareError("the guest is stopped, so no agent in it can answer: resume it")
             _say("looking for backends")
             genuine = options.genuine or os.environ.get("VMISHIM_GENUINE_PYTHON", "")
             found = list(backends.find(guest, folder, genuine, options.local))
             wanted = set(options.only.split(",")) if options.only else set(backends.NAMES)
             if unknown := wanted - set(backends.NAMES):
                 raise CompareError(
-                    f"there is no backend {', '.join(sorted(unknown))}; there are {', '.join(backends.NAMES)}"
+                    f"unknown backend {', '.join(sorted(unknown))}; known are {', '.join(backends.NAMES)}"
                 )
             there = [each for each in found if isinstance(each, backends.Backend) and each.name in wanted]
             missing = [each for each in found if isinstance(each, backends.Missing) and each.name in wanted]
             if len(there) < 2:
                 why = "; ".join(f"no {each.name}: {each.why}" for each in missing)
                 raise CompareError(
-                    f"comparing takes two backends for {guest.name}, and there is {len(there) or 'none'}; {why}"
+                    f"comparing needs two backends of {guest.name}, but {len(there) or 'none'} can be used; {why}"
                 )
             job = engine.Job(
                 options.script,
@@ -83,7 +83,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def _guest(options: argparse.Namespace) -> Domain:
-    """The guest that is meant: the one named, or the one that the script's arguments name, or the only one there is."""
+    """The guest to read: the one named, or the one that the script's arguments name, or the only one enrolled."""
     if options.domain:
         return domains.find(options.domain)
     known = domains.load()
@@ -93,9 +93,9 @@ def _guest(options: argparse.Namespace) -> Domain:
     if not named and len(known) == 1:
         return next(iter(known.values()))
     if not known:
-        raise CompareError(f"no domain is known yet; `vmishim enroll` adds one to {domains.path()}")
+        raise CompareError(f"no domain is enrolled yet; `vmishim enroll` adds one to {domains.path()}")
     which = "several guests" if named else "no guest that is enrolled"
-    raise CompareError(f"the script's arguments name {which}; say which one is meant by --domain, before the script")
+    raise CompareError(f"the script's arguments name {which}; name the guest by --domain, before the script")
 
 
 def _here(stack: ExitStack) -> Domain:

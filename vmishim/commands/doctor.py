@@ -1,6 +1,6 @@
-"""``vmishim doctor``: what works, what does not, what to do; the same questions in the same order every time.
+"""``vmishim doctor``: what works, what does not, and what to do; the same checks in the same order every time.
 
-docs/deploy.md and the errors elsewhere send people here, so each answer names the next step.
+docs/deploy.md and other errors send you here, so every finding names the next step.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ _SYMBOLS = ("init_task", "linux_banner", "modules", "tcp_hashinfo", "init_top_pg
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     about: str
     verdict: Verdict
-    """"note": it works, and something is less than it could be."""
+    """"note": it works, but could be better."""
     text: str
     remedy: str = ""
-    """What to do, where something is to be done."""
+    """What to do; empty if there is nothing to do."""
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Look at everything; 1 if anything is bad. :raises LibvmiError: ``domains.toml`` has no such domain"""
+    """Check everything; 1 if any finding is bad. :raises LibvmiError: ``domains.toml`` has no such domain"""
     if options.domain:
-        domains.find(options.domain)  # a wrong name is not a finding
+        domains.find(options.domain)  # a wrong name is an error, not a finding
     found = []
     for finding in _look(options):
         found.append(finding)
@@ -64,7 +64,7 @@ def doctor(options: argparse.Namespace) -> int:
     if options.json:
         dump([asdict(finding) for finding in found])
     else:
-        print(f"\n{bad} thing{'' if bad == 1 else 's'} to put right" if bad else "\nall well")
+        print(f"\n{bad} problem{'' if bad == 1 else 's'} to fix" if bad else "\nall well")
     return 1 if bad else 0
 
 
@@ -87,7 +87,7 @@ def _say(finding: Finding) -> None:
     mark = marks[finding.verdict]
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         mark = f"\x1b[{colours[finding.verdict]}m{mark}\x1b[0m"
-    # Wrapped for a person to read; elsewhere a line stays a line.
+    # Wrapped on a terminal only: in a file or a pipe, a finding stays one line.
     room = shutil.get_terminal_size().columns - 20 if sys.stdout.isatty() else 10_000
     for number, line in enumerate(_wrapped(finding.text, room)):
         print(f"{'' if number else mark + '  ' + finding.about:<{20 if number else 20 + len(mark) - 4}}{line}")
@@ -104,7 +104,7 @@ def _wrapped(text: str, room: int) -> list[str]:
 
 
 def host() -> Iterator[Finding]:
-    """Python and the libraries that everything needs."""
+    """Python, and the libraries that everything needs."""
     yield Finding("vmishim", "ok", f"{__version__}, {Path(__file__).parents[1]}")
     yield Finding("Python", "ok", f"{platform.python_version()}, {sys.executable}")
     for name, floor in _FLOOR.items():
@@ -124,7 +124,7 @@ def host() -> Iterator[Finding]:
 
 
 def enrolled() -> Iterator[Finding]:
-    """The guests that are known, by their files only."""
+    """The enrolled guests, as far as the file tells."""
     try:
         found = domains.load()
     except LibvmiError as error:
@@ -134,7 +134,7 @@ def enrolled() -> Iterator[Finding]:
         text = f"none in {domains.path()}"
         yield Finding("domains", "note", text, "`vmishim enroll` adds one; `vmishim ps --local` needs none")
         return
-    yield Finding("domains", "ok", f"{', '.join(found)} in {domains.path()}", "`vmishim doctor DOMAIN` looks at one")
+    yield Finding("domains", "ok", f"{', '.join(found)} in {domains.path()}", "`vmishim doctor DOMAIN` checks one")
 
 
 # This machine as a guest.
@@ -145,10 +145,10 @@ def this_machine() -> Iterator[Finding]:
     release = os.uname().release
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         text = f"{platform.system()} on {platform.machine()}"
-        yield Finding("system", "bad", text, "an agent reads Linux on x86_64 only; look into a guest instead")
+        yield Finding("system", "bad", text, "an agent reads Linux on x86_64 only; check a guest instead")
         return
     old = tuple(int(part) for part in release.split("-")[0].split(".")[:2]) < (5, 17)
-    remedy = "Linux 5.17 is the oldest that works" if old else ""
+    remedy = "Linux 5.17 is the oldest supported" if old else ""
     yield Finding("kernel", "bad" if old else "ok", f"Linux {release}", remedy)
     yield _libbpf()
     yield _objects()
@@ -186,11 +186,11 @@ def _lockdown() -> Finding:
     try:
         modes = Path("/sys/kernel/security/lockdown").read_text()
     except OSError:
-        return Finding("lockdown", "ok", "this kernel does not lock down")
+        return Finding("lockdown", "ok", "not supported by this kernel")
     mode = modes[modes.find("[") + 1 : modes.find("]")]
     if mode == "confidentiality":
-        remedy = "boot without lockdown=confidentiality, or start the agent before it is raised"
-        return Finding("lockdown", "bad", "confidentiality: nobody may read kernel memory by eBPF", remedy)
+        remedy = "boot without lockdown=confidentiality, or start the agent before lockdown is raised"
+        return Finding("lockdown", "bad", "confidentiality: eBPF programs may not read kernel memory", remedy)
     return Finding("lockdown", "ok", mode)
 
 
@@ -210,7 +210,7 @@ def _pointers() -> Finding:
     except OSError as error:
         return Finding("kptr_restrict", "note", f"unknown: {error.strerror}")
     if value == "2":
-        return Finding("kptr_restrict", "bad", "2: symbols are hidden from everybody", "sysctl kernel.kptr_restrict=1")
+        return Finding("kptr_restrict", "bad", "2: symbols are hidden from all users", "sysctl kernel.kptr_restrict=1")
     return Finding("kptr_restrict", "ok", value)
 
 
@@ -254,13 +254,13 @@ def domain(name: str) -> Iterator[Finding]:
         yield _unreached(error, ours.public.text if entry.agent else "")
         return
     try:
-        how = "both keys accepted" if entry.agent else "its memory holds a kernel that we know"
+        how = "both keys accepted" if entry.agent else "its memory holds a known kernel"
         yield Finding("reached", "ok", f"{how}, {(time.monotonic() - begun) * 1000:.0f} ms")
         yield from inside(target, entry.attestation)
         if entry.freeze:
             yield _pause(target)
     except LinkError as error:
-        yield Finding("agent", "bad", f"it stopped answering: {_line(error)}", "look into its journal, in the guest")
+        yield Finding("agent", "bad", f"it stopped answering: {_line(error)}", "read its journal, in the guest")
     finally:
         target.close()
 
@@ -272,20 +272,20 @@ def _unreached(error: LibvmiError, ours: str) -> Finding:
     if isinstance(error, RefusedError):
         if error.reason is Reason.NOT_PERMITTED:
             remedy = f"in the guest, add to /etc/vmishim/permitted: {ours}"
-            return Finding("reached", "bad", "an agent answers, and does not permit our key", remedy)
-        remedy = "compare the versions: vmishim --version here, agent.pyz --version there"
+            return Finding("reached", "bad", "an agent answers, but does not permit our key", remedy)
+        remedy = "compare versions: vmishim --version here, agent.pyz --version in the guest"
         return Finding("reached", "bad", _line(error), remedy)
     text = _line(error)
     if isinstance(error, AttestationError):
-        return Finding("attestation", "bad", text, "`vmishim attest` shows all that its report says")
+        return Finding("attestation", "bad", text, "`vmishim attest` shows the whole report")
     if "is not the agent with key" in text:
-        remedy = "run `agent.pyz keygen /etc/vmishim/agent.key` there, compare, enroll again with --replace"
+        remedy = "run `agent.pyz keygen /etc/vmishim/agent.key` in the guest, compare keys, enroll again with --replace"
         return Finding("reached", "bad", text, remedy)
-    return Finding("reached", "bad", text, "in the guest: systemctl status vmishim-agent; then the network between")
+    return Finding("reached", "bad", text, "in the guest: systemctl status vmishim-agent; then check the network")
 
 
 def inside(target: Target, required: Requirements | None = None) -> Iterator[Finding]:
-    """What a reached guest says of itself, and its hardware of it. :raises LinkError: it stopped answering"""
+    """A guest that answers: its hardware, agent and kernel. :raises LinkError: it stopped answering"""
     agent, profile = target.agent, target.profile
     if agent is not None:
         yield _attestation(agent.link, required)
@@ -303,19 +303,19 @@ def inside(target: Target, required: Requirements | None = None) -> Iterator[Fin
     if "init_task" in missing:
         yield Finding("symbols", "bad", f"no {', '.join(missing)}", "boot a kernel with CONFIG_KALLSYMS_ALL=y")
     elif missing:
-        remedy = "what needs them says so; CONFIG_KALLSYMS_ALL=y gives all"
-        yield Finding("symbols", "note", f"init_task is there; no {', '.join(missing)}", remedy)
+        remedy = "what needs them will say so; CONFIG_KALLSYMS_ALL=y provides all"
+        yield Finding("symbols", "note", f"init_task found; no {', '.join(missing)}", remedy)
     else:
-        yield Finding("symbols", "ok", f"all {len(_SYMBOLS)} looked for")
+        yield Finding("symbols", "ok", f"all {len(_SYMBOLS)} found")
     try:
         size = profile.size("task_struct")
-        yield Finding("structures", "ok", f"by BTF; task_struct has {size:,} bytes")
+        yield Finding("structures", "ok", f"from BTF; task_struct has {size:,} bytes")
     except KeyError:
         yield Finding("structures", "bad", "no BTF in the guest", "boot a kernel with CONFIG_DEBUG_INFO_BTF=y")
     if profile.page_offset:
         yield Finding("direct map", "ok", f"{profile.page_offset:#x}, {profile.memory_size >> 20:,} MiB")
     else:
-        remedy = "physical and user memory can't be read; CONFIG_KALLSYMS_ALL=y tells where it is"
+        remedy = "physical and user memory can't be read; CONFIG_KALLSYMS_ALL=y provides its address"
         yield Finding("direct map", "note", "unknown", remedy)
     yield _one_read(target)
 
@@ -329,8 +329,8 @@ def _versions(theirs: str) -> Finding:
 
 def _encryption(by_kernel: bool) -> Finding:
     if by_kernel:
-        return Finding("encryption", "ok", "by the guest's kernel; its agent carries what it can't read")
-    remedy = "from Linux 6.10 on its kernel can: agent.pyz serve --kernel-key, see docs/security.md"
+        return Finding("encryption", "ok", "by the guest's kernel; the agent cannot read what it carries")
+    remedy = "since Linux 6.10 the kernel can encrypt: agent.pyz serve --kernel-key, see docs/security.md"
     return Finding("encryption", "ok", "by the agent, which sees what it sends", remedy)
 
 
@@ -341,32 +341,32 @@ def _attestation(link: Link, required: Requirements | None) -> Finding:
     try:
         attested = verify(ask(link.exchange), link.remote, *((required.chain, required.roots) if required else ()))
     except NoReportError as error:
-        return Finding("attestation", "note", _line(error), "its keys say who it is, nothing says what it runs on")
+        return Finding("attestation", "note", _line(error), "its key identifies it, but nothing proves what it runs on")
     except LinkError as error:
-        return Finding("attestation", "note", f"not known: {_line(error)}", "`vmishim attest --help`, docs/deploy.md")
+        return Finding("attestation", "note", f"unknown: {_line(error)}", "`vmishim attest --help`, docs/deploy.md")
     facts = "; ".join(f"{about}: {value}" for about, value in attested.facts.items())
     if required is None:
-        return Finding("attestation", "note", f"genuine, and not required. {facts}", "docs/deploy.md has how to")
+        return Finding("attestation", "note", f"genuine, but not required. {facts}", "see docs/deploy.md to require it")
     required.check(attested.report)
     return Finding("attestation", "ok", facts)
 
 
 def _pause(target: Target) -> Finding:
-    """Whether what the entry says of ``pause_vm`` can be done."""
+    """Whether ``pause_vm`` can stop the monitored system, as the entry says."""
     begun = time.perf_counter()
     try:
         target.hold()
     except LinkError as error:
-        return Finding("pause", "bad", _line(error), "docs/deploy.md has how; or take freeze out of the entry")
+        return Finding("pause", "bad", _line(error), "see docs/deploy.md to allow it; or remove freeze from the entry")
     target.release()
     taken = (time.perf_counter() - begun) * 1000
-    return Finding("pause", "ok", f"the monitored system was stopped and let go within {taken:.0f} ms")
+    return Finding("pause", "ok", f"the monitored system was stopped and resumed within {taken:.0f} ms")
 
 
 def _one_read(target: Target) -> Finding:
-    """Read one thing whose content is known: the name of the first task."""
+    """Read something whose content is known: the name of the first task."""
     profile = target.profile
-    report = "report this, with the lines above"
+    report = "please report this, with the lines above"
     try:
         address = profile.symbol("init_task") + profile.member("task_struct", "comm").offset
         begun = time.perf_counter()

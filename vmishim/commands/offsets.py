@@ -1,11 +1,11 @@
-"""``vmishim offsets``: what a kernel without BTF does not tell, out of its headers."""
+"""``vmishim offsets``: generate structure offsets from kernel headers, for a kernel without BTF."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-# What vmishim ps, vmishim lsmod and LibVMI's examples read beside what every guest is asked for.
+# Members that vmishim ps, vmishim lsmod and LibVMI's examples read, beyond those that every guest is asked for.
 LISTED = (
     *("task_struct real_parent", "task_struct cred", "task_struct exit_state", "task_struct __state"),
     *("task_struct state", "cred uid", "mm_struct exe_file", "file f_path.dentry", "dentry d_name.name"),
@@ -15,7 +15,7 @@ LISTED = (
 
 
 def offsets(options: argparse.Namespace) -> int:
-    """Print the offsets as JSON; on standard error, what was asked for and is not in the headers.
+    """Print the offsets as JSON, and on standard error the requested members that the headers do not declare; then 1.
 
     :raises CompileError: bcc or headers are missing
     """
@@ -28,5 +28,5 @@ def offsets(options: argparse.Namespace) -> int:
     print(found.to_json())
     missing = [name for name in options.members if name not in found.members]
     for name in missing:
-        print(f"vmishim: Linux {found.release} has no {name!r}, by its headers", file=sys.stderr)
+        print(f"vmishim: the headers of Linux {found.release} declare no {name!r}", file=sys.stderr)
     return 1 if missing else 0

@@ -18,12 +18,12 @@ from vmishim.script import execute
 def run(options: argparse.Namespace) -> int:
     """Run a script.
 
-    :raises CommandError: there is no such script
+    :raises CommandError: no such script
     :raises LinkError: with ``--local``: no agent can run here
     :raises SystemExit: the script ends so
     """
     if not Path(options.script).is_file():
-        raise CommandError(f"there is no script {options.script}")
+        raise CommandError(f"no such script: {options.script}")
     meter = Meter(options.strategy)
 
     def metered(domain: Domain) -> Target:

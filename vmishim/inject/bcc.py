@@ -1,9 +1,9 @@
-"""Compile a program by bcc against the headers of one kernel, for guests whose kernel shows no BTF.
+"""Compile a program by bcc against the headers of one kernel, for a guest whose kernel has no BTF.
 
-bcc is asked for instructions only, which needs no privilege: maps are made, and their descriptors put in, where the
-program is loaded (``guest_agent/bytecode.py``). bcc's own loader cannot load a syscall program, since it has no way to
-set BPF_F_SLEEPABLE. It runs in a process of its own: Debian's package is for Debian's interpreter, and LLVM ends the
-process on what it cannot compile.
+bcc only generates instructions, which needs no privilege. Where the program is loaded, its maps are made and their
+descriptors are patched in (``guest_agent/bytecode.py``): bcc's own loader cannot load a syscall program, because it
+cannot set BPF_F_SLEEPABLE. bcc runs in a process of its own, since Debian packages it for Debian's interpreter only,
+and LLVM ends the process when it cannot compile something.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from vmishim.kernel.offsets import Offsets
 from vmishim.wire.injection import INSTRUCTION, LD_IMM64, Bundle, MapDefinition
 
 MAP_NUMBERS = {0x7601: "input", 0x7602: "output"}
-"""What ``inject.h`` has where the descriptors of its maps belong: ``inject_input_number``, ``inject_output_number``."""
+"""What ``inject.h`` has in place of its maps' descriptors: ``inject_input_number``, ``inject_output_number``."""
 _KINDS = ("offset", "size")
 _MOV_IMM, _EXIT = 0xB7, 0x95
 
-# What runs under the interpreter that has bcc: functions' instructions in hexadecimal.
+# Runs under the interpreter that has bcc; prints the instructions of functions in hexadecimal.
 _COMPILER = """
 import json, os, sys
 from bcc import BPF
@@ -44,8 +44,8 @@ json.dump({name: program.dump_func(name.encode()).hex() for name in request["fun
 class Headers:
     """The headers of one kernel.
 
-    :ivar build: what was generated for it (its ``include/generated``)
-    :ivar source: what it shares with kernels of the same version; may be the same folder
+    :ivar build: the folder of what was generated for it (its ``include/generated``)
+    :ivar source: the folder of what it shares with kernels of the same version; may be the same
     :ivar release: its ``uname -r``
     """
 
@@ -56,9 +56,9 @@ class Headers:
     @classmethod
     def find(cls, folder: Path) -> Self:
         """The headers in a folder: ``/usr/src/linux-headers-RELEASE``, ``/lib/modules/RELEASE/build``, or the same
-        below another root, where packages were unpacked.
+        below another root into which packages were unpacked.
 
-        :raises CompileError: there are none
+        :raises CompileError: no headers, or half of a split package
         """
         build = folder.resolve()
         said = build / "include" / "generated" / "utsrelease.h"
@@ -66,27 +66,27 @@ class Headers:
         if found is None:
             raise CompileError(
                 f"{folder} holds no kernel headers (no include/generated/utsrelease.h): name the folder of "
-                "linux-headers-RELEASE, for the release that `uname -r` says in the guest"
+                "linux-headers-RELEASE, where RELEASE is the guest's `uname -r`"
             )
         source = build
         if not (build / "include" / "linux" / "kconfig.h").is_file():
-            # Debian's split packages: the Makefile's one line includes that of the common part, by its installed path.
+            # Debian splits the package: the Makefile's only line includes the other half's, by its installed path.
             makefile = build / "Makefile"
             line = re.search(
                 r"^include (.+)/Makefile$", makefile.read_text() if makefile.is_file() else "", re.MULTILINE
             )
             places = [Path(line[1]), build.parent / Path(line[1]).name] if line else []
-            # Where packages were unpacked, what is installed here may be of another version.
+            # If packages were unpacked elsewhere, the half installed here may be of another version.
             usable = [place for place in reversed(places) if (place / "include" / "linux" / "kconfig.h").is_file()]
             if not usable:
                 wanted = places[-1].name if places else "the source they were made from"
-                raise CompileError(f"{folder} is one half of the headers; unpack {wanted} beside it")
+                raise CompileError(f"{folder} is only half of the headers: unpack {wanted} beside it")
             source = usable[0]
         return cls(build, source, found[1])
 
     @property
     def flags(self) -> list[str]:
-        """Where clang is to look, beside ``source``, for which bcc does by itself."""
+        """Include folders for clang, beyond those of ``source``, which bcc adds by itself."""
         generated = (
             "arch/x86/include/generated",
             "include",
@@ -97,11 +97,11 @@ class Headers:
 
 
 def compile_by_headers(source: str | Path, headers: Path, *, license: str = "GPL") -> bytes:
-    """Compile a program against kernel headers, to a bundle for the kernel they belong to.
+    """Compile a program against kernel headers, to a bundle for their kernel.
 
     :param source: C text, or a file of it
     :param headers: see `Headers.find`
-    :param license: what the kernel is told; it lets programs under the GPL only read its memory
+    :param license: the license given to the kernel, which allows only GPL programs to read its memory
     :raises CompileError: it does not compile, or bcc or headers are missing; ``log`` has all messages
     """
     found = Headers.find(headers)
@@ -122,26 +122,26 @@ HOLDERS = (
     *("linux/fs.h", "linux/fdtable.h", "linux/dcache.h", "linux/mount.h", "linux/path.h", "linux/module.h"),
     *("linux/netdevice.h", "net/net_namespace.h", "net/sock.h", "net/inet_sock.h", "net/inet_hashtables.h"),
 )
-"""Headers that declare the structures an IDS reads. Those that the kernel keeps to itself (``fs/mount.h``) are not
-packaged, so their members cannot be had this way."""
+"""Headers that declare the structures an IDS reads. The kernel's internal headers (``fs/mount.h``) are not packaged, so
+their members cannot be found this way."""
 
 
 def member_offsets(headers: Path, names: Iterable[str], holders: Sequence[str] = HOLDERS) -> Offsets:
-    """Where members are in the kernel of these headers. What the headers do not declare is left out.
+    """Offsets and sizes of members in the kernel of these headers; members they do not declare are left out.
 
     :param names: ``"task_struct comm"``, ``"sock __sk_common.skc_num"``; a structure alone asks for its size
-    :param holders: headers to look in
+    :param holders: headers to include
     :raises CompileError: bcc or headers are missing, or the headers do not compile; ``log`` has all messages
     """
     found = Headers.find(headers)
     left = sorted(set(names))
     for name in left:
         if not re.fullmatch(r"\w+( [\w.]+)?", name):
-            raise CompileError(f"{name!r} is no member: give a structure and a member, such as 'task_struct comm'")
+            raise CompileError(f"{name!r} is not a member: give a structure and a member, such as 'task_struct comm'")
     text = "".join(f"#include <{holder}>\n" for holder in holders)
     first = text.count("\n") + 1
-    # One line a name, so that the line of an error tells which name the kernel does not know. What is unknown to the
-    # parser hides nothing else, so one more go is enough.
+    # One line for each name, so that an error's line number tells which name the kernel does not have. The compiler
+    # reports all of them at once, so a second attempt is enough.
     for _ in range(2):
         lines = []
         for number, name in enumerate(left):
@@ -174,8 +174,8 @@ def run_bcc(headers: Headers, text: str, flags: list[str], functions: list[str],
     :raises CompileError: see `compile_by_headers`
     """
     with tempfile.TemporaryDirectory(prefix="vmishim-") as folder:
-        # bcc puts its own copy of linux/bpf.h before everything, and the structures that a newer kernel has in it are
-        # missing where that kernel's other headers need them: 6.12 with bcc 0.26.
+        # bcc puts its own copy of linux/bpf.h before everything, so structures that a newer kernel added to it are
+        # missing where that kernel's other headers need them (6.12 with bcc 0.26).
         newer = Path(folder, "newer.h")
         newer.touch()
         request = {"source": str(headers.source), "text": text, "functions": functions}
@@ -191,7 +191,7 @@ def run_bcc(headers: Headers, text: str, flags: list[str], functions: list[str],
             done = _compile(request)
     if done.returncode:
         if "Unknown program" in done.stderr:
-            raise CompileError(f'{name} holds no SEC("syscall") int run(void *)', done.stderr)
+            raise CompileError(f'{name} has no SEC("syscall") int run(void *)', done.stderr)
         raise CompileError(complaint(name, _without_traceback(done.stderr)), done.stderr)
     return {function: bytes.fromhex(code) for function, code in json.loads(done.stdout).items()}
 
@@ -202,9 +202,9 @@ def _compile(request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
 
 
 def constant(instructions: bytes) -> int:
-    """What a function returns that does nothing else. :raises CompileError: it does something else"""
+    """The constant that a function returns. :raises CompileError: it does anything else"""
     if len(instructions) != 2 * INSTRUCTION or instructions[0] != _MOV_IMM or instructions[INSTRUCTION] != _EXIT:
-        raise CompileError("bcc made of a constant something else than a constant")
+        raise CompileError("bcc compiled a constant to something else: report this")
     return int.from_bytes(instructions[4:INSTRUCTION], "little", signed=True)
 
 
@@ -218,7 +218,7 @@ def _patches(instructions: bytes) -> list[tuple[int, int]]:
             number = int.from_bytes(instructions[at + 4 : at + 8], "little")
             if number not in MAP_NUMBERS:
                 raise CompileError(
-                    "the program has a map of its own, which bcc makes on this machine: use input and output"
+                    "the program defines a map, which bcc would create on this machine: use only INPUT and EMIT"
                 )
             patches.append((at // INSTRUCTION, names.index(number)))
         at += 2 * INSTRUCTION if wide else INSTRUCTION
@@ -231,7 +231,7 @@ def _without_traceback(messages: str) -> str:
 
 @cache
 def _interpreter() -> str:
-    """A Python that has bcc. :raises CompileError: there is none"""
+    """A Python interpreter that has bcc. :raises CompileError: none has"""
     for python in dict.fromkeys((sys.executable, "/usr/bin/python3")):
         try:
             tried: subprocess.CompletedProcess[Any] = subprocess.run(
@@ -241,4 +241,4 @@ def _interpreter() -> str:
             continue
         if tried.returncode == 0:
             return python
-    raise CompileError("bcc is not installed, which compiles against kernel headers: apt install python3-bpfcc")
+    raise CompileError("compiling against kernel headers needs bcc, which is not installed: apt install python3-bpfcc")

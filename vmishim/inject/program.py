@@ -1,4 +1,4 @@
-"""Load a program into a guest's agent, run it, and take what it read."""
+"""Load a program into a guest's agent, run it, and get what it read."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from vmishim.wire.messages import (
 )
 
 LOAD_TIMEOUT = 120.0
-"""Seconds the agent may take to load a program: the verifier looks at up to a million instructions, which took 50 s in
-an emulated guest."""
+"""Seconds that the agent may take to load a program: the verifier checks up to a million instructions, which took 50 s
+in an emulated guest."""
 _ELF = b"\x7fELF"
 
 
 class Extents(list[Extent]):
-    """What one run put out, in the program's order. An extent without data could not be read.
+    """The output of one run, in the program's order. An extent without data could not be read.
 
-    :ivar faults: reads of the program that failed, extents or not; ``fault_at`` is the first such address
-    :ivar truncated: why there is more than is here (the output was full, or a loop came to its bound), or None
+    :ivar faults: how many reads of the program failed, whether for extents or not; ``fault_at`` is the first address
+    :ivar truncated: why the output is incomplete (it was full, or a loop reached its bound), or None
     """
 
     def __init__(self, extents: Iterable[Extent], faults: int, fault_at: int, truncated: str | None) -> None:
@@ -71,10 +71,10 @@ class Listed(NamedTuple):
 
 
 class InjectedProgram:
-    """A program in the agent, to be run as often as wanted. A context manager that unloads it.
+    """A program in the agent, which you can run any number of times. A context manager that unloads it at the end.
 
-    The agent unloads it by itself when the session is over, or when others need its room; it is loaded again then by
-    the next `run`.
+    The agent unloads it by itself when the session ends, or when other programs need its room; the next `run` then
+    loads it again.
     """
 
     def __init__(self, target: Target, name: str, data: bytes) -> None:
@@ -90,10 +90,10 @@ class InjectedProgram:
         self._load()
 
     def run(self, input: bytes = b"") -> Extents:
-        """Run it once. What it read becomes known to the read-ahead too.
+        """Run it once. What it reads becomes known to the read-ahead too.
 
         :param input: what ``INPUT`` gives the program, at most 64 KiB
-        :raises InjectError: it returned something else than 0, or is closed
+        :raises InjectError: it did not return 0, or is closed
         :raises LinkError: the agent could not be asked
         """
         if self._number is None:
@@ -108,7 +108,7 @@ class InjectedProgram:
         return extents
 
     def close(self) -> None:
-        """Unload it; done twice, it does nothing."""
+        """Unload it. A second call does nothing."""
         number, self._number = self._number, None
         if number is not None:
             with contextlib.suppress(_GoneError):  # unloaded by the agent already
@@ -129,7 +129,7 @@ class InjectedProgram:
     def _load(self) -> None:
         values = _ask(self._agent, Inject(self.name, self._data), Answer, LOAD_TIMEOUT).values
         if len(values) != 1 or type(values[0]) is not int:
-            raise LinkError("the agent loaded a program and gave it no number")
+            raise LinkError("the agent loaded the program, but sent no number for it")
         self._number = values[0]
 
 
@@ -145,11 +145,11 @@ def inject(
 
     :param program: C source as a string, a file of it, or an object: an ELF file's or bundle's bytes, or that file
     :param name: what `injected` will call it; default: the file's name
-    :param headers: compile by bcc against these kernel headers, for a guest without BTF: see `vmishim.inject.bcc`
+    :param headers: kernel headers to compile against by bcc, for a guest without BTF: see `vmishim.inject.bcc`
     :param vmlinux: for a source that includes ``vmlinux.h``: that file, or BTF to make it from; see `compile_core`
     :raises CompileError: it does not compile
-    :raises InjectError: the agent takes no programs, or not this one; ``log`` says more
-    :raises LinkError: the agent could not be asked, or there is none
+    :raises InjectError: the guest has no agent, or it refuses programs, or this one; ``log`` says more
+    :raises LinkError: the agent could not be asked
     """
     data = program if isinstance(program, bytes) else b""
     if isinstance(program, Path):
@@ -160,7 +160,7 @@ def inject(
             raise InjectError(f"cannot read the program {program}: {error.strerror}") from None
     if not data.startswith((_ELF, MAGIC)):
         if isinstance(program, bytes):
-            raise InjectError("these bytes are no object; give C source as a string, or a file's Path")
+            raise InjectError("these bytes are not an eBPF object; pass C source as a string, or the Path of a file")
         if headers is not None:
             from vmishim.inject.bcc import compile_by_headers
 
@@ -175,13 +175,13 @@ def injected(target: Target) -> list[Listed]:
     try:
         return [Listed(*values) for values in _ask(_agent(target), Injected(), Answer).values]
     except TypeError:
-        raise LinkError("the agent's list of programs makes no sense") from None
+        raise LinkError("the agent sent a malformed list of programs") from None
 
 
 def parse_output(data: bytes) -> Extents:
-    """The extents in what a run put out. :raises LinkError: an agent with our programs does not send such"""
+    """The extents in the output of a run. :raises LinkError: it is malformed"""
     if len(data) < OUTPUT_HEAD.size:
-        raise LinkError("the output of a program lacks its head")
+        raise LinkError("the agent sent a program's output without its header")
     used, faults, fault_at, truncated = OUTPUT_HEAD.unpack_from(data)
     extents = []
     at, end = OUTPUT_HEAD.size, OUTPUT_HEAD.size + used
@@ -195,11 +195,11 @@ def parse_output(data: bytes) -> Extents:
         extents.append(Extent(address, data[at : at + length]))
         at += -(-length // 8) * 8
     if at != end or end != len(data):
-        raise LinkError("the output of a program is not made of extents: it must use inject.h to write it")
+        raise LinkError("a program's output is not made of extents: a program must write it by inject.h")
     return Extents(extents, faults, fault_at, _TRUNCATED.get(truncated, f"the program says {truncated}"))
 
 
-_TRUNCATED = {0: None, 1: "the output is full", 2: "a loop came to its bound"}
+_TRUNCATED = {0: None, 1: "the output is full", 2: "a loop reached its bound"}
 
 
 class _GoneError(InjectError):
@@ -224,4 +224,4 @@ def _ask(agent: Agent, request: Message, kind: type[M], timeout: float | None = 
         raise InjectError(reply.text, reply.bulk.decode(errors="replace"))
     if isinstance(reply, Failure):
         raise (_GoneError if reply.code == "no-program" else InjectError)(reply.text)
-    raise LinkError(f"the agent answered {type(reply).__name__} where {kind.__name__} was due")
+    raise LinkError(f"the agent sent {type(reply).__name__} in reply to a request for {kind.__name__}")

@@ -19,11 +19,11 @@ def header() -> Path:
 def source_file(source: str | Path, folder: Path) -> Path:
     """The source as a file: ``source`` itself, or its text written to ``folder``.
 
-    :raises CompileError: there is no such file
+    :raises CompileError: no such file
     """
     if isinstance(source, Path):
         if not source.is_file():
-            raise CompileError(f"there is no source file {source}")
+            raise CompileError(f"no such source file: {source}")
         return source.resolve()
     path = folder / "program.bpf.c"
     path.write_text(source)
