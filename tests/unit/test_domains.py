@@ -78,5 +78,5 @@ def test_requirements_are_those_of_the_file(tmp_path: Path) -> None:
 def test_a_ram_file_can_attest_nothing(tmp_path: Path) -> None:
     file = tmp_path / "domains.toml"
     file.write_text(f"[lab]\nramfile = '/x'\n[lab.attestation]\nmeasurement = ['{HEX}']\n")
-    with pytest.raises(LibvmiError, match="no agent that could attest"):
+    with pytest.raises(LibvmiError, match="has attestation, but no agent"):
         domains.load(file)
