@@ -128,7 +128,7 @@ def test_a_broken_guest_is_one_row_and_holds_nobody_up(
     assert set(errors) == {"web-gone", "web-keyless", "web-impostor", "web-file"}
     assert "nobody" in errors["web-gone"]
     assert "/nowhere" in errors["web-keyless"]
-    assert "public key has changed" in errors["web-impostor"]
+    assert "agent's key has changed" in errors["web-impostor"]
     assert all(sleeps(rows, name, planted) == planted for name in AGENTS)
     assert "vmishim: 10 guests, 4 not read, " in said.err
     assert cli.main(["lsmod", "--domains", "web-*"]) == 1

@@ -1,4 +1,4 @@
-"""How the agent gets its report: by configfs and by the ioctl, each in imitation, and from this very machine."""
+"""How the agent gets its report: from simulated configfs, from a simulated ioctl, and from this machine."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_host_may_have_no_certificates(tmp_path: Path) -> None:
     assert found.bulk[:SIGNED] == report(report_data(KEY))[:SIGNED]
 
 
-def test_below_an_svsm_the_floor_is_asked_for(tmp_path: Path) -> None:
+def test_below_an_svsm_the_lowest_allowed_level_is_requested(tmp_path: Path) -> None:
     assert attestation.evidence(KEY, configfs(tmp_path, floor=2), tmp_path / "none", unused).bulk
 
 
@@ -100,7 +100,7 @@ def test_below_an_svsm_the_floor_is_asked_for(tmp_path: Path) -> None:
         ({"meddle": True}, "another process wrote to the entry"),
     ],
 )
-def test_what_configfs_can_not_give_is_said(tmp_path: Path, settings: dict[str, object], told: str) -> None:
+def test_a_failure_of_configfs_is_reported(tmp_path: Path, settings: dict[str, object], told: str) -> None:
     found = attestation.evidence(KEY, configfs(tmp_path, **settings), tmp_path / "none", unused)
     assert found.bulk == b""
     assert found.text == f"{tmp_path}: {told}; {tmp_path}/none: No such file or directory"
@@ -113,7 +113,7 @@ def test_what_configfs_can_not_give_is_said(tmp_path: Path, settings: dict[str, 
 def firmware(
     status: int = 0, size: int = REPORT_SIZE, host: bytes = b"", error: int = 0
 ) -> Callable[[int, int, ctypes.Structure], None]:
-    """What the driver (drivers/virt/coco/sev-guest/sev-guest.c in the kernel) does with the call, by addresses."""
+    """Does with the call what the kernel's driver does (drivers/virt/coco/sev-guest/sev-guest.c)."""
 
     def ioctl(descriptor: int, request: int, call: ctypes.Structure) -> None:
         assert request == SNP_GET_EXT_REPORT
@@ -159,7 +159,7 @@ def test_the_device_without_certificates_gives_the_report(tmp_path: Path) -> Non
         (firmware(error=errno.EIO), "Input/output error, exitinfo2 0x100000000"),
     ],
 )
-def test_what_the_device_can_not_give_is_said(
+def test_a_failure_of_the_device_is_reported(
     tmp_path: Path, ioctl: Callable[[int, int, ctypes.Structure], None], told: str
 ) -> None:
     text, bulk = by_device(tmp_path, ioctl)
@@ -167,7 +167,7 @@ def test_what_the_device_can_not_give_is_said(
     assert text == f"{tmp_path}/none/report: No such file or directory; {tmp_path}/sev-guest: {told}"
 
 
-def test_the_structures_are_the_kernels(tmp_path: Path) -> None:
+def test_the_structures_match_the_kernels_header(tmp_path: Path) -> None:
     """The compiler compares them with the header."""
     names = {
         "snp_report_req": attestation.ReportRequest,
@@ -189,7 +189,7 @@ def test_the_structures_are_the_kernels(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_this_machine_says_truly_what_it_has() -> None:
+def test_this_machine_reports_what_it_has() -> None:
     found = attestation.evidence(KEY)
     if found.bulk:  # it is a confidential VM: then it must hold
         assert found.bulk[0x50:0x90] == report_data(KEY)

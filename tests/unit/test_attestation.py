@@ -1,4 +1,4 @@
-"""Attestation: reports of real machines are taken, and nothing that differs from a genuine one by a bit."""
+"""Attestation: reports of real machines are accepted, and refused if a single bit differs."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_roots_are_those_of_amds_certificates() -> None:
     assert found == ROOTS
 
 
-def test_another_chips_certificate_has_not_signed() -> None:
+def test_another_chips_certificate_is_refused() -> None:
     raw, (_, chain) = real("milan-v2")
     with pytest.raises(SignatureError):
         verify(raw, chain=[DATA / "milan-debug.vcek.der", chain], now=WHEN)
@@ -138,10 +138,10 @@ def test_a_report_with_any_bit_flipped_is_not_signed() -> None:
             signer(bytes(flipped), certificates)
 
 
-# What a report says, each field by itself. All are signed.
+# The fields of a report, one by one. All reports are signed.
 
 
-def test_a_report_that_meets_everything_is_taken() -> None:
+def test_a_report_that_meets_all_requirements_is_accepted() -> None:
     REQUIRED.check(trusting(evidence()).report)
 
 
@@ -171,7 +171,7 @@ def test_a_report_that_meets_everything_is_taken() -> None:
         ({"host_data": bytes(32)}, HostDataError, "HOST_DATA"),
     ],
 )
-def test_each_field_is_refused_for_itself(fields: dict[str, Any], error: type[Exception], told: str) -> None:
+def test_each_wrong_field_is_refused_by_itself(fields: dict[str, Any], error: type[Exception], told: str) -> None:
     mine = {"report_data": report_data(AGENT.public)}
     REQUIRED.check(trusting(evidence(**mine), AGENT.public).report)
     with pytest.raises(AttestationError, match=told) as caught:
@@ -212,14 +212,14 @@ def test_turin_numbers_its_parts_in_another_order() -> None:
 
 
 def forged(change: Callable[[Authority], dict[str, Any]]) -> bytes:
-    """Evidence whose chain is made by ``change``; what it leaves out is as it should be."""
+    """Evidence with the parts of the chain that ``change`` returns; the rest is correct."""
     key, certificate = chip()
     whole = {"VCEK": certificate, "ASK": authority().ask, "ARK": authority().ark} | change(authority())
     return sign(REPORT, whole.pop("key", key)) + table(**{kind: each for kind, each in whole.items() if each})
 
 
 def strangers(**names: Any) -> dict[str, Any]:
-    """An authority of the same names as ours, but of other keys."""
+    """An authority with the names of ours, but other keys."""
     other = Authority()
     key, certificate = other.endorse()
     return {"VCEK": certificate, "key": key, "ASK": other.ask, "ARK": other.ark} | names
@@ -264,13 +264,13 @@ def test_a_forged_chain_is_refused(
     assert type(caught.value) is error
 
 
-def test_a_root_of_our_own_must_be_named() -> None:
+def test_your_own_root_must_be_configured() -> None:
     trusting(evidence())
     with pytest.raises(ChainError, match="not a trusted root"):
         verify(evidence(), now=WHEN)
 
 
-def test_a_stale_certificate_beside_the_right_one_does_no_harm(tmp_path: Path) -> None:
+def test_an_outdated_certificate_beside_the_right_one_is_ignored(tmp_path: Path) -> None:
     _, stale = authority().endorse()
     (tmp_path / "stale.der").write_bytes(stale.public_bytes(Encoding.DER))
     assert trusting(evidence(), chain=[tmp_path / "stale.der"]) == trusting(evidence())
@@ -280,7 +280,7 @@ def test_a_table_may_hold_other_things_and_is_never_read_beyond_its_end() -> Non
     _, certificate = chip()
     ours = {"VCEK": certificate, "ASK": authority().ask, "ARK": authority().ark}
     raw = evidence()[:SIZE]
-    # A list of revoked certificates has a kind of its own.
+    # Revocation lists have their own kind.
     trusting(raw + table(**ours, **{"92f81bc3-5811-4d3d-97ff-d19f88dc67ea": b"no certificate"}))
     whole = table(**ours)
     for size in range(0, len(whole), 7):
@@ -289,24 +289,24 @@ def test_a_table_may_hold_other_things_and_is_never_read_beyond_its_end() -> Non
 
 
 @pytest.mark.parametrize("size", [0, 1, SIZE - 1])
-def test_what_is_too_short_is_no_report(size: int) -> None:
+def test_a_report_that_is_too_short_is_refused(size: int) -> None:
     with pytest.raises(FormatError, match=f"not {size}"):
         verify(evidence()[:size])
 
 
-def test_more_than_a_guest_can_get_is_not_looked_at() -> None:
+def test_too_many_certificates_are_refused_unparsed() -> None:
     whole = evidence().ljust(SIZE + 0x4000, b"\0")
     trusting(whole)
     with pytest.raises(FormatError, match="16385 bytes of certificates came with the report; the limit is 16384"):
         trusting(whole + b"\0")
 
 
-def test_a_long_row_of_beginnings_is_no_hang() -> None:
+def test_many_pem_headers_do_not_hang_the_parser() -> None:
     with pytest.raises(ChainError):
         read(b"-----BEGIN CERTIFICATE-----" * (1 << 16))
 
 
-def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ChainError, match=r"cannot read the certificates in .*/absent: No such file"):
         trusting(evidence(), chain=[tmp_path / "absent"])
 
@@ -315,7 +315,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 class Answering:
-    """An agent's answers, and what it was asked."""
+    """An agent's answers, and the requests it got."""
 
     def __init__(self, evidence: Message) -> None:
         self.evidence = evidence
@@ -381,7 +381,7 @@ def test_a_guest_that_does_not_attest_is_asked_nothing(
     assert answer.asked == [Attest(), Attest()]
 
 
-def test_an_agent_that_was_restarted_attests_anew(endpoint: str) -> None:
+def test_a_restarted_agent_attests_again(endpoint: str) -> None:
     with Served(endpoint, Answering(good())) as agent:
         link = attested(agent)
         link.exchange(QUESTION)
@@ -392,8 +392,8 @@ def test_an_agent_that_was_restarted_attests_anew(endpoint: str) -> None:
     assert answer.asked == [Attest()]
 
 
-def test_a_certificate_with_any_bit_flipped_is_one_or_is_refused() -> None:
-    """The library looks at some parts only when they are asked for, and then has errors of its own."""
+def test_a_certificate_with_any_bit_flipped_is_parsed_or_refused() -> None:
+    """The library parses some parts only on access, and then raises other errors."""
     for name in ("milan-v2.vcek.der", "milan-vlek.vlek.der"):
         for altered in every_bit((DATA / name).read_bytes()):
             with suppress(ChainError):

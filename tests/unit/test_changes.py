@@ -1,4 +1,4 @@
-"""What a watch makes of two looks at a guest."""
+"""The events that a watch reports between two looks at a guest."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def seen(before: Sight, now: Sight) -> list[Event]:
     return list(changes.changes(before, now))
 
 
-def test_what_stays_is_no_event() -> None:
+def test_an_unchanged_entry_is_no_event() -> None:
     same = sight(LISTENER, LINE, tasks=(SHELL,), modules=(MODULE,), deleted=frozenset([KEY]))
     assert seen(same, same) == []
     assert seen(same, sight(replace(LISTENER, state="close"), LINE, tasks=(replace(SHELL, state="running"),),
                             modules=(MODULE,), deleted=frozenset([KEY]))) == []  # fmt: skip
 
 
-def test_what_comes_and_goes() -> None:
+def test_new_and_gone_entries_are_events() -> None:
     all_of_it = sight(LISTENER, LINE, tasks=(SHELL,), modules=(MODULE,))
     assert seen(sight(), all_of_it) == [
         Event("+", "process", "7 sh, uid 1000, parent 1"),
@@ -63,7 +63,7 @@ def test_what_comes_and_goes() -> None:
     ]
 
 
-def test_a_number_used_again_is_another_process() -> None:
+def test_a_reused_pid_is_another_process() -> None:
     other = replace(SHELL, address=SHELL.address + 0x4000)
     assert [event.sign for event in seen(sight(tasks=(SHELL,)), sight(tasks=(other,)))] == ["-", "+"]
 
@@ -75,7 +75,7 @@ def test_a_number_used_again_is_another_process() -> None:
         ({}, {"unlisted": {("rk", 1): "rk"}}, Event("+", "module", "rk", changes.UNLISTED)),
     ],
 )
-def test_findings_are_told_once(before: dict[str, Any], now: dict[str, Any], event: Event) -> None:
+def test_findings_are_reported_once(before: dict[str, Any], now: dict[str, Any], event: Event) -> None:
     first, second = sight(tasks=(SHELL,), **before), sight(tasks=(SHELL,), **now)
     assert seen(first, second) == [event]
     assert seen(second, second) == []
@@ -88,7 +88,7 @@ def test_a_module_that_unlinks_itself_has_not_gone() -> None:
 
 
 def test_each_hidden_module_is_looked_at_a_few_times_only() -> None:
-    """A hostile guest may say that it has 65,536."""
+    """A hostile guest may report 65,536."""
 
     class Counted(dict[Any, str]):
         looks = 0
@@ -103,7 +103,7 @@ def test_each_hidden_module_is_looked_at_a_few_times_only() -> None:
     assert Counted.looks < 500 * 10
 
 
-def test_who_becomes_root_is_a_finding() -> None:
+def test_a_process_that_becomes_root_is_a_finding() -> None:
     (event,) = seen(sight(tasks=(SHELL,)), sight(tasks=(replace(SHELL, uid=0),)))
     assert event == Event("!", "process", "7 sh, uid 0, parent 1", changes.BECAME_ROOT)
 
@@ -113,12 +113,12 @@ def test_a_second_listener_on_a_port_is_no_finding() -> None:
     assert (event.text, event.finding) == ("[::]:22 listen, sshd (7)", "")
 
 
-# The watch, over a guest that fails as it is told.
+# The watch, on a guest that fails on demand.
 
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> tuple[Watch, list[Sight | LibvmiError]]:
-    """A watch, and what its next looks give."""
+    """A watch, and the results of its next looks."""
     coming: list[Sight | LibvmiError] = []
 
     def look(vmi: object) -> Sight:
@@ -139,7 +139,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> tuple[Watch, list[Sight | Libvmi
     return made, coming
 
 
-def test_it_goes_on_after_every_failure(watched: tuple[Watch, list[Sight | LibvmiError]]) -> None:
+def test_the_watch_continues_after_every_failure(watched: tuple[Watch, list[Sight | LibvmiError]]) -> None:
     made, coming = watched
     gone, torn = LinkError("nobody\nthere"), LibvmiError("VMI_FAILURE")
     coming += [sight(), gone, gone, torn, torn, sight(tasks=(SHELL,))]
@@ -155,7 +155,7 @@ def test_it_goes_on_after_every_failure(watched: tuple[Watch, list[Sight | Libvm
     assert made.screen.state.startswith("1 processes, ")
 
 
-def test_a_guest_that_boots_time_and_again_has_not_lost_all_it_had(
+def test_a_guest_that_reboots_repeatedly_is_not_reported_as_empty(
     watched: tuple[Watch, list[Sight | LibvmiError]],
 ) -> None:
     made, coming = watched
@@ -174,7 +174,7 @@ def test_a_guest_that_boots_time_and_again_has_not_lost_all_it_had(
 def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(
     monkeypatch: pytest.MonkeyPatch, kind: type[LibvmiError]
 ) -> None:
-    """The link makes a new session by itself, and symbols are those of the boot before."""
+    """The link makes a new session by itself, while symbols are still those of the previous boot."""
     booted = ["first"]
     link = SimpleNamespace(handshakes=1)
 
@@ -207,7 +207,7 @@ def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(
     assert list(made.step()) == []
 
 
-def test_the_newest_is_on_top_and_nothing_drives_the_terminal() -> None:
+def test_the_newest_event_is_on_top_and_nothing_controls_the_terminal() -> None:
     console = Console(width=80, height=8, record=True, markup=False, force_terminal=False)
     shown = Screen("web-1")
     for number in range(20):
@@ -219,6 +219,6 @@ def test_the_newest_is_on_top_and_nothing_drives_the_terminal() -> None:
     assert "\\x1b[2J[red]" in lines[4]
 
 
-def test_an_interval_is_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interval_must_be_positive(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["watch", "--local", "--interval", "0"]) == 1
     assert capsys.readouterr().err == "vmishim: --interval must be a number of seconds above 0\n"

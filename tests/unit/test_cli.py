@@ -1,4 +1,4 @@
-"""The command line: what it says, what it writes, how it ends. No guest is needed for any of this."""
+"""The command line: its output, the files it writes, its exit status. None of this needs a guest."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ COMMANDS = (
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A configuration folder of the test's own."""
+    """A configuration folder for the test."""
     monkeypatch.setenv("VMISHIM_CONFIG", str(tmp_path / "vmishim" / "domains.toml"))
     return tmp_path / "vmishim"
 
 
 @pytest.fixture
 def key(home: Path) -> Path:
-    """Our private key, where it is looked for."""
+    """Your private key in its default place."""
     home.mkdir()
     save_private(home / "key", generate())
     return home / "key"
@@ -55,7 +55,7 @@ def enroll(*more: str) -> int:
 
 
 def run(*arguments: str | Path, cwd: Path | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
-    """``vmishim`` in a process of its own."""
+    """``vmishim`` in a separate process."""
     command = [sys.executable, "-m", "vmishim.cli", *map(str, arguments)]
     root = str(Path(cli.__file__).parents[1])
     return subprocess.run(
@@ -69,14 +69,14 @@ def test_nothing_heavy_is_loaded_before_it_is_needed() -> None:
     assert not {"zmq", "cryptography", "rich", "vmishim.libvmi", "tomllib"} & set(loaded)
 
 
-def test_the_ways_to_read_are_those_there_are() -> None:
+def test_the_strategies_are_those_that_a_guest_has() -> None:
     options = cli.parser().parse_args(["ps", "--local"])
     assert options.strategy == "batch"
     for strategy in get_args(vmishim.guests.agent.Strategy):
         assert cli.parser().parse_args(["run", "--strategy", strategy, "script.py"]).strategy == strategy
 
 
-def test_the_fleet_has_the_time_it_says() -> None:
+def test_the_default_deadline_is_that_of_the_fleet() -> None:
     assert cli.parser().parse_args(["ps", "--local"]).deadline == vmishim.inspection.fleet.DEADLINE
 
 
@@ -96,13 +96,13 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def examples(text: str) -> list[list[str]]:
-    """The words of each example in a help, without what the shell does with its output, and what is said of it."""
+    """The words of each example in a help text, without redirections and the description."""
     lines = (line.strip().removeprefix("sudo ") for line in text.partition("examples:\n")[2].splitlines())
     return [shlex.split(re.split(" [>|]|  ", line)[0])[1:] for line in lines if line.startswith("vmishim ")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_examples_that_it_takes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_command_accepts_its_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     found = examples(capsys.readouterr().out)
@@ -111,11 +111,11 @@ def test_each_command_has_examples_that_it_takes(command: str, capsys: pytest.Ca
         assert cli.parser().parse_args(words).command == command
 
 
-def test_the_examples_of_the_whole_are_taken() -> None:
+def test_the_examples_of_the_main_help_are_accepted() -> None:
     assert {cli.parser().parse_args(words).command for words in examples(cli.EXAMPLES)} <= set(COMMANDS)
 
 
-def test_no_command_is_left_out_of_these_tests() -> None:
+def test_every_command_is_tested() -> None:
     (subparsers,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
     assert set(subparsers.choices) == set(COMMANDS)
 
@@ -189,7 +189,7 @@ def test_a_key_that_others_can_read_is_refused(key: Path, capsys: pytest.Capture
     assert f"chmod 600 {key}" in capsys.readouterr().err
 
 
-def test_an_agent_that_is_not_there_is_told_and_stays_enrolled(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_agent_is_reported_and_stays_enrolled(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nowhere = f"ipc://{key.parent}/nobody"
     file = enrolment.write("gone", {"agent": nowhere, "agent_key": AGENT.text, "key": str(key)})
     file.write_text(file.read_text() + "timeout = 0.2\n")
@@ -202,7 +202,7 @@ def test_an_agent_that_is_not_there_is_told_and_stays_enrolled(key: Path, capsys
 # Keys and names.
 
 
-def test_keygen_makes_a_key_for_us_alone_and_keeps_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keygen_makes_a_private_file_and_keeps_an_existing_key(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["keygen"]) == 0
     first = capsys.readouterr().out
     assert first == load_private(home / "key").public.text + "\n"
@@ -243,7 +243,7 @@ def test_enroll_keeps_every_other_line(key: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("name", ["old", "web 2", "web-1"])
-def test_replacing_an_entry_touches_no_other(key: Path, name: str) -> None:
+def test_replacing_an_entry_changes_no_other(key: Path, name: str) -> None:
     file = key.with_name("domains.toml")
     file.write_text(FILE)
     assert enroll() == 0
@@ -296,7 +296,7 @@ def test_domains_for_people_and_programs(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @given(st.text())
-def test_what_a_guest_says_never_drives_the_terminal(text: str) -> None:
+def test_text_from_a_guest_never_controls_the_terminal(text: str) -> None:
     assert printable(text).isprintable()
 
 
@@ -305,28 +305,28 @@ def task(pid: int, ppid: int, comm: str = "x") -> Task:
 
 
 @given(st.dictionaries(st.integers(0, 30), st.integers(0, 30)))
-def test_the_tree_has_every_task_once_whatever_the_guest_says(parents: dict[int, int]) -> None:
+def test_the_tree_has_every_task_exactly_once_for_any_guest(parents: dict[int, int]) -> None:
     tasks = [task(pid, ppid) for pid, ppid in parents.items()]
     assert sorted(found.pid for _, found in inspection.tree(tasks)) == sorted(parents)
 
 
-def test_a_tree_as_deep_as_it_is_long() -> None:
+def test_a_tree_that_is_one_long_branch() -> None:
     tasks = [task(pid, pid - 1) for pid in range(5000)]
     assert [found.pid for _, found in inspection.tree(tasks)] == list(range(5000))
 
 
-def test_children_stand_below_their_parents_in_order() -> None:
+def test_children_are_below_their_parents_in_order() -> None:
     tasks = [task(0, 0, "a"), task(1, 0, "b"), task(2, 0, "c"), task(3, 1, "d"), task(9, 7, "e")]
     drawn = [branch + found.comm for branch, found in inspection.tree(tasks)]
     assert [line[-1] for line in drawn] == ["a", "b", "d", "c", "e"]
     assert [len(line) for line in drawn] == [1, 4, 7, 4, 1]
 
 
-def test_progress_passes_everything_on() -> None:
+def test_progress_yields_every_item() -> None:
     assert list(watched(range(5), "numbers")) == [0, 1, 2, 3, 4]
 
 
-# Ends.
+# Exit status.
 
 
 def test_ctrl_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +338,7 @@ def test_ctrl_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_closed_output_is_not_an_error() -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
@@ -454,7 +454,7 @@ def test_a_saved_report_without_its_chain_is_refused(capsys: pytest.CaptureFixtu
     assert "the issuer of the certificate of SEV-VCEK is missing: CN=SEV-Genoa" in said.err
 
 
-def test_a_saved_report_is_held_against_a_domains_entry(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_saved_report_is_checked_against_a_domains_entry(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert enroll() == 0
     chain = [f"{REPORTS}/genoa-v3.vcek.pem", f"{REPORTS}/genoa.pem"]
     table = f"[web-1.attestation]\nmeasurement = ['{'00' * 48}']\nchain = {chain}\n"
@@ -465,7 +465,7 @@ def test_a_saved_report_is_held_against_a_domains_entry(key: Path, capsys: pytes
     assert f"the report vouches for another key than the agent's, {AGENT.fingerprint}" in capsys.readouterr().err
 
 
-def test_what_is_required_of_a_guest_stays_when_it_is_enrolled_anew(key: Path) -> None:
+def test_requirements_stay_when_a_guest_is_enrolled_again(key: Path) -> None:
     assert enroll() == 0
     table = f"[web-1.attestation]\nmeasurement = ['{'00' * 48}']\n"
     key.with_name("domains.toml").open("a").write(table)

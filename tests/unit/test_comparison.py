@@ -1,4 +1,4 @@
-"""Comparing backends, from recordings made up here: what differs, what explains it, and what people are shown."""
+"""Comparing backends, with invented recordings: differences, their explanations, and the output."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def listing(*entries: int, output: str = "", **more: Any) -> Run:
 
 
 class Dummy:
-    """Like a ``Libvmi``."""
+    """Stands in for a ``Libvmi``."""
 
     def __init__(self, domain: str, partial: bool = False) -> None:
         self.domain = domain
@@ -59,7 +59,7 @@ class Dummy:
         yield from range(3)
 
 
-def test_calls_are_written_down_as_the_script_makes_them(tmp_path: Path) -> None:
+def test_calls_are_recorded_as_the_script_makes_them(tmp_path: Path) -> None:
     before, recording = dict(vars(Dummy)), Recording()
     with recording.of(Dummy, rename=lambda name: f"/run/{name}", name="lab"):
         vmi = Dummy("lab", partial=True)
@@ -92,7 +92,7 @@ def test_only_connecting_is_timed_when_calls_are_not_wanted() -> None:
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.binary() | st.text(), st.lists, max_leaves=10))
-def test_what_differs_has_different_forms(value: Any) -> None:
+def test_different_values_have_different_forms(value: Any) -> None:
     assert json.loads(json.dumps(form(value))) == form(value)
     assert form((value,)) != form([value])
     assert form(VMIOS.LINUX) == {"enum": "VMIOS.LINUX"}
@@ -106,7 +106,7 @@ def test_the_same_answers_agree() -> None:
     assert (found.word, found.total, found.differences) == ("same", 0, [])
 
 
-def test_another_answer_differs_and_the_first_read_is_named() -> None:
+def test_a_different_answer_is_found_and_the_first_read_is_named() -> None:
     found = compare(listing(FIRST, SECOND), listing(FIRST))
     assert (found.word, found.unexplained) == ("differ", found.total)
     first = found.differences[0]
@@ -115,13 +115,13 @@ def test_another_answer_differs_and_the_first_read_is_named() -> None:
     assert [each.call for each in found.differences[1:]] == [f"read_addr_va({SECOND:#x}, 0)", "line 2 of the output"]
 
 
-def test_memory_that_others_saw_moving_explains_it_and_what_follows() -> None:
+def test_memory_that_others_saw_change_explains_a_difference_and_what_follows() -> None:
     before, other, after = listing(FIRST, SECOND), listing(FIRST), listing(FIRST)
     found = compare(before, other, moved([before, after]))
     assert (found.word, found.unexplained, found.total) == ("moved", 0, 3)
 
 
-def test_a_backend_is_no_witness_for_itself() -> None:
+def test_a_backend_cannot_explain_its_own_difference() -> None:
     rounds = [
         Round("ramfile", {"ramfile": listing(FIRST), "agent-page": page}, listing(FIRST))
         for page in (listing(SECOND), listing(FIRST, SECOND))
@@ -129,7 +129,7 @@ def test_a_backend_is_no_witness_for_itself() -> None:
     assert judge(rounds, stopped=False)["agent-page"].word == "differ"
 
 
-def test_what_was_read_of_a_guest_that_stood_still_is_not_excused() -> None:
+def test_a_difference_on_a_stopped_guest_is_not_excused() -> None:
     now, then = listing(FIRST), listing(SECOND)
     taken = Round("native", {"native": now, "ramfile": then, "agent-batch": then}, then)
     assert {name: each.word for name, each in judge([taken], True).items()} == {
@@ -151,7 +151,7 @@ def test_output_and_exit_status_count(other: Run) -> None:
     assert compare(listing(FIRST), other).word == "differ"
 
 
-def test_a_question_asked_again_is_another_question() -> None:
+def test_a_repeated_question_is_compared_separately() -> None:
     twice = Run([("read_64_ksym", ["jiffies"], 1), ("read_64_ksym", ["jiffies"], 2)])
     other = Run([("read_64_ksym", ["jiffies"], 1), ("read_64_ksym", ["jiffies"], 3)])
     assert compare(twice, twice).word == "same"
@@ -183,11 +183,11 @@ def test_reads_and_pages_are_counted() -> None:
     assert (run.reads, run.pages) == (7, 5)
 
 
-# What people see.
+# Output.
 
 
 def made(**agent: Any) -> dict[str, Any]:
-    """A report of three backends; the last one is as asked."""
+    """A report of three backends; the arguments set the last one."""
     runs = {
         "native": listing(FIRST, SECOND, seconds=0.5, connecting=0.48),
         "ramfile": listing(FIRST, SECOND, seconds=0.4, connecting=0.39),
@@ -200,7 +200,7 @@ def made(**agent: Any) -> dict[str, Any]:
 
 
 class Parsed(HTMLParser):
-    """Which elements are open, and all text."""
+    """The open elements, and all text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ def test_times_are_medians_and_ratios_to_native() -> None:
     assert (rows["native"]["answers"], batch["answers"], batch["reads"]) == ("reference", "same", 3)
 
 
-def test_the_page_needs_nothing_else_and_is_well_formed() -> None:
+def test_the_page_is_self_contained_and_well_formed() -> None:
     text = report.page(made())
     page = Parsed(text)
     assert page.open == []
@@ -246,7 +246,7 @@ def test_the_page_needs_nothing_else_and_is_well_formed() -> None:
     assert "no <agent>" in said
 
 
-def test_what_differs_is_on_the_page_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_differences_are_on_the_page_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     hostile = [("read_str_va", [HEAD, 0], "\x1b[2J<script>")]
     differs = made(calls=[*listing(FIRST, SECOND).calls, *hostile])
     assert differs["result"] == "differ"
@@ -280,19 +280,19 @@ def test_numbers_are_short() -> None:
     assert verdict.described(("read_va", "[4096, 0, 16]", 0)) == "read_va(4096, 0, 16)"
 
 
-# The command, where there is nothing to compare.
+# The command, when there is nothing to compare.
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where guests are written down."""
+    """The file with enrolled guests."""
     monkeypatch.setenv("VMISHIM_CONFIG", str(tmp_path / "domains.toml"))
     monkeypatch.delenv("VMISHIM_GENUINE_PYTHON", raising=False)
     (tmp_path / "script.py").write_text("import libvmi\n")
     return tmp_path
 
 
-def test_an_entry_may_have_both_backends(config: Path) -> None:
+def test_an_entry_may_have_an_agent_and_a_ramfile(config: Path) -> None:
     entry = f'[lab]\nagent = "tcp://h:1"\nagent_key = "{generate().public.text}"\nkey = "k"\nramfile = "/run/ram"\n'
     (config / "domains.toml").write_text(entry)
     lab = domains.find("lab")
@@ -329,5 +329,5 @@ def test_what_cannot_be_compared_is_one_line_and_status_2(
     assert not list(config.glob("compare.*"))
 
 
-def test_the_reference_is_a_backend_there_is() -> None:
+def test_the_reference_is_an_available_backend() -> None:
     assert set(engine.REFERENCE) == set(report.MEANING)

@@ -27,11 +27,11 @@ def write(path: Path, text: str, mode: int = 0o600) -> Path:
 
 
 def old(path: Path, seconds: int) -> None:
-    """Give the file a time stamp that is long past, as a file has that was not written just now."""
+    """Give the file an old time stamp, as if it had not just been written."""
     os.utime(path, (seconds, seconds))
 
 
-def test_files_hold_what_was_saved(tmp_path: Path) -> None:
+def test_a_saved_key_loads_again(tmp_path: Path) -> None:
     key = generate()
     save_private(tmp_path / "key", key)
     save_public(tmp_path / "key.pub", PublicKey(key.public.raw, "ids on host seven"))
@@ -76,14 +76,14 @@ def test_a_key_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
-def test_a_private_key_that_others_may_touch_is_refused(tmp_path: Path, mode: int) -> None:
+def test_a_private_key_that_others_can_access_is_refused(tmp_path: Path, mode: int) -> None:
     save_private(tmp_path / "key", generate())
     (tmp_path / "key").chmod(mode)
     with pytest.raises(LinkError, match=f"chmod 600 {tmp_path}/key"):
         load_private(tmp_path / "key")
 
 
-GOOD = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA="  # fixed: tests are told apart by their parameters
+GOOD = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA="  # fixed, since test names contain it
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ GOOD = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA="  # fixed: tests are told a
         ("\0\1\2", "not a private key"),
     ],
 )
-def test_what_is_no_private_key_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_file_that_is_not_a_private_key_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(LinkError, match=complaint) as caught:
         load_private(write(tmp_path / "key", text))
     assert GOOD not in str(caught.value)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LinkError, match=r"cannot read .*No such file"):
         load_private(tmp_path / "absent")
     os.mkfifo(tmp_path / "pipe", 0o600)
@@ -144,7 +144,7 @@ def test_a_key_has_32_bytes(size: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["two\nlines", " blank", "\x1b[31m"])
-def test_a_name_is_printable(name: str) -> None:
+def test_a_name_must_be_printable(name: str) -> None:
     with pytest.raises(LinkError, match="printable"):
         PublicKey(bytes(32), name)
 
@@ -164,8 +164,8 @@ def test_permitted_keys_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("age", [0, 3600])
-def test_a_change_counts_at_once(tmp_path: Path, age: int) -> None:
-    """Both for a file that has just been written, and for one whose time stamp alone tells the change."""
+def test_a_change_takes_effect_at_once(tmp_path: Path, age: int) -> None:
+    """For a file that was just written, and for one whose change shows only in its time stamp."""
     one, two = generate().public, generate().public
     path = write(tmp_path / "permitted", one.text + "\n")
     if age:

@@ -1,4 +1,4 @@
-"""Messages: each comes back from its bytes as it was; bytes that are none are refused in one way."""
+"""Messages: each survives encoding; invalid bytes are always refused with a ``LinkError``."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def raw(number: int, values: Any, bulk: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @given(st.data())
-def test_a_message_comes_back_as_it_was(kind: type[Message], data: st.DataObject) -> None:
+def test_a_message_survives_encoding(kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(of(kind))
     again = decode(encode(message))
     assert type(again) is kind
@@ -66,7 +66,7 @@ def test_a_message_comes_back_as_it_was(kind: type[Message], data: st.DataObject
     assert expect(encode(message), kind) == message
 
 
-def test_every_kind_has_a_number_of_its_own_and_can_be_decoded() -> None:
+def test_every_kind_has_its_own_number_and_can_be_decoded() -> None:
     assert len({kind.KIND for kind in KINDS}) == len(KINDS)
     assert set(messages._KINDS.values()) == set(KINDS)
 
@@ -90,13 +90,13 @@ def test_every_kind_has_a_number_of_its_own_and_can_be_decoded() -> None:
 @example(raw(0, []))
 @example(raw(255, []))
 @example(struct.pack("<BI", 5, 2**32 - 1) + b"[]")
-def test_any_bytes_are_a_message_or_are_refused(data: bytes) -> None:
+def test_any_bytes_are_a_valid_message_or_refused(data: bytes) -> None:
     with contextlib.suppress(LinkError, PlanError):
         assert isinstance(decode(data), Message)
 
 
 @given(st.sampled_from(KINDS), JSON | st.lists(JSON, max_size=10), st.binary(max_size=20))
-def test_any_values_are_a_message_or_are_refused(kind: type[Message], values: Any, bulk: bytes) -> None:
+def test_any_values_are_a_valid_message_or_refused(kind: type[Message], values: Any, bulk: bytes) -> None:
     try:
         message = decode(raw(kind.KIND, values, bulk))
     except (LinkError, PlanError):
@@ -108,7 +108,7 @@ def test_any_values_are_a_message_or_are_refused(kind: type[Message], values: An
 
 
 @given(ANY, st.data())
-def test_a_message_with_a_byte_changed_is_a_message_or_is_refused(message: Message, data: st.DataObject) -> None:
+def test_a_message_with_a_changed_byte_is_valid_or_refused(message: Message, data: st.DataObject) -> None:
     altered = bytearray(encode(message))
     at = data.draw(st.integers(0, len(altered) - 1))
     altered[at] = data.draw(st.integers(0, 255))
@@ -128,7 +128,7 @@ def test_a_message_cut_short_is_never_a_longer_one(message: Message, data: st.Da
     assert len(getattr(shorter, "bulk", b"")) < len(getattr(message, "bulk", b""))
 
 
-def test_a_plan_out_of_bounds_is_said_to_be_one() -> None:
+def test_a_plan_out_of_bounds_is_named_in_the_error() -> None:
     values = Plan(0, Step.SELF, (Take(0, 0, 8),)).to_json()
     values[3] = 0
     with pytest.raises(PlanError, match="heads is 0x0"):
@@ -136,7 +136,7 @@ def test_a_plan_out_of_bounds_is_said_to_be_one() -> None:
 
 
 @given(ANY)
-def test_what_is_not_expected_is_an_error_that_names_it(message: Message) -> None:
+def test_an_unexpected_reply_is_an_error_that_names_it(message: Message) -> None:
     for kind in (Memory, Read):
         if isinstance(message, kind):
             continue

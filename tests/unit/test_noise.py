@@ -90,7 +90,7 @@ def test_published_vectors_of_one_message(vector: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("point", LOW_ORDER, ids=lambda point: point.hex()[:8])
-def test_a_point_of_low_order_shares_no_secret(point: bytes) -> None:
+def test_a_point_of_low_order_is_refused(point: bytes) -> None:
     with pytest.raises(LinkError, match="low order"):
         generate().exchange(PublicKey(point))
     with pytest.raises(LinkError, match="low order"):
@@ -107,12 +107,12 @@ def test_another_prologue_is_refused() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 31, 95, 65536])
-def test_a_handshake_message_has_a_least_and_a_largest_size(size: int) -> None:
+def test_a_handshake_message_has_a_smallest_and_a_largest_size(size: int) -> None:
     with pytest.raises(LinkError, match="bytes"):
         HandshakeState(b"", generate()).read(bytes(size))
 
 
-def test_a_failed_opening_leaves_the_state_as_it_was() -> None:
+def test_a_failed_decryption_leaves_the_state_unchanged() -> None:
     one, two = CipherState(AES_GCM, bytes(32)), CipherState(AES_GCM, bytes(32))
     sealed = one.encrypt_with_ad(b"ad", b"text")
     for forged in (sealed[:-1], sealed[:7], b"", sealed + b"x"):

@@ -1,4 +1,4 @@
-"""Gather plans: what is out of bounds is refused and named, the rest comes through JSON and records unchanged."""
+"""Gather plans: values out of bounds are refused and named; all others survive JSON and records unchanged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RINGS = (Step.RING, Step.RING_NODE)
 
 @st.composite
 def operations(draw: st.DrawFn) -> tuple[Op, ...]:
-    """Operations that a plan takes: each reads a register that one before it loaded, all fit in a record."""
+    """Valid operations: each reads a register that an earlier one loaded, and all fit in a record."""
     ops: list[Op] = []
     known, room = [0], RECORD_MAX - 24
     for _ in range(draw(st.integers(0, OPS_MAX))):
@@ -74,7 +74,7 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 @given(plans())
-def test_a_plan_comes_through_json_as_it_was(plan: Plan) -> None:
+def test_a_plan_survives_json(plan: Plan) -> None:
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan
     assert again.kinds == plan.kinds
@@ -82,7 +82,7 @@ def test_a_plan_comes_through_json_as_it_was(plan: Plan) -> None:
 
 
 @given(plans())
-def test_slots_lie_side_by_side_behind_the_header(plan: Plan) -> None:
+def test_slots_follow_the_header_without_gaps(plan: Plan) -> None:
     sizes = [8 if isinstance(op, Load) else op.size for op in plan.ops]
     assert plan.offsets == tuple(24 + sum(sizes[:at]) for at in range(len(sizes)))
     assert plan.record.size == 24 + sum(sizes) <= RECORD_MAX
@@ -96,7 +96,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_json_that_is_no_plan_is_refused(value: Any) -> None:
+def test_json_that_is_not_a_plan_is_refused(value: Any) -> None:
     with pytest.raises(PlanError):
         Plan.from_json(value)
 
@@ -109,7 +109,7 @@ def test_a_plan_with_any_part_replaced_is_refused_or_within_bounds(plan: Plan, d
         Plan.from_json(values)
     except PlanError:
         return
-    # What was taken is a plan, so it says the same of itself.
+    # An accepted value is a plan, which must encode to the same value.
     assert Plan.from_json(values).to_json() == values
 
 
@@ -146,7 +146,7 @@ def test_a_plan_with_any_part_replaced_is_refused_or_within_bounds(plan: Plan, d
         ({"ops": (Take(0, 0, TAKE_MAX),) * 4}, "a record of 16408 bytes; the limit is 16384"),
     ],
 )
-def test_what_is_out_of_bounds_is_named_with_its_limit(changed: dict[str, Any], says: str) -> None:
+def test_a_value_out_of_bounds_is_named_with_its_limit(changed: dict[str, Any], says: str) -> None:
     values: dict[str, Any] = {"start": 0, "step": Step.RING, "ops": ()} | changed
     with pytest.raises(PlanError) as caught:
         Plan(**values)
@@ -154,7 +154,7 @@ def test_what_is_out_of_bounds_is_named_with_its_limit(changed: dict[str, Any], 
 
 
 def test_plans_that_differ_in_the_kind_of_an_operation_are_not_equal() -> None:
-    """As tuples `Take` and `Text` are equal; what is compiled or cached for one plan must not serve the other."""
+    """As tuples `Take` and `Text` are equal; what is cached for one plan must not be used for the other."""
     take, text = (Plan(0, Step.SELF, (kind(0, 0, 16),)) for kind in (Take, Text))
     assert take != text
     assert len({take, text}) == 2
@@ -186,7 +186,7 @@ def test_columns_are_records_slot_by_slot(count: int) -> None:
 
 
 @given(plans(), st.binary(max_size=200))
-def test_bytes_that_are_no_whole_records_are_refused(plan: Plan, data: bytes) -> None:
+def test_a_partial_record_is_refused(plan: Plan, data: bytes) -> None:
     if len(data) % plan.record.size:
         with pytest.raises(PlanError, match=str(plan.record.size)):
             plan.records(data)

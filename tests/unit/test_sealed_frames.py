@@ -1,4 +1,4 @@
-"""What a guest's kernel seals: held to published vectors, opened only whole and as the answer to what was asked."""
+"""Sealed mode: answers match published vectors, and open only complete and as the answer to their question."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from vmishim.wire.messages import (
 from vmishim.wire.plan import OPS_MAX, Load, Plan, Step, Take
 from vmishim.wire.sealed import Ask, Opener, Unsealing, question
 
-unhurried = settings(deadline=None)  # a loaded machine is no failure
+unhurried = settings(deadline=None)  # a slow machine must not fail the test
 
 # NIST SP 800-38B, appendix D.3 (AES-256), and SP 800-38A, F.2.5 (CBC-AES256): the same key and plaintext.
 KEY = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
@@ -83,10 +83,10 @@ def mac(key: bytes, text: bytes) -> bytes:
 
 
 class Kernel:
-    """An agent and its kernel, as far as an IDS can tell: answers `Sealing` by words of its own.
+    """An agent and its kernel, as far as an IDS can tell: answers `Sealing` from its own memory.
 
-    :ivar change: what becomes of each reply on its way
-    :ivar strict: whether it takes questions by their tags only
+    :ivar change: alters each reply in transit
+    :ivar strict: whether it accepts only questions with valid tags
     """
 
     def __init__(self, ids: PublicKey) -> None:
@@ -100,12 +100,12 @@ class Kernel:
         self.start()
 
     def start(self) -> None:
-        """Anew: with another root key."""
+        """Restart: with another root key."""
         self.root = os.urandom(32)
         self.envelope = sealed.seal_root(self.root, self.key, self.ids)
 
     def seal(self, covered: bytes, report: tuple[int, ...] = (0,) * 16, data: bytes = b"") -> bytes:
-        """What was asked, answered."""
+        """Answer a question."""
         cipher, tag = (
             HKDF(SHA256(), 64, None, b"vmishim kernel key 1").derive(self.root)[at : at + 32] for at in (0, 32)
         )
@@ -156,7 +156,7 @@ class Kernel:
         return self.seal(question(challenge, Ask.READ, space, address, count), data=data)
 
     def chunk_of(self, challenge: bytes, kind: Ask) -> bytes:
-        """Two chunks make a walk."""
+        """A walk of two chunks."""
         began = self.began if kind is Ask.MORE else 0
         asked = question(challenge, kind, chunk=self.chunk, began=began, heads=len(self.heads))
         record = self.plan.record.pack(0xA0 + self.chunk, 0, 0, 0, self.chunk)
@@ -177,7 +177,7 @@ def kernel(ids: PrivateKey) -> Kernel:
 
 @pytest.fixture
 def remote(ids: PrivateKey, kernel: Kernel) -> Remote:
-    """The IDS, greeted."""
+    """An IDS with a session."""
     return greeted(kernel, Unsealing(ids, kernel.key.public))
 
 
@@ -202,7 +202,7 @@ def test_the_subkey_is_that_of_the_published_vectors() -> None:
     assert sealed.subkey(KEY) == K1
 
 
-def test_the_parts_by_which_this_file_seals_are_those_of_the_published_vectors() -> None:
+def test_this_files_ciphers_match_the_published_vectors() -> None:
     assert chained(KEY, TEXT, IV) == CBC_TEXT
     assert {size: mac(KEY, TEXT[:size]).hex() for size in MACS} == MACS
 
@@ -272,7 +272,7 @@ def test_a_plan_is_laid_out_as_the_programs_read_it(plan: Plan) -> None:
 
 @unhurried
 @given(st.binary(max_size=100), st.integers(0, 2**64 - 1))
-def test_what_was_sealed_opens(data: bytes, word: int) -> None:
+def test_a_sealed_answer_opens(data: bytes, word: int) -> None:
     kernel = Kernel(generate().public)
     covered = question(os.urandom(16), Ask.READ, 0, word, len(data))
     opened = Opener(kernel.root).open(kernel.seal(covered, (word,) * 16, data), covered)
@@ -281,7 +281,7 @@ def test_what_was_sealed_opens(data: bytes, word: int) -> None:
 
 @unhurried
 @given(st.data())
-def test_what_was_altered_anywhere_does_not_open(data: st.DataObject) -> None:
+def test_an_answer_with_any_bit_altered_does_not_open(data: st.DataObject) -> None:
     kernel = Kernel(generate().public)
     covered = question(os.urandom(16), Ask.READ, 0, 8, 50)
     whole = kernel.seal(covered, data=os.urandom(50))
@@ -307,7 +307,7 @@ def test_the_keys_of_another_kernel_open_nothing() -> None:
 # ---- asking ----------------------------------------------------------------------------------------------------------
 
 
-def test_all_that_is_asked_of_memory_is_asked_by_tags_and_comes_back(remote: Remote, kernel: Kernel) -> None:
+def test_every_memory_request_has_a_tag_and_is_answered(remote: Remote, kernel: Kernel) -> None:
     kernel.strict = True
     base = 0xFFFF_FFFF_8100_0000
     assert remote.read(base + 7, 100) == bytes((7 + at) & 255 for at in range(100))
@@ -369,14 +369,14 @@ OTHER_PLAN = Plan(0, Step.SELF, (Take(0, 8, 8),), heads=3, stride=0)
     ],
     ids=["plan", "heads", "a head more", "a read more"],
 )
-def test_a_walk_by_another_plan_is_refused(remote: Remote, kernel: Kernel, instead: Walk) -> None:
+def test_a_walk_with_another_plan_is_refused(remote: Remote, kernel: Kernel, instead: Walk) -> None:
     carry_out = kernel.carry_out
     kernel.carry_out = lambda challenge, request: carry_out(challenge, instead)  # type: ignore[method-assign]
     with pytest.raises(LinkError):
         list(remote.walk(PLAN, [1, 2, 3]))
 
 
-def test_a_chunk_that_was_left_out_is_missed(remote: Remote, kernel: Kernel) -> None:
+def test_a_missing_chunk_is_noticed(remote: Remote, kernel: Kernel) -> None:
     walk = remote.walk(PLAN, [1, 2, 3])
     next(walk)
     kernel.chunk += 1
@@ -393,7 +393,7 @@ def test_a_chunk_of_another_walk_by_the_same_plan_is_refused(remote: Remote, ker
 
 
 def test_a_chunk_of_another_walk_that_has_its_number_is_refused(remote: Remote, kernel: Kernel) -> None:
-    """The agent gives a walk a number that it has given to one that is not over."""
+    """The agent gives a walk the number of another unfinished walk."""
     walk, other = remote.walk(PLAN, [1, 2, 3]), remote.walk(OTHER_PLAN, [1, 2, 3])
     next(walk), next(other)
     with pytest.raises(LinkError, match="not authentic"):
@@ -402,12 +402,12 @@ def test_a_chunk_of_another_walk_that_has_its_number_is_refused(remote: Remote, 
     assert [row[0] for chunk in other for row in OTHER_PLAN.records(chunk.bulk)] == [0xA1]
 
 
-def test_an_agent_started_anew_is_asked_for_its_envelope(remote: Remote, kernel: Kernel) -> None:
+def test_a_restarted_agent_is_asked_for_its_envelope(remote: Remote, kernel: Kernel) -> None:
     kernel.start()
     assert remote.read(0xFFFF_FFFF_8100_0000, 2) == b"\0\1"
 
 
-def test_a_walk_that_an_agent_lost_is_told_as_one(remote: Remote, kernel: Kernel) -> None:
+def test_a_walk_that_an_agent_lost_is_reported(remote: Remote, kernel: Kernel) -> None:
     walk = remote.walk(PLAN, [1, 2, 3])
     next(walk)
     kernel.start()
@@ -417,14 +417,14 @@ def test_a_walk_that_an_agent_lost_is_told_as_one(remote: Remote, kernel: Kernel
 
 
 class Lying(Link):
-    """To an agent that takes any program."""
+    """A session with an agent that accepts any program."""
 
     def exchange(self, message: bytes, timeout: float | None = None) -> bytes:
         return encode(Answer([1]))
 
 
-def test_the_output_of_a_program_is_not_taken_where_the_kernel_seals(remote: Remote, ids: PrivateKey) -> None:
-    """It would be no more than the agent's word, and known to the read-ahead from then on."""
+def test_injection_is_refused_in_sealed_mode(remote: Remote, ids: PrivateKey) -> None:
+    """It comes from the agent, unauthenticated, and the read-ahead would keep it."""
     agent = SimpleNamespace(sealed=remote.sealed, link=Lying("ipc:///nowhere", ids, generate().public))
     target: Any = SimpleNamespace(name="web", agent=agent)
     with pytest.raises(InjectError, match=r"web's kernel encrypts .* injection is refused"):
@@ -449,13 +449,13 @@ def test_an_envelope_by_another_kernel_key_is_refused(ids: PrivateKey, kernel: K
 
 
 @pytest.mark.parametrize("values", [[], [None], ["zz"], ["00"], [5], ["00", "00"]])
-def test_what_is_no_envelope_is_refused(ids: PrivateKey, kernel: Kernel, values: list[Any]) -> None:
+def test_a_malformed_envelope_is_refused(ids: PrivateKey, kernel: Kernel, values: list[Any]) -> None:
     kernel.answer = lambda request: Answer(values)  # type: ignore[method-assign]
     with pytest.raises(LinkError):
         greeted(kernel, Unsealing(ids))
 
 
-def test_a_kernel_that_must_encrypt_and_does_not_is_refused(ids: PrivateKey, kernel: Kernel) -> None:
+def test_a_kernel_that_does_not_encrypt_as_required_is_refused(ids: PrivateKey, kernel: Kernel) -> None:
     with pytest.raises(LinkError, match="serve --kernel-key"):
         greeted(kernel, Unsealing(ids, kernel.key.public), encrypts=False)
     greeted(kernel, Unsealing(ids), encrypts=False)
@@ -476,7 +476,7 @@ def test_an_agent_whose_kernel_encrypts_reads_nothing_in_the_clear() -> None:
     assert "restart the agent" in later.text
 
 
-def test_what_is_out_of_bounds_is_not_sealed_either() -> None:
+def test_a_request_out_of_bounds_is_refused_in_sealed_mode_too() -> None:
     sealer = SimpleNamespace(answer=None)
     agent = Agent(SimpleNamespace(page_offset=0), sealer=sealer)  # type: ignore[arg-type]
     for request, code in (

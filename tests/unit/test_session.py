@@ -1,4 +1,4 @@
-"""Frames and sessions: whatever is not the next frame of this session, whole and unaltered, is never data."""
+"""Frames and sessions: only the next frame of this session, complete and unaltered, is ever data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vmishim.wire.session import (
 )
 from vmishim.wire.sessions import DOUBTFUL_PER_KEY, UNPROVEN_PER_KEY, Answered, Sessions
 
-unhurried = settings(deadline=None)  # a loaded machine is no failure
+unhurried = settings(deadline=None)  # a slow machine must not fail the test
 
 
 def flip(frame: bytes, bit: int) -> bytes:
@@ -74,7 +74,7 @@ def reason(frame: bytes) -> Reason:
 
 @unhurried
 @given(st.lists(st.tuples(st.binary(max_size=200), st.binary(max_size=200)), max_size=5))
-def test_every_message_arrives_as_it_was(exchanges: list[tuple[bytes, bytes]]) -> None:
+def test_every_message_arrives_unchanged(exchanges: list[tuple[bytes, bytes]]) -> None:
     pair = Pair()
     assert pair.host.id == pair.agent.id
     assert pair.agent.remote == pair.host_key.public
@@ -115,7 +115,7 @@ def test_a_damaged_handshake_makes_no_session(data: st.DataObject) -> None:
 @unhurried
 @given(st.data())
 def test_only_the_next_frame_of_this_session_opens(data: st.DataObject) -> None:
-    """Any frame that ever was on the wire, of two sessions between the same keys, in any order."""
+    """Tries every frame of two sessions between the same keys, in any order."""
     pair = Pair()
     other = Pair(pair.host_key, pair.agent_key)
     seen = [pair.hello, pair.welcome, other.hello, other.welcome]
@@ -137,7 +137,7 @@ def test_only_the_next_frame_of_this_session_opens(data: st.DataObject) -> None:
 
 @unhurried
 @given(st.integers(0, 200), st.integers(0, 200))
-def test_halves_of_two_frames_are_no_frame(head: int, tail: int) -> None:
+def test_halves_of_two_frames_are_refused(head: int, tail: int) -> None:
     one, two = Pair(), Pair()
     first, second = one.host.seal(bytes(90)), two.host.seal(bytes(90))
     spliced = first[:head] + second[tail:]
@@ -160,7 +160,7 @@ def test_a_reply_answers_the_last_request_only() -> None:
         pair.host.open(late)
 
 
-def test_an_agent_seals_one_reply_a_request() -> None:
+def test_an_agent_seals_one_reply_per_request() -> None:
     pair = Pair()
     with pytest.raises(LinkError, match="no request"):
         pair.agent.seal(b"unasked")
@@ -177,7 +177,7 @@ def test_a_request_that_had_no_reply_can_be_followed_by_the_next() -> None:
     assert pair.reply(b"reply") == b"reply"
 
 
-def test_a_frame_sent_back_to_its_sender_is_no_data() -> None:
+def test_a_frame_sent_back_to_its_sender_is_refused() -> None:
     pair = Pair()
     request = pair.host.seal(b"request")
     with pytest.raises(LinkError, match="not expected here"):
@@ -199,7 +199,7 @@ def test_oversize() -> None:
     assert pair.agent.open(frame) == message[1:]
 
 
-def test_a_session_ages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_has_a_request_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAX_REQUESTS", 2)
     host, agent, ended = generate(), generate(), list[bytes]()
     sessions = Sessions(agent, {host.public}, on_end=ended.append)
@@ -232,7 +232,7 @@ def test_a_host_that_is_not_permitted_makes_no_session() -> None:
         initiator.finish(answer)
 
 
-def test_nobody_but_the_agent_can_answer_a_hello() -> None:
+def test_only_the_agent_can_answer_a_hello() -> None:
     host, agent, forger = generate(), generate(), generate()
     initiator = Initiator(host, agent.public)
     initiator.hello()
@@ -257,7 +257,7 @@ def test_another_version_is_named_at_both_ends(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.reason is Reason.OTHER_VERSION
 
 
-def test_a_frame_of_another_version_is_no_data() -> None:
+def test_a_frame_of_another_version_is_refused() -> None:
     pair = Pair()
     frame = pair.host.seal(b"request")
     with pytest.raises(LinkError, match="wire version 9, this end speaks version 2"):
@@ -348,7 +348,7 @@ def test_the_same_hello_gets_the_same_welcome_and_slot() -> None:
     first = sessions.handle(hello, echo)
     assert (first.outcome, first.key) == ("greeted", host.public)
     for _ in range(20):
-        assert sessions.handle(hello, echo) == Answered(first.frame)  # who sends it again has proved nothing
+        assert sessions.handle(hello, echo) == Answered(first.frame)  # sending it again proves nothing
     assert "1 unproven" in repr(sessions)
     session = initiator.finish(first.frame)
     assert session.open(sessions.answer(session.seal(b"1"), echo)) == b"echo 1"
@@ -357,7 +357,7 @@ def test_the_same_hello_gets_the_same_welcome_and_slot() -> None:
 @unhurried
 @given(st.lists(st.integers(0, 40), max_size=60), st.integers(0, 60))
 def test_no_recording_displaces_a_hello_that_was_just_sent(replayed: list[int], at: int) -> None:
-    """An agent that was just started knows no time yet; every recording is of an older hello than the new one."""
+    """A restarted agent has seen no hello yet, but every recording is older than the new hello."""
     host, agent = HELLO_HOST, HELLO_AGENT
     sessions = Sessions(agent, {host.public})
     welcome = b""
@@ -387,7 +387,7 @@ def test_unproven_sessions_are_bounded_by_key() -> None:
     assert session.open(sessions.answer(session.seal(b"1"), echo)) == b"echo 1"
 
 
-def test_an_older_hello_than_all_that_wait_is_refused() -> None:
+def test_a_hello_older_than_all_that_wait_is_refused() -> None:
     host, agent = generate(), generate()
     sessions = Sessions(agent, {host.public})
     for number in range(UNPROVEN_PER_KEY):
@@ -446,7 +446,7 @@ def test_a_restored_agent_never_seals_two_messages_under_one_nonce(monkeypatch: 
     assert pair.host.open(one) == secret
 
 
-def test_a_restored_agent_that_seals_the_same_again_shows_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restored_agent_that_seals_the_same_message_again_reveals_only_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "urandom", bytes)
     pair = Pair()
     request = pair.host.seal(b"read")
@@ -489,7 +489,7 @@ def test_a_key_that_takes_all_sessions_ends_its_own() -> None:
     assert sessions.key_of(many[0].id) is None
 
 
-def test_where_all_sessions_are_taken_the_key_with_most_gives_one_up() -> None:
+def test_when_all_sessions_are_taken_the_key_with_most_loses_one() -> None:
     greedy, modest, agent, ended = generate(), generate(), generate(), list[bytes]()
     sessions = Sessions(agent, {greedy.public, modest.public}, on_end=ended.append, live=4)
     many = [proven(sessions, agent.public, greedy) for _ in range(4)]
