@@ -125,7 +125,7 @@ def test_a_vmlinux_h_is_taken_when_named(tmp_path: Path) -> None:
         compile_core(source, vmlinux=tmp_path / "no-such-file")
 
 
-def test_headers_that_are_none_are_named(tmp_path: Path) -> None:
+def test_a_folder_without_headers_is_named(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="holds no kernel headers"):
         bcc.compile_by_headers(EXAMPLE, tmp_path)
 
@@ -177,7 +177,7 @@ def test_offsets_are_kept_in_a_file(tmp_path: Path) -> None:
         Offsets.read(tmp_path)
 
 
-def test_a_name_that_is_code_is_no_member() -> None:
+def test_code_in_place_of_a_name_is_refused() -> None:
     with pytest.raises(CompileError):
         bcc.member_offsets(Path("/"), ["task_struct comm); } int evil(void *u"])
 
@@ -259,7 +259,7 @@ def test_a_bundle_that_makes_no_sense_is_refused(
 
 
 @given(st.binary(max_size=100))
-def test_junk_is_no_bundle(junk: bytes) -> None:
+def test_junk_is_refused_as_a_bundle(junk: bytes) -> None:
     with pytest.raises(BundleError):
         Bundle.parse(MAGIC + junk)
 
@@ -324,7 +324,7 @@ def test_junk_is_neither() -> None:
     assert "neither an eBPF object (ELF) nor" in refusal(b"int run(void)")
 
 
-def test_an_unloaded_program_is_nobodys() -> None:
+def test_an_unloaded_program_belongs_to_no_session() -> None:
     injections = Injections(partial(load, cpus=1))
     assert injections.listing(b"session") == []
     with pytest.raises(InjectionError, match="no program 1 in this session"):

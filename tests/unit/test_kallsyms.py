@@ -112,7 +112,7 @@ def test_a_module_that_came_back_as_another_build_is_read_again(
     assert [table.name(0xFFFFFFFF81000000 + at) for at in (0, 1, 0x40)] == ["_text", None, "start"]
 
 
-def test_a_long_row_of_numbers_is_no_hang() -> None:
+def test_a_long_row_of_numbers_does_not_hang() -> None:
     """All the memory before the tokens could be markers that never began."""
     memory, _ = image(600, "6.1", per_cpu=True)
     index = memory.find(DIGITS)

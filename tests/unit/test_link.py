@@ -129,7 +129,7 @@ def test_an_agent_that_was_restarted_between_two_requests_is_not_noticed(agent: 
     link.close()
 
 
-def test_an_agent_that_forgot_the_session_is_greeted_anew(tmp_path: Path) -> None:
+def test_an_agent_that_forgot_the_session_gets_a_new_handshake(tmp_path: Path) -> None:
     sessions = Sessions(AGENT, {HOST.public})
     with Served(f"ipc://{tmp_path}/agent", sessions=sessions) as agent, agent.link() as link:
         link.exchange(b"1")
@@ -443,7 +443,7 @@ def test_a_forked_child_makes_its_own_session(agent: Served) -> None:
         "host:5555",
     ],
 )
-def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
+def test_an_invalid_endpoint_is_refused(endpoint: str) -> None:
     with pytest.raises(LinkError, match=r"endpoint|too long"):
         Link(endpoint, HOST, AGENT.public)
 

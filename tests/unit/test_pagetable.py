@@ -92,7 +92,7 @@ def test_flags_of_a_large_page_are_no_address() -> None:
     assert walk(memory.read, ROOT, 0x4000_0123).physical == 0x20_0123
 
 
-def test_the_encryption_bit_is_no_address() -> None:
+def test_the_encryption_bit_is_not_part_of_the_address() -> None:
     memory = Memory(encrypted=C_BIT)
     memory.map(0x1000, 0x5000)
     assert walk(memory.read, ROOT | C_BIT, 0x1008, encrypted=C_BIT).physical == 0x5008
