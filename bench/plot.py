@@ -1,7 +1,7 @@
-"""Grouped bars, and curves, on logarithmic scales, as SVG that needs no font, script or style from elsewhere.
+"""Grouped bars, and curves, on logarithmic scales, as SVG without external fonts, scripts or styles.
 
-Written by hand instead of by a plotting library, so that ``make bench`` needs none. Ink and colours are of middle
-brightness: they are read on a light page and on a dark one, whichever the page's reader has.
+Written by hand, so that ``make bench`` needs no plotting library. Ink and colours have a medium brightness, so that you
+can read them on a light page and on a dark one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Chart = tuple[str, Sequence[Group]]
 
 
 def bars(charts: Sequence[Chart]) -> str:
-    """Charts of milliseconds, one below the other: the bars of each group side by side, those without a value left
+    """Charts of milliseconds, one below the other; the bars of each group are side by side, bars without a value left
     out."""
     out = _opened([title for title, _ in charts])
     for number, (title, groups) in enumerate(charts):
@@ -69,7 +69,7 @@ def _chart(title: str, groups: Sequence[Group]) -> list[str]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Milliseconds over milliseconds: what was measured, and what a model says."""
+    """Milliseconds over milliseconds: what was measured, and what the model predicts."""
 
     name: str
     points: Sequence[tuple[float, float, bool]]
@@ -78,7 +78,7 @@ class Curve:
 
 
 def curves(charts: Sequence[tuple[str, str, Sequence[Curve]]]) -> str:
-    """Charts, one below the other: a title, what is along the bottom, and curves in the colours of their names."""
+    """Charts, one below the other: a title, the label of the x axis, and curves in the colours of their names."""
     out = _opened([title for title, _, _ in charts])
     for number, (title, bottom, drawn) in enumerate(charts):
         out += [f'<g transform="translate(0 {HEIGHT * number})">', *_curved(title, bottom, drawn), "</g>"]
@@ -123,7 +123,7 @@ def _opened(titles: Sequence[str]) -> list[str]:
 
 
 def _titled(title: str, names: Sequence[str]) -> list[str]:
-    """The title, and which colour is what."""
+    """The title and the legend."""
     out = [f'<text x="{LEFT}" y="18" font-size="14" font-weight="600">{escape(title)}</text>']
     for number, name in enumerate(names):
         at = LEFT + 110 * number
@@ -133,7 +133,7 @@ def _titled(title: str, names: Sequence[str]) -> list[str]:
 
 
 def _scaled(low: int, high: int, height: Callable[[float], float]) -> list[str]:
-    """Lines across at the powers of ten, each with its duration."""
+    """Horizontal lines at the powers of ten, each with its duration."""
     out = []
     for power in range(low, high + 1):
         y = height(10.0**power)

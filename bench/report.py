@@ -20,15 +20,15 @@ STRATEGIES = ("scalar", "page", "batch", "native")
 
 @dataclass(frozen=True)
 class Cost:
-    """One listing, one way to read."""
+    """One listing by one strategy."""
 
     seconds: list[float]
     """Of each run."""
     requests: int = 0
     carried: int = 0
-    """Bytes of all frames of one listing, both ways."""
+    """Bytes of all frames of one listing, in both directions."""
     projected: bool = False
-    """Not run to its end, which would take long: so many reads times what some of them took."""
+    """Not run to its end, which would take long: the number of reads times what the first of them took."""
 
     @property
     def ms(self) -> float:
@@ -56,7 +56,7 @@ class Case:
         return f"{self.size:,} {self.listing}{where}"
 
     def times(self, numerator: str, denominator: str, *, fastest: bool = False) -> float | None:
-        """How many times longer one way takes than another, by medians or by the fastest run of each."""
+        """How many times longer one strategy takes than another, by medians or by the fastest run of each."""
         if numerator not in self.costs or denominator not in self.costs:
             return None
         one, other = self.costs[numerator], self.costs[denominator]
@@ -65,7 +65,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Part:
-    """Something that a listing's time goes to."""
+    """A share of a listing's time."""
 
     what: str
     ms: float
@@ -97,17 +97,17 @@ class Ground:
     network: str = ""
     """What is between the two ends."""
     load: float = 0.0
-    """The highest load average seen meanwhile (proc(5), loadavg): processes that wanted a CPU, ours among them."""
+    """The highest load average during the run (proc(5), loadavg): processes that wanted a CPU, including ours."""
     cpus: int = 0
     """Of the machine."""
     native_of: str = ""
-    """Whose memory native read, where that is not this ground's own."""
+    """The ground whose memory native read, if not this one."""
 
 
 def beside(ground: Ground, other: Ground, within: float = 0.05) -> Ground:
     """``ground`` with native's figures of another ground, where it has none: of listings as large, up to ``within``.
 
-    Native runs here either way, and reads a file: what the guest was does not matter to it.
+    Native always runs here and reads a file, so it does not matter what the guest was.
     """
     cases = []
     for case in ground.cases:
@@ -177,7 +177,7 @@ def _projected(text: str, case: Case, *strategies: str) -> str:
 
 
 def request_rows(cases: Sequence[Case]) -> Rows:
-    """Header, then reads of each case, and what each way made of them."""
+    """Header, then the reads of each case, and the requests and bytes of each strategy."""
     strategies = STRATEGIES[:-1]
     rows: Rows = [
         ("listing", "reads", *(f"{strategy}\n{what}" for strategy in strategies for what in ("requests", "bytes")))
@@ -465,7 +465,7 @@ def _marks(name: str) -> tuple[str, str]:
 
 
 def fleet_rows(result: dict[str, Any]) -> Rows:
-    """Header, then each way of asking; ``result`` is what docs/fleet.json holds."""
+    """Header, then each way to ask many guests; ``result`` is what docs/fleet.json holds."""
     rows: Rows = [
         ("asked by", "killed", "listings", "s", "listings/s", "CPU, asking\nms", "CPU, agent\nms", "failed", "wrong")
     ]

@@ -43,10 +43,11 @@ def packages() -> dict[str, list[str]]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fill the navigation's Reference."""
-    for section in config.nav or []:
-        if "Reference" in section:
-            section["Reference"] = [{_title(page): f"api/{page}.md"} for page in packages()]
+    """Fill the navigation's Reference, and add pages of docs/ that it does not name to Contribute."""
+    nav = {title: pages for section in config.nav or [] for title, pages in section.items()}
+    nav["Reference"] += [{_title(page): f"api/{page}.md"} for page in packages()]
+    known = {page for pages in nav.values() for page in pages if isinstance(page, str)}
+    nav["Contribute"] += [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in known]
     return config
 
 

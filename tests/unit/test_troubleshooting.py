@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md has each message by which the doctor or the agent names a problem: those in the code."""
+"""docs/troubleshooting.md explains each message by which the doctor or the agent names a problem; the code has them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PAGE = ROOT / "docs" / "troubleshooting.md"
 DOCTOR = ROOT / "vmishim" / "commands" / "doctor.py"
 AGENT = [*sorted((ROOT / "guest_agent").glob("*.py")), ROOT / "vmishim" / "wire" / "keys.py"]
 AFTER_A_CODE = ("InjectionError", "Failure")
-"""What has a word for programs before its text."""
+"""Errors whose first argument is a code for programs; their text is the second."""
 
 
 class Source:
-    """Modules, in which a name or a call may stand for a text."""
+    """Source of some modules, in which a name or a call may stand for a text."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text()))]
@@ -27,11 +27,11 @@ class Source:
         self._within = {node: function for function in self.functions.values() for node in ast.walk(function)}
 
     def calls(self, *names: str) -> Iterator[ast.Call]:
-        """Calls of these, in order."""
+        """Calls of functions with these names, in order."""
         return (node for node in self.nodes if isinstance(node, ast.Call) and _name(node) in names)
 
     def raised(self) -> Iterator[ast.Call]:
-        """Errors of our own that are raised."""
+        """Raised errors that are not built into Python."""
         for node in self.nodes:
             if (
                 isinstance(node, ast.Raise)
@@ -41,7 +41,7 @@ class Source:
                 yield node.exc
 
     def texts(self, node: ast.AST, depth: int = 4) -> Iterator[str]:
-        """The texts that an expression may be, each ``{}`` something that only a run can tell; none if all is so."""
+        """The texts that an expression can be; ``{}`` stands for what is known only at run time."""
         match node:
             case ast.Constant(value=str(text)):
                 yield text.replace("%s", "{}")
@@ -67,12 +67,12 @@ def _assigned(nodes: Sequence[ast.AST], name: str) -> list[ast.expr]:
 
 
 def _name(call: ast.Call) -> str:
-    """What is called: a name, or the last part of one; empty if it has none."""
+    """The called name, or its last part; empty if there is none."""
     return getattr(call.func, "id", getattr(call.func, "attr", ""))
 
 
 def doctors() -> set[str]:
-    """What the doctor says of something bad, or of what could be better: its subject, and the text."""
+    """The doctor's findings that are bad or worth a note: subject and text."""
     source, found = Source([DOCTOR]), set()
     for call in source.calls("Finding"):
         about, verdict, *rest = call.args
@@ -83,7 +83,7 @@ def doctors() -> set[str]:
 
 
 def agents() -> set[str]:
-    """What the agent says when it does not start, ends, or does not do what it is asked."""
+    """The agent's messages when it does not start, ends, or refuses a request."""
     source = Source(AGENT)
     said = [*source.raised(), *source.calls("Failure", "Rejected", "error", "warning")]
     places = [(call, 1 if _name(call) in AFTER_A_CODE else 0) for call in said]
@@ -91,7 +91,7 @@ def agents() -> set[str]:
 
 
 def missing(messages: set[str]) -> set[str]:
-    """Those that the page lacks: of each every stretch of words that is the same in every run."""
+    """The messages that the page lacks, compared by the parts that are the same in every run."""
     page = " ".join(PAGE.read_text().split())
     return {text for text in messages if not all(part in page for part in _stretches(text))}
 
