@@ -7,12 +7,30 @@ help: ## what there is to make
 demo: setup ## boot a VM, list its processes by an unchanged LibVMI script, compare the ways to read
 	@$(PYTHON) -m lab.demo
 
-test: setup ## check everything: style, types, unit tests, contract tests, tests in a booted VM
+test: setup ## check all that a change needs: style, types, unit, local and contract tests, guest tests on the default kernel
 	@ci/check
 
-kernels: setup ## the tests that depend on the kernel, in a VM of each kernel of ci/kernels.toml
-	@ci/check --kernel all $(addprefix tests/guest/test_, $(addsuffix .py, \
+unit: ## tests of pure code: no root, nothing built, a few seconds
+	@ci/setup --unit
+	@ci/check --tests tests/unit
+
+local: ## tests on this machine's kernel, as root, without a VM
+	@ci/setup --no-vm
+	@ci/check --tests tests/local
+
+guest: setup ## tests in booted VMs of the default kernel
+	@ci/check --tests tests/guest
+
+kernels: setup ## the tests that depend on the kernel, on the other kernels of ci/kernels.toml; and LibVMI's own bindings
+	@ci/check --tests --kernel others --genuine tests/contract $(addprefix tests/guest/test_, $(addsuffix .py, \
 		agent readahead walks injection sockets ids volatility dump_files isolation freeze sandbox hooks))
+
+coverage: ## which lines of vmishim and guest_agent the unit and local tests run
+	@ci/setup --no-vm
+	@$(PYTHON) -m coverage erase
+	@COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(PYTHON) -m pytest -q -n 2 --dist loadfile --cov --cov-report= \
+		tests/unit tests/local
+	@$(PYTHON) -m coverage report --skip-covered
 
 bench: setup ## measure listings of 100, 300 and 1,000 processes, each way to read
 	@$(PYTHON) -m bench
@@ -20,7 +38,7 @@ bench: setup ## measure listings of 100, 300 and 1,000 processes, each way to re
 soak: setup ## an hour of listings while all in the guest comes and goes, the agent is killed, the network is cut
 	@$(PYTHON) -m trials.soak
 
-lint: ## style and types only
+lint: ## style, types and documentation only
 	@ci/setup --no-vm
 	@ci/check --lint
 
@@ -40,4 +58,4 @@ clean: ## remove what was made here; the lab image stays in its cache
 	@$(MAKE) --silent -C bpf clean
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test kernels bench soak lint docs release setup clean
+.PHONY: help demo test unit local guest kernels coverage bench soak lint docs release setup clean

@@ -18,7 +18,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test of ``lab`` runs once a kernel; all of one kernel before any of the next."""
     if "lab" in metafunc.fixturenames:
         names: list[str] = metafunc.config.getoption("--kernel") or [image.default_kernel()]
-        chosen = list(image.kernels()) if "all" in names else names
+        groups = {"all": list(image.kernels()), "others": [k for k in image.kernels() if k != image.default_kernel()]}
+        chosen = list(dict.fromkeys(kernel for name in names for kernel in groups.get(name, [name])))
         metafunc.parametrize("lab", chosen, indirect=True, scope="session")
 
 
