@@ -17,7 +17,7 @@ import pytest
 from guest_agent.loader import PRIVILEGES
 from lab.agent import AGENT, KEYS, InstalledAgent
 from lab.vm import LabVM
-from tests.guest import attempts
+from tests.local import attempts
 from tests.guest.ids import Ids
 from tests.guest.test_injection import EXAMPLE
 from vmishim.errors import LinkError
