@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernel",
         action="append",
         metavar="NAME",
-        help="kernel of ci/kernels.toml to boot for guest tests, 'all' or 'others'; may be given again (default: its default)",
+        help="kernel of ci/kernels.toml for guest tests, 'all' or 'others'; may be given again (default: its default)",
     )
     parser.addoption(
         "--genuine",

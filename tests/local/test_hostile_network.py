@@ -11,13 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from lab.agent import InstalledAgent
-from lab.vm import LabVM
-from tests.guest.ids import Ids
 from trials.hostile import flood, resident
 from trials.hostile.sockets import Agent, running, sockets
 from vmishim.client import Remote
-from vmishim.errors import LinkError
 from vmishim.wire.messages import (
     BULK_MAX,
     Answer,
@@ -95,31 +91,6 @@ def test_half_open_connections_that_take_every_descriptor_make_way() -> None:
             assert live.handshakes == 1
         with few.link(timeout=20.0) as fresh:
             assert Remote(fresh.exchange).symbols(["vsnprintf"]) != [None]
-
-
-def test_a_message_without_an_end_costs_the_agent_a_restart(lab: LabVM, agent: InstalledAgent, ids: Ids) -> None:
-    """libzmq keeps its parts: the unit's MemoryMax ends that, and the IDS finds the agent that comes after."""
-    unit = "vmishim-agent"
-    lab.run("systemctl", "set-property", "--runtime", unit, "MemoryMax=128M")
-    before = _restarts(lab)
-    try:
-        flood.parts(Agent(agent.endpoint, agent.private, agent.public, 0))
-        lab.wait_until(lambda: _restarts(lab) > before, "the agent's restart")
-        lab.wait_until(lambda: _listed(ids), "a listing")
-        assert _listed(ids) >= {1, 2}
-    finally:
-        lab.run("systemctl", "set-property", "--runtime", unit, "MemoryMax=512M")
-
-
-def _restarts(lab: LabVM) -> int:
-    return int(lab.run("systemctl", "show", "vmishim-agent", "-p", "NRestarts", "--value").stdout)
-
-
-def _listed(ids: Ids) -> set[int]:
-    try:
-        return set(ids.processes())
-    except LinkError:
-        return set()
 
 
 def requests(seed: int, count: int) -> Iterator[Message]:

@@ -1,6 +1,6 @@
 """The kernel encrypts what is read of it: an IDS reads as before, and the agent carries what it can't read.
 
-On this machine's kernel, as root, and in a VM of the lab's first kernel that can.
+On this machine's kernel; tests/guest/test_sealed.py runs the same in a VM.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.machine import Machine, here, inside
+from bench.machine import Machine, here
 from bench.variants import RunningAgent
-from lab.agent import AGENT, KEYS, InstalledAgent
-from lab.vm import CommandError, LabVM
 from tests.ground.walks import Ground, LongWalks, Walks
 from tests.guest.ids import Ids
 from vmishim import cli
@@ -35,7 +33,6 @@ from vmishim.wire.noise import HandshakeState
 from vmishim.wire.plan import HEADS_MAX, Plan, Step, Take
 from vmishim.wire.sealed import CHUNK_MAX, HEAD, REPORT, Ask, Unsealing, question
 
-KERNEL = "6.12"
 NODE = 64
 
 # Run as root where an agent runs: how often each needle, in hexadecimal, stands in its memory, and in how much of it.
@@ -74,18 +71,6 @@ def plant(machine: Machine) -> tuple[Plan, list[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def vm() -> Iterator[LabVM]:
-    with LabVM.boot(KERNEL) as booted:
-        yield booted
-
-
-@pytest.fixture(scope="module")
-def in_vm(vm: LabVM) -> Iterator[Machine]:
-    with inside(vm) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def on_this_machine() -> Iterator[Machine]:
     if os.geteuid():
         pytest.skip("only root can read this kernel")
@@ -93,10 +78,10 @@ def on_this_machine() -> Iterator[Machine]:
         yield found
 
 
-@pytest.fixture(scope="module", params=["on_this_machine", "in_vm"])
-def machine(request: pytest.FixtureRequest) -> Machine:
-    found: Machine = request.getfixturevalue(request.param)
-    return found
+@pytest.fixture(scope="module")
+def machine(on_this_machine: Machine) -> Machine:
+    """Where the tests run; tests/guest/test_sealed.py has another."""
+    return on_this_machine
 
 
 @pytest.fixture
@@ -438,34 +423,3 @@ def test_a_domain_may_name_its_kernels_key(
         cli.main(["doctor", name, "--json"])
         (text,) = (found["text"] for found in json.loads(capfd.readouterr().out) if found["about"] == "encryption")
         assert text.startswith(by)
-
-
-def test_an_agent_that_can_not_do_it_does_not_start(lab: LabVM, agent: InstalledAgent) -> None:
-    """A kernel that can't is told before the key is looked for."""
-    can = tuple(map(int, lab.image.release.split("-")[0].split(".")[:2])) >= (6, 10)
-    told = lab.run("python3", AGENT, "check").stdout.decode()
-    assert f"encryption by the kernel: {'yes' if can else 'Linux 6.1.'}" in told
-    for option, why in (
-        (
-            ("--kernel-key", "/nowhere"),
-            "cannot read /nowhere" if can else r"6\.10 is the oldest whose eBPF can encrypt",
-        ),
-        (("--kernel-key", f"{KEYS}/kernel.key", "--allow-injection"), "--allow-injection or --kernel-key"),
-    ):
-        with pytest.raises(CommandError, match=why):
-            lab.run("python3", AGENT, "serve", "--listen", "tcp://127.0.0.1:5999", *option)
-
-
-def test_an_agent_started_anew_is_read_on(vm: LabVM, in_vm: Machine) -> None:
-    """New keys, no new connection: the envelope is fetched and held to the pinned key. Who is permitted gets one."""
-    with closing(in_vm.sealing.connect(kernel_key=in_vm.sealing.kernel)) as guest:
-        ids = Ids(Libvmi.over(guest))
-        before = ids.processes()
-        later = generate()
-        vm.run("sh", "-c", f"echo '{later.public.text}' >>{KEYS}/permitted")
-        with pytest.raises(LinkError, match="restart the agent"):
-            replace(in_vm.sealing, private=later).connect()
-        vm.run("systemctl", "restart", "vmishim-agent")
-        assert ids.processes().keys() >= before.keys() & {1, 2}
-        with closing(replace(in_vm.sealing, private=later).connect()) as other:
-            assert Ids(Libvmi.over(other)).processes()

@@ -16,10 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from lab.agent import InstalledAgent
-from lab.vm import LabVM
-from vmishim.wire.keys import save_private
-
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
 
@@ -119,30 +115,6 @@ def test_it_outlives_its_own_agent() -> None:
 
 def _children(parent: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-
-
-def test_it_outlives_the_restart_of_a_guests_agent(lab: LabVM, agent: InstalledAgent, tmp_path: Path) -> None:
-    save_private(tmp_path / "key", agent.private)
-    entry = f'agent = "{agent.endpoint}"\nagent_key = "{agent.public.text}"\nkey = "{tmp_path}/key"\ntimeout = 30.0\n'
-    (tmp_path / "domains.toml").write_text(f"[lab]\n{entry}")
-    with watching("lab", environment={"VMISHIM_CONFIG": str(tmp_path / "domains.toml")}) as seen:
-        seen.until("watching lab, Linux ")
-        lab.run("systemctl", "restart", "vmishim-agent")
-        seen.until(" ! agent ")
-        planted = lab.spawn("sleep", "infinity", comm="planted")
-        try:
-            (pid,) = planted
-            seen.until(f" + process {pid} planted")
-            # A module that comes and goes.
-            name = (
-                lab.run("sh", "-c", "modprobe -r loop 2>/dev/null; modprobe loop && echo loop").stdout.decode().strip()
-            )
-            seen.until(f" + module {name}")
-            lab.run("modprobe", "-r", name)
-            seen.until(f" - module {name}")
-        finally:
-            lab.kill(planted)
-        seen.until(f" - process {pid} planted")
 
 
 class Terminal:

@@ -1,0 +1,81 @@
+"""The kernel of a guest encrypts what is read of it: the same tests as on this machine, and those that need a VM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from bench.machine import Machine, inside
+from lab.agent import AGENT, KEYS, InstalledAgent
+from lab.vm import CommandError, LabVM
+from tests.guest.ids import Ids
+from tests.local.test_sealed import (  # noqa: F401
+    guest,
+    tampered,
+    test_a_bit_flipped_in_any_part_is_an_error,
+    test_a_domain_may_name_its_kernels_key,
+    test_a_kernel_key_that_is_pinned_must_be_the_agents,
+    test_a_replayed_answer_is_an_error,
+    test_a_walk_of_many_chunks_is_exact,
+    test_every_kind_of_reading_gives_what_an_agent_in_the_clear_gives,
+    test_no_counter_and_no_iv_comes_twice,
+    test_nothing_is_read_in_the_clear,
+    test_the_agent_holds_three_programs_and_what_it_asks_and_is_answered_by,
+    test_the_agent_keeps_no_key,
+    test_the_agent_never_holds_what_it_carries,
+    test_the_chunks_of_a_walk_come_in_their_order_and_of_that_walk,
+    test_the_kernel_takes_no_question_but_an_idss,
+    test_the_list_is_that_of_proc_and_of_an_agent_that_reads_in_the_clear,
+)
+from vmishim.errors import LinkError
+from vmishim.libvmi import Libvmi
+from vmishim.wire.keys import generate
+
+KERNEL = "6.12"
+"""The lab's first kernel that can."""
+
+
+@pytest.fixture(scope="module")
+def vm() -> Iterator[LabVM]:
+    with LabVM.boot(KERNEL) as booted:
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def machine(vm: LabVM) -> Iterator[Machine]:
+    with inside(vm) as found:
+        yield found
+
+
+def test_an_agent_that_can_not_do_it_does_not_start(lab: LabVM, agent: InstalledAgent) -> None:
+    """A kernel that can't is told before the key is looked for."""
+    can = tuple(map(int, lab.image.release.split("-")[0].split(".")[:2])) >= (6, 10)
+    told = lab.run("python3", AGENT, "check").stdout.decode()
+    assert f"encryption by the kernel: {'yes' if can else 'Linux 6.1.'}" in told
+    for option, why in (
+        (
+            ("--kernel-key", "/nowhere"),
+            "cannot read /nowhere" if can else r"6\.10 is the oldest whose eBPF can encrypt",
+        ),
+        (("--kernel-key", f"{KEYS}/kernel.key", "--allow-injection"), "--allow-injection or --kernel-key"),
+    ):
+        with pytest.raises(CommandError, match=why):
+            lab.run("python3", AGENT, "serve", "--listen", "tcp://127.0.0.1:5999", *option)
+
+
+def test_an_agent_started_anew_is_read_on(vm: LabVM, machine: Machine) -> None:
+    """New keys, no new connection: the envelope is fetched and held to the pinned key. Who is permitted gets one."""
+    with closing(machine.sealing.connect(kernel_key=machine.sealing.kernel)) as reader:
+        ids = Ids(Libvmi.over(reader))
+        before = ids.processes()
+        later = generate()
+        vm.run("sh", "-c", f"echo '{later.public.text}' >>{KEYS}/permitted")
+        with pytest.raises(LinkError, match="restart the agent"):
+            replace(machine.sealing, private=later).connect()
+        vm.run("systemctl", "restart", "vmishim-agent")
+        assert ids.processes().keys() >= before.keys() & {1, 2}
+        with closing(replace(machine.sealing, private=later).connect()) as other:
+            assert Ids(Libvmi.over(other)).processes()
