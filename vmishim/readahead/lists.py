@@ -16,7 +16,7 @@ from vmishim.readahead.head import Action, Event
 from vmishim.readahead.learning import CHAIN_WORTH, CHAINS, Lesson, chain
 from vmishim.readahead.listing import Listing
 from vmishim.readahead.snapshot import Snapshot
-from vmishim.readahead.store import Held, Live, Store
+from vmishim.readahead.store import Batch, Held, Live, Store
 from vmishim.readahead.walker import Walker, nothing_apart
 from vmishim.wire.plan import Step
 
@@ -82,7 +82,8 @@ class Lists:
 
     def notice_neighbour(self, listing: Listing, address: int, count: int) -> None:
         """Tell a head when what is read is one step from it."""
-        if listing.head.knows(Event.NEIGHBOUR) and listing.apart.has_neighbour(address, count):
+        apart = listing.apart
+        if apart.ranges and apart.has_neighbour(address, count) and listing.head.knows(Event.NEIGHBOUR):
             self.tell(listing, Event.NEIGHBOUR)
 
     def notice_expiry(self) -> None:
@@ -133,9 +134,10 @@ class Lists:
         if listing.kernel_list.table is not None and not listing.kernel_list.start:
             listing.locate(listing.kernel_list.located(self._remote))
             self._heads.update(dict.fromkeys(listing.kernel_list.head_addresses, listing))
-        before = listing.batch.words if self.store.knows(listing.batch) else None
+        before = listing.batch.words if listing.empty_heads.words and self.store.knows(listing.batch) else None
         self.store.drop(listing.batch)  # not the heads that were empty: most still are
-        listing.apart = nothing_apart()
+        # Let go of the walk before, so that its memory is there for this one.
+        listing.batch, listing.snapshot, listing.apart = Batch(), Snapshot(), nothing_apart()
         companions = [read for read in listing.companions.wanted if read[0] not in self._heads]
         result = self._walker.walk(
             listing.kernel_list, listing.plan, listing.fields, companions, listing.empty_heads.words

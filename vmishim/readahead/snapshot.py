@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
 from itertools import compress
 from struct import Struct
 
@@ -43,8 +42,9 @@ class Snapshot:
 
     def bare(self) -> Snapshot:
         """The same nodes and columns without their memory: what is added to it is added to both, memory apart."""
-        bare = copy(self)
-        bare.words, bare.cells = {}, {}
+        bare = Snapshot()
+        bare.columns, bare.nodes = self.columns, self.nodes
+        bare._blocks, bare._sorted = self._blocks, self._sorted
         return bare
 
     def add(self, plan: Plan, stage: Stage, records: bytes) -> Iterator[tuple[int, int, int]]:
@@ -83,7 +83,8 @@ class Snapshot:
                 continue
             if isinstance(op, Text):
                 # The helper ends what it cut with a NUL of its own: the last byte is not memory's.
-                values = [text[: text.find(0) + 1] if 0 in text[:-1] else text[:-1] for text in values]
+                last = op.size - 1
+                values = [text[: at + 1] if 0 <= (at := text.find(0)) < last else text[:-1] for text in values]
             elif op.size > WORD and op.size % WORD == 0:
                 self._blocks.setdefault((path, offset, op.size), []).extend(values)
                 self._touch((path, offset, op.size))
@@ -108,7 +109,7 @@ class Snapshot:
         return self._sorted[key]
 
     def _touch(self, column: Column) -> None:
-        for tags in TAGS:
+        for tags in TAGS if self._sorted else ():
             self._sorted.pop((column, tags), None)
 
     def addresses(self, path: Path) -> list[int]:

@@ -64,6 +64,13 @@ class Live:
         """Forget these."""
         known.drop(words, cells)
 
+    def drop_batch(self, known: Pieces, batch: Batch, *, last: bool) -> None:
+        """Forget a batch. With the last one goes all that is known, which takes a tenth of the time."""
+        if last:
+            known.clear()
+        else:
+            known.drop(batch.words, batch.cells)
+
     def walked(self, known: Pieces, head: Pieces, neighbours: Pieces) -> None:
         """A list was walked. Another list may know its neighbours, as they were before the look."""
         known.drop(neighbours.words, neighbours.cells)
@@ -95,6 +102,9 @@ class Held:
         known.keep_first_answers(words, cells)
 
     def drop(self, known: Pieces, words: Iterable[int], cells: Iterable[int]) -> None:
+        """Nothing is forgotten."""
+
+    def drop_batch(self, known: Pieces, batch: Batch, *, last: bool) -> None:
         """Nothing is forgotten."""
 
     def walked(self, known: Pieces, head: Pieces, neighbours: Pieces) -> None:
@@ -227,7 +237,7 @@ class Store:
         with self._lock:
             if batch in self._batches:
                 del self._batches[batch]
-                self.policy.drop(self._known, batch.words, batch.cells)
+                self.policy.drop_batch(self._known, batch, last=not self._batches)
 
     def withdraw(self, words: Iterable[int], cells: Iterable[int] = ()) -> None:
         """Forget single addresses, outside a hold, whichever batch they came with."""
@@ -252,7 +262,7 @@ class Store:
                     self.due = batch.until
                     return max(0.001, batch.until - now) if batch.until < math.inf else None
                 del self._batches[batch]
-                self._known.drop(batch.words, batch.cells)
+                self.policy.drop_batch(self._known, batch, last=not self._batches)
                 self.expirations += 1
             self.due = math.inf
             return None
