@@ -13,8 +13,8 @@ from html import escape
 
 COLOURS = {"scalar": "#d9534f", "page": "#d99a2b", "eBPFmonitor": "#a66bbe", "batch": "#2a9d8f", "native": "#7a86b8"}
 INK = "#7b8794"
-WIDTH, HEIGHT = 960, 420
-LEFT, RIGHT, TOP, BOTTOM = 74, 6, 58, 50
+WIDTH, HEIGHT = 960, 450
+LEFT, RIGHT, TOP, BOTTOM = 74, 6, 86, 50
 """Margins."""
 GAP = 0.14
 """Share of a group's width that is left free."""
@@ -58,9 +58,8 @@ def _chart(title: str, groups: Sequence[Group]) -> list[str]:
             box = f'x="{x + 1:.1f}" y="{y:.1f}" width="{broad - 2:.1f}" height="{floor - y:.1f}"'
             out.append(f'<rect {box} rx="1.5" fill="{COLOURS[name]}"/>')
             text = duration(costs[name]).replace(" ", "")
-            out.append(
-                f'<text x="{x + broad / 2:.1f}" y="{y - 4:.1f}" text-anchor="middle" font-size="8">{text}</text>'
-            )
+            at = f"{x + broad / 2 + 4:.1f} {y - 5:.1f}"
+            out.append(f'<text transform="translate({at}) rotate(-90)" font-size="11">{text}</text>')
         for line, words in enumerate(label.split("\n")):
             middle, below = start + room * (1 - GAP) / 2, floor + 18 + 15 * line
             out.append(f'<text x="{middle:.1f}" y="{below}" text-anchor="middle">{escape(words)}</text>')

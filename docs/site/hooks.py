@@ -46,7 +46,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill the navigation's Reference, and add pages of docs/ that it does not name to Contribute."""
     nav = {title: pages for section in config.nav or [] for title, pages in section.items()}
     nav["Reference"] += [{_title(page): f"api/{page}.md"} for page in packages()]
-    known = {page for pages in nav.values() for page in pages if isinstance(page, str)}
+    entries = [page for pages in nav.values() for page in pages]
+    known = {name for page in entries for name in (page.values() if isinstance(page, dict) else [page])}
     nav["Contribute"] += [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in known]
     return config
 
