@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-# This folder has a libvmi of its own, and is first on the path of a script that lies in it.
+# This folder contains a libvmi package, and Python puts a script's folder first on the path.
 sys.path = [folder for folder in sys.path if folder != str(Path(__file__).resolve().parent)]
 
 MODULES = ("libvmi", "libvmi.libvmi", "libvmi.event")
@@ -33,11 +33,11 @@ NOT_THEIRS = {
     "str",
     "super",
 }
-"""Names that are imported by the bindings, or belong to their C library."""
+"""Names that the bindings import, or that belong to their C library."""
 
 
 def surface() -> dict[str, Any]:
-    """By module, by name: what it is."""
+    """A description of each public name, by module and name."""
     found: dict[str, Any] = {}
     for name in MODULES:
         module = importlib.import_module(name)
@@ -87,7 +87,7 @@ def _default(value: Any) -> Any:
 
 
 def _result(function: FunctionType) -> str:
-    """What the function gives back, by the form of its last return statement: the bindings have no annotations."""
+    """What the function returns, judged by its last return statement: the bindings have no annotations."""
     body = ast.parse(textwrap.dedent(inspect.getsource(function)))
     returns = [node.value for node in ast.walk(body) if isinstance(node, ast.Return) and node.value is not None]
     if not returns:

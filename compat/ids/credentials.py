@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Find processes of a Linux guest whose credentials were raised.
 
-The kernel gives every process credentials of its own, so that two processes with the same struct cred, or a program
-with the kernel's own (init_cred), are the work of somebody who wrote a pointer. And root's uid comes down from a parent
-or from a set-uid file: a root process whose parent or session is somebody else's has it from elsewhere. Daemons that
-give up root after beginning a root child are taken for that too; leave them out by --allow.
+The kernel gives every process its own credentials. Two processes with the same struct cred, or a program with the
+kernel's own (init_cred), mean that a pointer was overwritten. A process gets root's uid from its parent or from a
+set-uid file: if its parent or session belongs to another user, it got root in another way. Daemons that give up root
+after they start a root child are reported too; exclude them with --allow.
 """
 
 import sys
@@ -36,7 +36,7 @@ def look(guest, allowed):
 
 
 def unexplained(guest, process):
-    """Whose a root process's parent or session is, if not root's and no set-uid file explains it."""
+    """The user of a root process's parent or session, if it is not root and no set-uid file explains it."""
     if is_set_uid(guest, process):
         return ""
     parent = guest.process(process.parent)
@@ -57,7 +57,7 @@ def unexplained(guest, process):
 
 
 def is_set_uid(guest, process):
-    """Whether what it runs is a set-uid file of root's."""
+    """Whether it runs a set-uid file that root owns."""
     file = guest.executable(process.task)
     if not file:
         return False
@@ -77,7 +77,9 @@ def found(process, kind, words):
 
 def main():
     parser = report.parser(__doc__)
-    parser.add_argument("--allow", metavar="COMM", action="append", default=[], help="a name that may be root's anyhow")
+    parser.add_argument(
+        "--allow", metavar="COMM", action="append", default=[], help="a process name that may be root; may be repeated"
+    )
     arguments = parser.parse_args()
     return report.run(arguments, lambda guest: look(guest, arguments.allow))
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Find modules of a Linux guest's kernel that one of its lists has and another lacks.
+"""Find modules of a Linux guest's kernel that are in one of its lists and missing from another.
 
-Compared are the list of modules (/proc/modules, lsmod), the kobjects behind /sys/module, and the tree in which the
-kernel looks up whose code an address belongs to.
+It compares the list of modules (/proc/modules, lsmod), the kobjects behind /sys/module, and the tree in which the
+kernel looks up the module of a code address.
 """
 
 import sys
@@ -17,7 +17,7 @@ def look(guest):
         "the tree of code": set(guest.tree_modules()),
     }
     findings = []
-    # Of whatever state: a module that claims to be still loading, or never to have begun, is one way to hide.
+    # In any state: a module can hide by claiming that it is still loading or was never started.
     for module in sorted(set().union(*views.values())):
         lacking = [name for name, view in views.items() if module not in view]
         if lacking:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Find processes of a Linux guest that one of the kernel's lists has and another lacks.
+"""Find processes of a Linux guest that are in one of the kernel's lists and missing from another.
 
-Compared are the list of tasks, the table of pids (by which /proc and kill find them), and the lists of children. Also
-found are threads that the list of their process lacks.
+It compares the list of tasks, the table of pids (which /proc and kill use), and the lists of children. It also reports
+threads that are missing from the list of their process.
 """
 
 import sys

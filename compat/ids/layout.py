@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Where members of the kernel's structures are.
+"""Offsets of members in the kernel's structures.
 
-Bindings that know the guest's types are asked (get_kernel_struct_offset). For others a file can be given with
---offsets: a JSON object of "struct member" to bytes. This script prints one, on bindings that know:
+Bindings that know the guest's types are asked for them (get_kernel_struct_offset). For other bindings, give a file with
+--offsets: a JSON object of "struct member" to bytes. This script prints such a file on bindings that know:
 
     layout.py DOMAIN >offsets.json
 """
@@ -50,7 +50,7 @@ NAMES = """
     xarray xa_head
 """
 NAMES = [name.strip() for line in NAMES.splitlines() for name in line.split("|") if name.strip()]
-"""All that the programs beside this one ask for."""
+"""All offsets that the programs in this folder need."""
 
 
 class Layout:
@@ -68,7 +68,7 @@ class Layout:
             try:
                 self.known[name] = self.vmi.get_kernel_struct_offset(*name.split(" "))
             except LibvmiError as error:
-                raise LibvmiError(f"the offset of {name!r} is not known ({error}): give it by --offsets") from None
+                raise LibvmiError(f"the offset of {name!r} is not known ({error}): give it with --offsets") from None
         return self.known[name]
 
 

@@ -1,5 +1,5 @@
-"""A Linux guest by plain LibVMI reads: its tasks, files, sockets and modules, each by more than one path where there
-is one. What one path shows and another does not is what intrusion detection looks for."""
+"""A Linux guest read by plain LibVMI calls: its tasks, files, sockets and modules, each found in several ways where the
+kernel has several. Intrusion detection looks for what one way shows and another does not."""
 
 import struct
 from collections import namedtuple
@@ -7,7 +7,7 @@ from collections import namedtuple
 from libvmi import AccessContext, LibvmiError, TranslateMechanism
 
 LIMIT = 1 << 20
-"""Entries after which a list is taken for a loop: the guest may be hostile."""
+"""A list with more entries is treated as a loop: the guest may be hostile."""
 CHUNK = 4096
 """Bytes of a table that are read at a time."""
 
@@ -32,7 +32,7 @@ TCP_STATES = (
 S_IFMT, S_IFSOCK, S_IFIFO, S_ISUID = 0o170000, 0o140000, 0o010000, 0o4000
 
 Process = namedtuple("Process", "task pid comm uid euid cred parent mm")
-"""A process, as its task_struct says; ``parent`` is the task_struct of its real parent, ``mm`` 0 of a kernel thread."""
+"""A process, from its task_struct; ``parent`` is its real parent's task_struct, ``mm`` is 0 for a kernel thread."""
 Socket = namedtuple("Socket", "address state local remote")
 
 
@@ -62,7 +62,7 @@ class Linux:
         return self.symbols[name]
 
     def needed(self, name):
-        """Address of a kernel symbol, without which nothing can be said."""
+        """Address of a kernel symbol that the program cannot do without."""
         address = self.symbol(name)
         if address is None:
             raise LibvmiError(f"the kernel has no symbol {name!r}")
@@ -90,12 +90,12 @@ class Linux:
         return self.vmi.read_addr_va(address + self.layout[member], 0)
 
     def text(self, address, most):
-        """A string of at most so many bytes, whatever they are."""
+        """A string of at most ``most`` bytes; bytes that are not UTF-8 are escaped."""
         data = self.vmi.read_va(address, 0, most)[0]
         return data.split(b"\0", 1)[0].decode(errors="backslashreplace")
 
     def words(self, address, count):
-        """So many pointers, from ``address`` on."""
+        """``count`` pointers, from ``address`` on."""
         found = []
         end = address + 8 * count
         while address < end:
@@ -110,7 +110,7 @@ class Linux:
     # Lists and trees.
 
     def ring(self, head):
-        """Links of a list_head, but for the head itself."""
+        """Links of a list_head, without the head itself."""
         link = self.pointer(head)
         for _ in range(LIMIT):
             if link == head:
@@ -120,7 +120,7 @@ class Linux:
         raise LibvmiError(f"the list at {head:#x} does not end")
 
     def rb_tree(self, node):
-        """Nodes of a red-black tree, from its topmost on."""
+        """Nodes of a red-black tree, starting with its root."""
         pending = [node] if node else []
         for _ in range(LIMIT):
             if not pending:
@@ -153,7 +153,7 @@ class Linux:
     # Tasks.
 
     def tasks(self):
-        """Processes by the list of tasks, the idle task first."""
+        """Processes in the list of tasks, the idle task first."""
         link = self.layout["task_struct tasks"]
         head = self.needed("init_task") + link
         yield head - link
@@ -161,19 +161,19 @@ class Linux:
             yield at - link
 
     def threads(self, task):
-        """Threads of a process by its own list, the leading one among them."""
+        """Threads in a process's own list, including the leader."""
         head = self.field(task, "task_struct signal") + self.layout["signal_struct thread_head"]
         for at in self.ring(head):
             yield at - self.layout["task_struct thread_node"]
 
     def children(self, task):
-        """Processes that a process has begun, by any of its threads, and those that were left to it."""
+        """Child processes of all threads of a process, including those it adopted."""
         for thread in self.threads(task):
             for at in self.ring(thread + self.layout["task_struct children"]):
                 yield at - self.layout["task_struct sibling"]
 
     def descendants(self, task):
-        """All processes below one, by the lists of children."""
+        """All processes below one, found through the lists of children."""
         pending, seen = [task], {task}
         while pending:
             for child in self.children(pending.pop()):
@@ -183,7 +183,7 @@ class Linux:
                     yield child
 
     def pids(self):
-        """(number, struct pid) of all that the kernel finds by number."""
+        """(number, struct pid) of every entry in the kernel's table of pids."""
         space = self.needed("init_pid_ns")
         return self.xarray(space + self.layout["pid_namespace idr"] + self.layout["idr idr_rt"])
 
@@ -214,7 +214,7 @@ class Linux:
     # Files.
 
     def files(self, task):
-        """(descriptor, struct file) of a task; none of a kernel thread, which has no use for them."""
+        """(descriptor, struct file) of a task; nothing for a kernel thread."""
         files = self.field(task, "task_struct files") if self.field(task, "task_struct mm") else 0
         if not files:
             return
@@ -225,7 +225,7 @@ class Linux:
                 yield number, file
 
     def executable(self, task):
-        """The struct file of what a process runs, 0 if nothing."""
+        """The struct file of the program that a process runs, 0 for a kernel thread."""
         mm = self.field(task, "task_struct mm")
         return self.field(mm, "mm_struct exe_file") if mm else 0
 
@@ -236,11 +236,11 @@ class Linux:
         return self.vmi.read_16_va(inode + self.layout["inode i_mode"], 0)
 
     def is_deleted(self, file):
-        """Whether no folder has the file any more."""
+        """Whether the file is in no folder any more."""
         return self.number(self.inode(file) + self.layout["inode i_nlink"]) == 0
 
     def path(self, file):
-        """A file's name, as /proc/PID/fd shows it, less the mark that it is deleted."""
+        """A file's name, as /proc/PID/fd shows it, without the mark for a deleted file."""
         inode = self.inode(file)
         kind = {S_IFSOCK: "socket", S_IFIFO: "pipe"}.get(self.mode(inode) & S_IFMT)
         dentry, mnt = self.field(file, "file f_path.dentry"), self.field(file, "file f_path.mnt")
@@ -272,7 +272,7 @@ class Linux:
 
     def name(self, dentry):
         address = self.field(dentry, "dentry d_name.name")
-        # Not past the page: nothing may be behind it.
+        # Not past the page: the next one may not be mapped.
         return self.text(address, min(256, CHUNK - address % CHUNK))
 
     # Sockets.
@@ -289,7 +289,7 @@ class Linux:
         return sock if family in (AF_INET, AF_INET6) and protocol == IPPROTO_TCP else 0
 
     def hashed_sockets(self):
-        """TCP sockets (struct sock) by the tables of connections and of listeners."""
+        """TCP sockets (struct sock) in the tables of connections and of listeners."""
         info = self.needed("tcp_hashinfo")
         link = self.layout["sock __sk_common.skc_nulls_node"]
         # inet_listen_hashbucket is a lock and a head.
@@ -302,7 +302,7 @@ class Linux:
             if count > LIMIT:
                 raise LibvmiError(f"the table of TCP sockets has {count} buckets")
             for node in self.words(self.field(info, f"inet_hashinfo {name}"), count * words)[head::words]:
-                # The end of a chain is no pointer but an odd number.
+                # A chain ends with an odd number instead of a pointer.
                 for _ in range(LIMIT):
                     if node & 1 or not node:
                         break
@@ -327,12 +327,12 @@ class Linux:
     # Modules.
 
     def listed_modules(self):
-        """Modules (struct module) by their list."""
+        """Modules (struct module) in the list of modules."""
         for at in self.ring(self.needed("modules")):
             yield at - self.layout["module list"]
 
     def kobject_modules(self):
-        """Modules by the set of kobjects behind /sys/module, where built-in ones have no struct module."""
+        """Modules in the set of kobjects behind /sys/module, where built-in ones have no struct module."""
         head = self.pointer(self.needed("module_kset")) + self.layout["kset list"]
         for at in self.ring(head):
             kobject = at - self.layout["kobject entry"]
@@ -341,7 +341,7 @@ class Linux:
                 yield module
 
     def tree_modules(self):
-        """Modules by the tree in which the kernel looks for whose code an address is."""
+        """Modules in the tree in which the kernel looks up the module of a code address."""
         root = self.needed("mod_tree") + self.layout["mod_tree_root root"] + self.layout["latch_tree_root tree"]
         link = self.layout["mod_tree_node node"] + self.layout["latch_tree_node node"]
         for node in self.rb_tree(self.pointer(root)):
@@ -353,7 +353,7 @@ class Linux:
     # Code.
 
     def is_text(self, address):
-        """Whether an address is in the code of the kernel itself; a module's is not."""
+        """Whether an address is in the code of the kernel itself, not of a module."""
         return self.needed("_stext") <= address < self.needed("_etext")
 
 

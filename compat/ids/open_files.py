@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""List the open files of a Linux guest's processes. Found are programs that run from a file no folder has any more."""
+"""List the open files of a Linux guest's processes. Reports programs whose file is in no folder any more."""
 
 import sys
 
@@ -34,7 +34,7 @@ def line(entry):
 
 def main():
     parser = report.parser(__doc__)
-    parser.add_argument("--programs", action="store_true", help="only look at the programs that run, list no files")
+    parser.add_argument("--programs", action="store_true", help="only check the running programs, do not list files")
     arguments = parser.parse_args()
     return report.run(arguments, lambda guest: look(guest, arguments.programs), line)
 

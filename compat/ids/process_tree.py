@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print the processes of a Linux guest as a tree. Found is whose parent is in no list."""
+"""Print the processes of a Linux guest as a tree. Reports processes whose parent is not in the list."""
 
 import sys
 

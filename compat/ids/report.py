@@ -1,4 +1,4 @@
-"""What the programs of this folder have in common at their rim: arguments, holding the guest, printing, exit status."""
+"""What the programs of this folder share: arguments, pausing the guest, printing, exit status."""
 
 import argparse
 import contextlib
@@ -10,18 +10,18 @@ from libvmi import Libvmi, LibvmiError
 from linux import Linux
 
 TRIES = 3
-"""A guest that runs on may change a list just as it is read: it is then read anew."""
+"""How often a list is read: a guest that runs on may change it during a read."""
 
 
 def parser(description):
     """Arguments of every program; more can be added."""
     made = argparse.ArgumentParser(
         description=description,
-        epilog="exit status: 0 nothing was found, 1 something was, 2 it could not be looked for",
+        epilog="exit status: 0 no findings, 1 findings, 2 the guest could not be read",
     )
     made.add_argument("domain", help="name of the guest")
     made.add_argument("--json", action="store_true", help="print one JSON object")
-    made.add_argument("--offsets", metavar="FILE", help="where members of structures are, as JSON (see layout.py)")
+    made.add_argument("--offsets", metavar="FILE", help="offsets of structure members, as JSON (see layout.py)")
     return made
 
 
@@ -29,9 +29,9 @@ def run(arguments, look, line=None):
     """Look at the guest and print what was found.
 
     :param arguments: as parsed
-    :param look: look(Linux) gives two lists of dictionaries: what there is, and the findings, each with its sentence
+    :param look: look(Linux) returns two lists of dictionaries: what there is, and the findings, each with a sentence
         under "finding". The same fact gives the same finding.
-    :param line: line(dictionary) gives the text of what there is
+    :param line: line(dictionary) returns the text of one entry of what there is
     :returns: exit status
     """
     try:
@@ -51,9 +51,9 @@ def run(arguments, look, line=None):
 
 
 def sought(vmi, guest, look):
-    """What look(guest) gives; of findings only those that are still there a second time.
+    """What look(guest) returns, with only those findings that a second look confirms.
 
-    What begins or ends while two lists are read is in one of them only: that is no finding.
+    A process that begins or ends while two lists are read is in only one of them; that is not a finding.
     """
     listing, findings = held(vmi, guest, look)
     if findings:

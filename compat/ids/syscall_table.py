@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Check where a Linux guest's system calls and interrupts lead: entries of sys_call_table and idt_table.
 
-Found are entries that lead out of the kernel's own code. An entry that leads to another place of it is found by
-comparing with a baseline, which --record writes while the guest is trusted: addresses less that of _stext, so that it
-holds for every boot of this kernel.
+It reports entries that lead out of the kernel's own code. To find entries that lead elsewhere within it, compare with a
+baseline, which --record writes while you trust the guest. A baseline holds addresses relative to _stext, so it is good
+for every boot of the same kernel.
 """
 
 import json
@@ -30,7 +30,7 @@ def tables(guest, baseline):
 
 
 def count_calls(guest):
-    """Nobody says how many system calls there are: the table ends where the next symbol begins."""
+    """The number of system calls, which the kernel does not store: the table ends where the next symbol begins."""
     start = guest.needed("sys_call_table")
     for count in range(LEAST_CALLS, MOST_CALLS):
         if guest.symbol_at(start + 8 * count):
@@ -41,7 +41,7 @@ def count_calls(guest):
 def look(guest, baseline, record):
     kernel = guest.text(guest.needed("linux_banner"), 256).strip()
     if baseline and baseline["kernel"] != kernel:
-        raise LibvmiError(f"the baseline is of another kernel: {baseline['kernel']}")
+        raise LibvmiError(f"the baseline was recorded from another kernel: {baseline['kernel']}")
     found = tables(guest, baseline)
     findings = []
     for name, entries in found.items():
@@ -68,7 +68,7 @@ def look(guest, baseline, record):
 
 
 def is_early(guest, table, number, address):
-    """Whether an exception that never happens still leads to where all did when the kernel began."""
+    """Whether an unused exception still leads to the handler that all exceptions have while the kernel starts."""
     start = guest.symbol("early_idt_handler_array")
     if start is None or table != "idt_table" or number >= EXCEPTIONS:
         return False
@@ -81,8 +81,8 @@ def relative(guest, address):
 
 def main():
     parser = report.parser(__doc__)
-    parser.add_argument("--baseline", metavar="FILE", help="compare with what was recorded")
-    parser.add_argument("--record", metavar="FILE", help="write what there is, if nothing is found")
+    parser.add_argument("--baseline", metavar="FILE", help="compare with a file that --record wrote")
+    parser.add_argument("--record", metavar="FILE", help="write the tables to this file if there are no findings")
     arguments = parser.parse_args()
     baseline, record = {}, {}
     if arguments.baseline:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""List the TCP sockets of a Linux guest and who has them open.
+"""List the TCP sockets of a Linux guest and the processes that have them open.
 
-Found are sockets that a process has open, that are listening or connected, and that the kernel's tables lack; and
-hooks in what prints /proc/net/tcp.
+It reports listening or connected sockets that a process has open but that are missing from the kernel's tables, and
+hooks in the functions that print /proc/net/tcp.
 """
 
 import sys
@@ -48,7 +48,7 @@ def hooks(guest):
     found = []
     for table in SHOWN_BY:
         address = guest.symbol(table)
-        # Where IPv6 is a module, its code is not the kernel's own.
+        # If IPv6 is a module, its code is outside the kernel's own.
         if address is None or not guest.needed("_stext") <= address < guest.needed("_end"):
             continue
         for name, target in zip(OPERATIONS, guest.words(address, len(OPERATIONS)), strict=True):

@@ -1,7 +1,7 @@
-"""The import name of LibVMI's Python bindings, answered by vmishim.
+"""The import name of LibVMI's Python bindings, provided by vmishim.
 
-``from libvmi import Libvmi`` in a script that knows nothing of vmishim gets here under ``vmishim run script.py``, or
-always after ``pip install ./compat``.
+``from libvmi import Libvmi`` in an unchanged script imports this package under ``vmishim run script.py``, or always
+after ``pip install ./compat``.
 """
 
 from vmishim.libvmi import (

@@ -1,9 +1,9 @@
-"""LibVMI's configuration: ``libvmi.conf``, strings, dictionaries, and JSON profiles of kernels.
+"""LibVMI's configuration: ``libvmi.conf``, strings and dictionaries.
 
-vmishim needs none of it, the guest tells its own offsets. One that is given is read as LibVMI reads it, checked, and
-wins where it says something; where it contradicts the guest, that is warned about once.
+vmishim does not need one: the guest knows its own offsets. A configuration that you give is read as LibVMI reads it and
+checked. Where it contradicts the guest it wins, with one warning.
 
-Source: ``config/grammar.y``, ``config/lexicon.l``, ``core.c`` and ``json_profiles/`` of LibVMI.
+Source: ``config/grammar.y``, ``config/lexicon.l`` and ``core.c`` of LibVMI.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Config:
     """What a configuration says of one domain."""
 
     source: str
-    """Where it was read, for messages."""
+    """Where it came from, for messages."""
     numbers: Mapping[str, int] = field(default_factory=dict)
     """Offsets (``linux_tasks`` ...) and addresses (``kpgd``, ``linux_init_task``), by LibVMI's names."""
     strings: Mapping[str, str] = field(default_factory=dict)
@@ -152,7 +152,9 @@ def parse(text: str, source: str) -> dict[str, Config]:
     while at < len(tokens):
         domain = take()
         if not _WORD.fullmatch(domain) or _NUMBER.fullmatch(domain):
-            raise wrong(f"{domain!r} is no name of a domain: two or more of a-z A-Z 0-9 . _ -, not only digits")
+            raise wrong(
+                f"{domain!r} is not a valid domain name: it needs two or more of a-z A-Z 0-9 . _ -, not only digits"
+            )
         take("{")
         numbers: dict[str, int] = {}
         strings: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""LibVMI's events, as objects that scripts can make; ``Libvmi.register_event`` refuses them, without a hypervisor.
+"""LibVMI's events, as objects that scripts can make; ``Libvmi.register_event`` refuses them: they need a hypervisor.
 
 Source: ``libvmi.event`` of the libvmi 3.7.1 Python bindings.
 """
@@ -40,7 +40,7 @@ Callback = Callable[[Any, Any], EventResponse | None]
 
 
 class Event:
-    """What all events have.
+    """What all events have in common.
 
     :param callback: would be called with ``(vmi, event)``
     :param slat_id: second-level page table it applies to
@@ -69,7 +69,7 @@ class Event:
 
     @property
     def x86_regs(self) -> None:
-        """Registers at the time: None, as it did not happen."""
+        """Registers at the time: None, because the event did not happen."""
         return
 
     def to_cffi(self) -> Any:

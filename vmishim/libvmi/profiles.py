@@ -48,7 +48,7 @@ class SystemMap:
             try:
                 self._symbols.setdefault(columns[2], int(columns[0], 16))
             except ValueError:
-                raise ConfigError(LibvmiInitError.OS, f"{path} is no symbol map: {line[:80]!r}") from None
+                raise ConfigError(LibvmiInitError.OS, f"{path} is not a symbol map: {line[:80]!r}") from None
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -91,7 +91,7 @@ class JsonProfile:
         else:
             raise ConfigError(
                 LibvmiInitError.OS,
-                f"{path} is no kernel profile: it has neither 'user_types' (Volatility 3) nor '$STRUCTS' (Rekall)",
+                f"{path} is not a kernel profile: it has neither 'user_types' (Volatility 3) nor '$STRUCTS' (Rekall)",
             )
 
     @cached_property
@@ -154,10 +154,10 @@ class JsonProfile:
 
 
 class ConfiguredProfile:
-    """The guest's own profile, overruled by a configuration where that says something.
+    """The guest's own profile; what a configuration says wins over it.
 
     :param config: what was given
-    :param guest: the guest's own truth
+    :param guest: the guest's own profile
     :raises ConfigError: ``OS``: the configuration names another operating system, or a file that cannot be used
     """
 

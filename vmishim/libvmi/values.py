@@ -1,4 +1,4 @@
-"""What LibVMI's calls take and give beside numbers and bytes: access contexts, pages, registers.
+"""What LibVMI's calls take and return besides numbers and bytes: access contexts, pages, registers.
 
 Source: ``libvmi.libvmi`` of the libvmi 3.7.1 Python bindings.
 """
@@ -20,7 +20,7 @@ class AccessContext:
     :param ksym: name of a kernel symbol (``KERNEL_SYMBOL``)
     :param dtb: physical address of the page tables (``PROCESS_DTB``)
     :param pid: process whose page tables are used (``PROCESS_PID``); 0 is the kernel
-    :raises RuntimeError: ``tr_mechanism`` is no ``TranslateMechanism``, or ``ksym`` is needed and no string
+    :raises RuntimeError: ``tr_mechanism`` is not a ``TranslateMechanism``, or ``ksym`` is needed and not a string
 
     Source: ``access_context_t``.
     """
@@ -102,7 +102,7 @@ class PageLookup(NamedTuple):
     pt: int
     """The page tables that were used."""
     x86_ia32e: PageEntries
-    """The entries on the way."""
+    """The entries that lead to the page."""
     pm: int = PageMode.IA32E.value
     """Page mode of the translation."""
     naddr: int = 0
@@ -158,7 +158,7 @@ class X86Registers:
 class Registers:
     """Registers of a virtual CPU, read and set like a dictionary by ``X86Reg``.
 
-    ``Libvmi`` hands out none, since no agent knows another CPU's registers; scripts may still build one.
+    ``Libvmi`` returns none, since no agent knows another CPU's registers; scripts may still build one.
 
     :param regs: an object with the registers under ``.x86``; default: all 0
     """
@@ -167,11 +167,11 @@ class Registers:
         self.cffi_regs = regs or SimpleNamespace(x86=X86Registers())
 
     def __getitem__(self, index: X86Reg) -> int:
-        """:raises RuntimeError: ``index`` is no ``X86Reg``, or no register that is kept"""
+        """:raises RuntimeError: ``index`` is not an ``X86Reg``, or a register that is not kept"""
         return int(getattr(self.cffi_regs.x86, self._name(index)))
 
     def __setitem__(self, index: X86Reg, value: int) -> None:
-        """:raises RuntimeError: ``index`` is no ``X86Reg``, or no register that is kept"""
+        """:raises RuntimeError: ``index`` is not an ``X86Reg``, or a register that is not kept"""
         name = self._name(index)
         setattr(self.cffi_regs.x86, name, unsigned(value))
 
@@ -190,7 +190,7 @@ class Registers:
 
 
 def unsigned(value: int, bits: int = 64) -> int:
-    """``value`` as C takes it. :raises OverflowError: out of range. :raises TypeError: no integer."""
+    """``value`` as C takes it. :raises OverflowError: out of range. :raises TypeError: not an integer."""
     number = operator.index(value)
     if number >> bits:
         raise OverflowError("can't convert negative int to unsigned" if number < 0 else "int too big to convert")
@@ -198,7 +198,7 @@ def unsigned(value: int, bits: int = 64) -> int:
 
 
 def signed_32(value: int) -> int:
-    """``value`` as C's ``vmi_pid_t`` takes it. :raises OverflowError: out of range. :raises TypeError: no integer."""
+    """``value`` as C's ``vmi_pid_t`` takes it. :raises OverflowError: out of range. :raises TypeError: not a number."""
     number = operator.index(value)
     if not -(1 << 31) <= number < 1 << 31:
         raise OverflowError(f"integer {number} does not fit '32-bit int'")
