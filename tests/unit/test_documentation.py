@@ -60,6 +60,18 @@ def test_the_folders_of_the_architecture_are_those_of_the_repository() -> None:
             assert f"{folder.name}/" in page, f"docs/architecture.md does not name vmishim/{folder.name}/"
 
 
+def test_every_make_target_that_is_named_exists() -> None:
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    texts = [page.read_text() for page in PAGES] + [workflow, (ROOT / ".ci" / "run").read_text()]
+    named = {target for text in texts for target in re.findall(r"(?:`|\$ |run: |-E |true )make (\w+)", text)}
+    listed = re.search(r"target: \[(.*)\]", workflow)
+    assert listed
+    named |= {target.strip() for target in listed[1].split(",")}
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test", "docs", "unit", "kernels"} <= named
+    assert named <= targets
+
+
 def test_the_first_screen_of_the_readme_has_at_most_60_lines() -> None:
     first, *_ = (ROOT / "README.md").read_text().split("\n## ")
     lines = first.splitlines()
