@@ -23,13 +23,13 @@ guest: setup ## tests in booted VMs of the default kernel
 
 kernels: setup ## the tests that depend on the kernel, on the other kernels of ci/kernels.toml; and LibVMI's own bindings
 	@ci/check --tests --kernel others --genuine tests/contract $(addprefix tests/guest/test_, $(addsuffix .py, \
-		agent readahead walks injection sockets ids volatility dump_files isolation freeze sandbox hooks))
+		agent attest readahead walks injection sealed sockets ids volatility dump_files isolation lab freeze sandbox \
+		hooks))
 
 coverage: ## which lines of vmishim and guest_agent the unit and local tests run
 	@ci/setup --no-vm
 	@$(PYTHON) -m coverage erase
-	@COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(PYTHON) -m pytest -q -n 2 --dist loadfile --cov --cov-report= \
-		tests/unit tests/local
+	@$(PYTHON) -m pytest -q -n 2 --dist loadfile --cov --cov-report= tests/unit tests/local
 	@$(PYTHON) -m coverage report --skip-covered
 
 bench: setup ## measure listings of 100, 300 and 1,000 processes, each way to read

@@ -18,6 +18,7 @@ TIERS = {
     "guest": "boots lab VMs",
 }
 """Folders of tests, each a marker too: what its tests need (docs/testing.md)."""
+ORDER = ("guest", "contract", "local", "unit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,10 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        tier = item.path.relative_to(Path(__file__).parent).parts[0]
-        item.add_marker(getattr(pytest.mark, tier))
-    # Tests of the session's own VM come last: those that boot and end VMs of theirs have the machine to themselves.
-    items.sort(key=lambda item: "lab" in getattr(item, "fixturenames", ()))
+        item.add_marker(getattr(pytest.mark, _tier(item)))
+    # What takes long comes first, so that the workers end together; tests of the session's own VM after those that boot
+    # VMs of their own.
+    items.sort(key=lambda item: (ORDER.index(_tier(item)), "lab" in getattr(item, "fixturenames", ())))
+
+
+def _tier(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from lab.agent import InstalledAgent
-from lab.vm import LabVM
+from lab.agent import AGENT, KEYS, InstalledAgent
+from lab.vm import CommandError, LabVM
 from tests.guest.ids import Ids
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests.agent import STRATEGIES, AgentGuest, Strategy, connect
@@ -221,3 +221,19 @@ def test_symbols_by_address_are_the_first_of_kallsyms(lab: LabVM, guest: AgentGu
         lab.run("rmmod", "dummy")
     assert guest.remote.symbols(["dummy_setup"]) == [None]
     assert guest.remote.names([of_module["dummy_setup"]]) == [None]
+
+
+def test_an_agent_that_can_not_do_it_does_not_start(lab: LabVM, agent: InstalledAgent) -> None:
+    """A kernel that can't is told before the key is looked for."""
+    can = tuple(map(int, lab.image.release.split("-")[0].split(".")[:2])) >= (6, 10)
+    told = lab.run("python3", AGENT, "check").stdout.decode()
+    assert f"encryption by the kernel: {'yes' if can else 'Linux 6.1.'}" in told
+    for option, why in (
+        (
+            ("--kernel-key", "/nowhere"),
+            "cannot read /nowhere" if can else r"6\.10 is the oldest whose eBPF can encrypt",
+        ),
+        (("--kernel-key", f"{KEYS}/kernel.key", "--allow-injection"), "--allow-injection or --kernel-key"),
+    ):
+        with pytest.raises(CommandError, match=why):
+            lab.run("python3", AGENT, "serve", "--listen", "tcp://127.0.0.1:5999", *option)

@@ -48,6 +48,7 @@ def test_the_device_can_be_reached_from_within_the_unit(lab: LabVM, agent: Insta
         lab.run("systemctl", "restart", "vmishim-agent")
 
 
+@pytest.mark.of_kernel("6.12")
 def test_a_report_comes_through_the_kernels_configfs() -> None:
     """All the way: the agent's key, configfs-tsm, the wire, and what an IDS requires."""
     with LabVM.boot("6.12") as vm:

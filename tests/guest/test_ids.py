@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from lab import image
 from lab.agent import install
 from lab.environment import genuine, symbol_map
 from lab.rootkit import Rootkit
@@ -79,14 +78,6 @@ KEYS = {
     "deleted program": ("pid", "path"),
 }
 """What of each kind of finding is compared: all that does not depend on chance."""
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The default kernel, or those asked for; all of one before any of the next."""
-    if "vm" in metafunc.fixturenames:
-        names: list[str] = metafunc.config.getoption("--kernel") or [image.default_kernel()]
-        chosen = list(image.kernels()) if "all" in names else names
-        metafunc.parametrize("vm", chosen, indirect=True, scope="module")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from lab import image
 from lab.agent import InstalledAgent, install
 from lab.headers import HeadersError, headers
 from lab.vm import LabVM
@@ -29,7 +28,7 @@ MEMBERS = sorted({*guests.MEMBERS, *(member for shape in KNOWN for member in sha
 HIDE_BTF = "/etc/systemd/system/vmishim-agent.service.d/hide-btf.conf"
 
 
-@pytest.fixture(scope="module", params=list(image.kernels()))
+@pytest.fixture(scope="module")
 def vm(request: pytest.FixtureRequest) -> Iterator[LabVM]:
     """A VM whose agent is this module's own."""
     with LabVM.boot(request.param) as booted:

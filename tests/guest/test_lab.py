@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import image
 from lab.vm import CONTAINER_CGROUP, CommandError, LabError, LabVM
+from tests.until import until
 
 
-@pytest.fixture(scope="module", params=list(image.kernels()))
+@pytest.fixture(scope="module")
 def vm(request: pytest.FixtureRequest) -> Iterator[LabVM]:
     with LabVM.boot(request.param) as booted:
         yield booted
@@ -29,11 +29,8 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def await_end(pid: int, timeout: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout
-    while is_running(pid):
-        assert time.monotonic() < deadline, f"process {pid} still runs"
-        time.sleep(0.02)
+def await_end(pid: int) -> None:
+    until(lambda: not is_running(pid), what=f"the end of process {pid}")
 
 
 def test_boots_the_kernel_asked_for(vm: LabVM) -> None:
@@ -176,7 +173,4 @@ def test_the_vm_dies_with_its_owner(deadly: signal.Signals) -> None:
     owner.send_signal(deadly)
     owner.wait(timeout=30)
     await_end(int(pid))
-    deadline = time.monotonic() + 10
-    while Path(folder).exists():
-        assert time.monotonic() < deadline, f"{folder} remains"
-        time.sleep(0.02)
+    until(lambda: not Path(folder).exists(), what=f"the removal of {folder}")

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from bench.machine import Machine, inside
-from lab.agent import AGENT, KEYS, InstalledAgent
-from lab.vm import CommandError, LabVM
+from lab.agent import KEYS
+from lab.vm import LabVM
 from tests.guest.ids import Ids
 from tests.local.test_sealed import (  # noqa: F401
     guest,
@@ -34,13 +34,13 @@ from vmishim.errors import LinkError
 from vmishim.libvmi import Libvmi
 from vmishim.wire.keys import generate
 
-KERNEL = "6.12"
-"""The lab's first kernel that can."""
+# The lab's first kernel that can.
+pytestmark = pytest.mark.of_kernel("6.12")
 
 
 @pytest.fixture(scope="module")
-def vm() -> Iterator[LabVM]:
-    with LabVM.boot(KERNEL) as booted:
+def vm(request: pytest.FixtureRequest) -> Iterator[LabVM]:
+    with LabVM.boot(request.param) as booted:
         yield booted
 
 
@@ -48,22 +48,6 @@ def vm() -> Iterator[LabVM]:
 def machine(vm: LabVM) -> Iterator[Machine]:
     with inside(vm) as found:
         yield found
-
-
-def test_an_agent_that_can_not_do_it_does_not_start(lab: LabVM, agent: InstalledAgent) -> None:
-    """A kernel that can't is told before the key is looked for."""
-    can = tuple(map(int, lab.image.release.split("-")[0].split(".")[:2])) >= (6, 10)
-    told = lab.run("python3", AGENT, "check").stdout.decode()
-    assert f"encryption by the kernel: {'yes' if can else 'Linux 6.1.'}" in told
-    for option, why in (
-        (
-            ("--kernel-key", "/nowhere"),
-            "cannot read /nowhere" if can else r"6\.10 is the oldest whose eBPF can encrypt",
-        ),
-        (("--kernel-key", f"{KEYS}/kernel.key", "--allow-injection"), "--allow-injection or --kernel-key"),
-    ):
-        with pytest.raises(CommandError, match=why):
-            lab.run("python3", AGENT, "serve", "--listen", "tcp://127.0.0.1:5999", *option)
 
 
 def test_an_agent_started_anew_is_read_on(vm: LabVM, machine: Machine) -> None:

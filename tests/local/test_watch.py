@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.until import until
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
 
@@ -133,11 +135,12 @@ class Terminal:
 
     def until(self, condition: Callable[[str], object]) -> str:
         """What is on the screen, once it is so."""
-        deadline = time.monotonic() + PATIENCE
-        while not condition(screen := self.run("capture-pane", "-p")):
-            assert time.monotonic() < deadline, screen
-            time.sleep(0.05)
-        return screen
+
+        def shown() -> str:
+            screen = self.run("capture-pane", "-p")
+            return screen if condition(screen) else ""
+
+        return until(shown, deadline_s=PATIENCE, what="the screen to show it")
 
 
 @pytest.fixture
@@ -159,7 +162,7 @@ def test_in_a_terminal(terminal: Terminal, key: str) -> None:
         place = f"127.0.0.1:{server.getsockname()[1]} listen"
         row = next(row for row in terminal.until(lambda screen: place in screen).splitlines() if place in row)
         assert row.split()[1:3] == ["+", "socket"]
-        assert "listens where nobody" in row
+        assert "listens on a port" in row
     terminal.type(key)
     screen = terminal.until(lambda screen: "ended 40" in screen)
     assert "q quits" not in screen  # the terminal is as it was
