@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import re
 import struct
+from array import array
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from guest_agent.programs import LoadError, Programs, object_bytes
 from vmishim.kernel.btf import Btf
@@ -222,6 +224,11 @@ class Kernel:
 _MORE, _TRUNCATED = 0, 2  # enum walk_state
 
 
+SEARCHES_MAX = 64
+"""Names that are searched for in the text before an index is made; an IDS asks for about 20 when it connects."""
+_LINE = re.compile(rb"\n[0-9a-f]{16} . ([^\t\n]+)")
+
+
 class _Kallsyms:
     """``/proc/kallsyms``: the kernel's symbols, read once, and those of modules, read again when modules come or go.
 
@@ -238,6 +245,9 @@ class _Kallsyms:
             raise LoadError(f"cannot read /proc/kallsyms: {error.strerror}") from None
         modules = Path("/proc/modules")  # a kernel without modules has none
         self._modules_file = modules.open("rb", buffering=0) if modules.exists() else None
+        self._index: array[int] | None = None
+        self._module_index: array[int] | None = None
+        self._searches = 0
         self._read(self._loaded())
         if not re.search(rb"\n(?!0000000000000000)[0-9a-f]{16} ", self._text[:4096]):
             raise LoadError(
@@ -257,6 +267,23 @@ class _Kallsyms:
         self._text, self._modules = b"\n" + self._file.read(), modules
         of_module = self._text.find(b"\t[")
         self._end = len(self._text) if of_module < 0 else self._text.rfind(b"\n", 0, of_module) + 1
+        self._module_index = None
+
+    def _indexed(self, start: int, end: int) -> array[int]:
+        """The names of a part of the text, sorted by hash, each with its position."""
+        lines = _LINE.finditer(self._text, start, end)
+        return array("Q", sorted(crc32(line[1]) << 32 | line.start(1) for line in lines))
+
+    def _find(self, index: array[int], name: bytes) -> int | None:
+        """Where the first symbol of that name is in the text."""
+        key = crc32(name) << 32
+        for at in range(bisect_left(index, key), len(index)):
+            if index[at] >> 32 != key >> 32:
+                break
+            place = index[at] & 0xFFFFFFFF
+            if self._text.startswith(name, place) and self._text[place + len(name) : place + len(name) + 1] in b"\n\t":
+                return place
+        return None
 
     def _refresh(self) -> None:
         """Read the symbols again if modules were loaded or unloaded."""
@@ -266,11 +293,24 @@ class _Kallsyms:
 
     def address(self, name: bytes) -> int | None:
         """Address of the first symbol with that name."""
-        at = self._text.find(b" " + name + b"\n", 0, self._end)
-        if at < 0:
+        self._searches += 1
+        if self._searches <= SEARCHES_MAX:
+            at = self._text.find(b" " + name + b"\n", 0, self._end)
+            if at < 0:
+                self._refresh()
+                at = self._text.find(b" " + name + b"\t[", self._end)
+            return None if at < 0 else self._address(at + 1)
+        # An index takes a third of a second to make, and a search of all the text for each of 1,024 unknown names two
+        # seconds, in which other IDSs wait.
+        if self._index is None:
+            self._index = self._indexed(0, self._end)
+        place = self._find(self._index, name)
+        if place is None:
             self._refresh()
-            at = self._text.find(b" " + name + b"\t[", self._end)
-        return None if at < 0 else self._address(at)
+            if self._module_index is None:
+                self._module_index = self._indexed(self._end - 1, len(self._text))
+            place = self._find(self._module_index, name)
+        return None if place is None else self._address(place)
 
     def name(self, address: int) -> str | None:
         """The first symbol that starts at ``address``."""
