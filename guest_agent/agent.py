@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -61,7 +61,7 @@ READS_MAX, READ_MAX = 64, 4096
 CACHED_MAX = 4096
 """Bytes of the longest walk request whose decoding is cached."""
 NAMES_MAX = 1024
-"""Names that one request may ask about: each is a search through ``/proc/kallsyms``."""
+"""Names that one request may ask about."""
 NOT_ASKED = Evidence("this agent did not request an attestation report", b"")
 _WALK = bytes([Walk.KIND])
 PHYSICAL = 1
@@ -84,6 +84,7 @@ class Agent:
     :param evidence: the hardware's attestation of the agent's key
     :param sealer: reads memory instead of ``kernel``, which then answers questions about names only
     :param freezer: freezes the monitored system; without it every freeze is refused
+    :param owner: from a session's id to whose it is, by which unfinished walks are counted
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class Agent:
         evidence: Evidence = NOT_ASKED,
         sealer: Sealer | None = None,
         freezer: Freezer | None = None,
+        owner: Callable[[bytes], Hashable] = bytes,
     ) -> None:
         self._kernel = kernel
+        self._owner = owner
         self._evidence = evidence
         self._sealer = sealer
         self._injections = injections or Injections()
@@ -234,7 +237,10 @@ class Agent:
             walk.state, walk.ahead = gathered.more, None
             self._walks[number] = walk
             if len(self._walks) > WALKS_MAX:
-                self._walks.popitem(last=False)
+                # The owner of most walks loses its oldest: an IDS that begins many ends no other's.
+                owners = {at: self._owner(other.session) for at, other in self._walks.items()}
+                most = Counter(owners.values()).most_common(1)[0][0]
+                del self._walks[next(at for at, owner in owners.items() if owner == most)]
         return Chunk(
             number,
             gathered.truncated,
