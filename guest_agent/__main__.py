@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import socket
 import sys
 import threading
@@ -26,6 +27,8 @@ from vmishim.wire.sessions import Sessions
 log = logging.getLogger("vmishim-agent")
 
 KEY = Path("/etc/vmishim/agent.key")
+DESCRIPTORS, RESERVED = 4096, 64
+"""Descriptors of the process at most, and how many of them are not for connections: programs, maps, files, libzmq's."""
 
 EXAMPLES = """\
 examples:
@@ -159,7 +162,7 @@ def _check() -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from guest_agent.serve import serve  # imports zmq, which keygen and check do not need
+    from guest_agent.serve import Listener, serve  # imports zmq, which keygen and check do not need
 
     if options.kernel_key and options.allow_injection:
         raise LibvmiError(
@@ -179,7 +182,7 @@ def _serve(options: argparse.Namespace) -> int:
         kernel.close()
     injections = Injections(loader)
     evidence = attestation.evidence(key.public)
-    agent = Agent(kernel, injections, evidence, sealer, freezer)
+    agent = Agent(kernel, injections, evidence, sealer, freezer, owner=lambda session: sessions.key_of(session))
 
     def permits(asking: PublicKey) -> bool:
         found = permitted.find(asking)
@@ -193,16 +196,21 @@ def _serve(options: argparse.Namespace) -> int:
 
     sessions = Sessions(key, permits, on_end=agent.end)
 
+    listener = Listener(options.listen)
+    descriptors = _raise_descriptors()
+
     # Threads start from here on (libzmq's in `serve`), and each inherits this thread's capabilities.
     sandbox.drop_capabilities()
     stop = threading.Event()
     if options.until_eof:
         threading.Thread(target=_stop_at_eof, args=(stop,), daemon=True).start()
 
-    def ready(endpoint: str) -> None:
+    def confine() -> None:
         sandbox.confine(sandbox.serving())
         # From here on no file can be opened.
         permitted.refresh()
+
+    def ready(endpoint: str) -> None:
         log.info("vmishim-agent %s reads Linux %s", __version__, os.uname().release)
         log.info("listening on %s, key %s", endpoint, key.public.fingerprint)
         log.info("%s: %s", "attested by" if evidence.bulk else "no attestation", evidence.text)
@@ -213,13 +221,15 @@ def _serve(options: argparse.Namespace) -> int:
 
     try:
         serve(
-            options.listen,
+            listener,
             sessions,
             agent.answer,
             stop=stop,
             watched=freezer.descriptors,
+            confine=confine,
             ready=ready,
             between=agent.walk_ahead,
+            descriptors=descriptors,
         )
         if freezer.lost:
             raise LinkError("the process that thaws has ended: stopping, so that a restart thaws the container")
@@ -232,6 +242,14 @@ def _serve(options: argparse.Namespace) -> int:
         if sealer:
             sealer.close()
     return 0
+
+
+def _raise_descriptors() -> int:
+    """Allow this process as many descriptors as its limits let it; returns how many may be spent on connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = min(most, DESCRIPTORS) if most != resource.RLIM_INFINITY else DESCRIPTORS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    return limit - RESERVED
 
 
 def _stop_at_eof(stop: threading.Event) -> None:

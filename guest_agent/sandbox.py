@@ -16,6 +16,7 @@ import fcntl
 import mmap
 import os
 import pwd
+import termios
 from collections.abc import Collection
 from ctypes import POINTER, Structure, c_char_p, c_int, c_uint, c_uint32, c_uint64, c_void_p
 from pathlib import Path
@@ -69,7 +70,7 @@ def serving() -> list[Call]:
     """What the agent needs while it answers requests. It opens no file, executes nothing and connects to nothing."""
     names = (
         # libzmq's connections: it accepts them and makes none.
-        "accept4 getsockname getpeername getsockopt setsockopt recvfrom shutdown "
+        "listen accept4 getsockname getpeername getsockopt setsockopt recvfrom shutdown "
         "epoll_ctl epoll_wait epoll_pwait poll ppoll "
         # Open descriptors: libzmq's mailboxes, the list of permitted keys.
         "read pread64 lseek close fstat "
@@ -86,6 +87,8 @@ def serving() -> list[Call]:
         Call("bpf", 0, INT, BPF_PROG_TEST_RUN),
         # Without an address: only to the connected peer.
         Call("sendto", 4, _POINTER, 0),
+        # How much of a reply a peer has left unread.
+        Call("ioctl", 1, INT, termios.TIOCOUTQ),
         # Not F_SETOWN or F_SETSIG, which would make a descriptor signal other processes.
         Call("fcntl", 1, INT, fcntl.F_GETFL),
         Call("fcntl", 1, INT, fcntl.F_SETFL),

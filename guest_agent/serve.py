@@ -1,112 +1,485 @@
-"""The agent's socket: frames in, frames out, until stopped. The only module of the agent that imports ``zmq``."""
+"""The agent's port: frames in, frames out, until told to stop. The only module of the agent that imports ``zmq``.
+
+libzmq accepts and buffers whatever anyone sends, and knows no sessions. So this loop watches it: which connections
+there are (its monitor), which one a frame came by (``ZMQ_SRCFD``), how much each has sent (``TCP_INFO``), and how much
+of a reply a peer has left unread (``SIOCOUTQ``). What `guest_agent.connections` says must go is shut down, which makes
+libzmq free it. A ROUTER socket in place of REP lets requests wait here, so each key has its turn; peers use REQ.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
+import ipaddress
 import logging
+import os
 import signal
 import socket as sockets
+import stat
+import struct
+import termios
 import threading
-from collections.abc import Callable, Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import zmq
 
+from guest_agent.connections import Connections, Event, Turns
 from vmishim.errors import LinkError
 from vmishim.wire.session import MAX_FRAME, Reason, refusal
 from vmishim.wire.sessions import Sessions
 
 _log = logging.getLogger(__name__)
-_STOP_POLL_MS = 100
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STOP_CHECK_MS = 100
+BACKLOG = 128
+"""Connections that the kernel keeps until libzmq accepts them."""
+CHECK_S, IDLE_CHECK_S = 0.05, 0.25
+"""Seconds between two looks at connections and memory: while a peer has yet to prove itself, and otherwise."""
+TRIM_S = 1.0
+"""Seconds after a peer that sent too much was dropped until what libzmq has freed by then is given back."""
+UNPROVEN_BYTES = 64 << 10
+"""Bytes that a peer may send before it has proved itself; a hello takes about 200."""
+OWED_MIN, OWED_MAX = 64 << 10, 64 << 20
+"""Bytes from which on a reply is watched until it was read, and bytes of unread replies that are kept for all peers."""
+MEMORY_MAX = 256 << 20
+"""Bytes of memory above which peers are dropped, where the agent's cgroup sets no limit of its own."""
+_ACCEPTED, _ENDED = int(zmq.EVENT_ACCEPTED), (int(zmq.EVENT_DISCONNECTED), int(zmq.EVENT_CLOSED))
+_MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): event and descriptor
+_TCP_INFO_BYTES_RECEIVED = 128  # offset of tcpi_bytes_received (include/uapi/linux/tcp.h; since 4.2)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Listener:
+    """A socket that is bound and does not listen yet: made in set-up, used once the process is confined.
+
+    :param endpoint: ``tcp://ADDRESS:PORT`` (port 0: any free one; address ``*``: all) or ``ipc://PATH``
+    :ivar endpoint: the same with the port it got
+    :raises LinkError: ``endpoint`` cannot be bound
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        scheme, _, rest = endpoint.partition("://")
+        try:
+            if scheme == "tcp" and ":" in rest:
+                self._socket, self.endpoint = _bound_tcp(*rest.rsplit(":", 1))
+            elif scheme == "ipc" and rest:
+                self._socket, self.endpoint = _bound_unix(rest), endpoint
+            else:
+                raise LinkError(f"cannot listen on {endpoint!r}: give tcp://ADDRESS:PORT or ipc://PATH")
+        except (OSError, ValueError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise LinkError(f"cannot listen on {endpoint}: {reason}") from error
+
+    def listen(self) -> int:
+        """Listen; returns the descriptor, which is the caller's from now on."""
+        self._socket.listen(BACKLOG)
+        return self._socket.detach()
+
+    def close(self) -> None:
+        """Give the address back, unless `listen` handed it on."""
+        self._socket.close()
+
+
+def _bound_tcp(host: str, port: str) -> tuple[sockets.socket, str]:
+    host = host.removeprefix("[").removesuffix("]")
+    if not 0 <= int(port) < 65536:
+        raise ValueError(f"there is no port {port}")
+    family, *_, address = sockets.getaddrinfo(
+        "::" if host == "*" else host, int(port), type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE
+    )[0]
+    one = sockets.socket(family, sockets.SOCK_STREAM)
+    try:
+        one.setblocking(False)
+        one.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+        if family == sockets.AF_INET6:
+            one.setsockopt(sockets.IPPROTO_IPV6, sockets.IPV6_V6ONLY, 0)
+        one.bind(address)
+        name = one.getsockname()
+        shown = f"[{name[0]}]" if family == sockets.AF_INET6 else name[0]
+        return one, f"tcp://{shown}:{name[1]}"
+    except BaseException:
+        one.close()
+        raise
+
+
+def _bound_unix(path: str) -> sockets.socket:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode):  # of an agent that ended
+            os.unlink(path)
+    one = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+    try:
+        one.setblocking(False)
+        one.bind(path)
+        return one
+    except BaseException:
+        one.close()
+        raise
+
+
+class Memory:
+    """How much memory this process has, and how much it should stay below. Opened in set-up, read while confined."""
+
+    def __init__(self) -> None:
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._page = os.sysconf("SC_PAGE_SIZE")
+        self.most = min(MEMORY_MAX, (_cgroup_limit() or 2 * MEMORY_MAX) // 2)
+        """Bytes from which on peers are dropped: well below what the kernel ends the process at."""
+
+    def resident(self) -> int:
+        """Resident bytes."""
+        return int(os.pread(self._statm, 200, 0).split()[1]) * self._page
+
+    def trim(self) -> None:
+        """Give back what was freed: what peers sent lies in many small pieces."""
+        _libc.malloc_trim(0)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._statm)
+
+
+def _cgroup_limit() -> int | None:
+    """``memory.max`` of this process's cgroup (version 2), None without one."""
+    try:
+        line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        return int((Path("/sys/fs/cgroup") / line[3:].lstrip("/") / "memory.max").read_text())
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
+class _Request(NamedTuple):
+    """A frame that waits for its turn."""
+
+    identity: bytes
+    descriptor: int
+    frame: bytes | None
+    """None: not a single frame, which is refused."""
+
+
+class _Port:
+    """libzmq's socket, and what is known of its connections."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], descriptors: int, memory: Memory) -> None:
+        self.connections = Connections(descriptors)
+        self.turns: Turns[_Request] = Turns()
+        self.socket = context.socket(zmq.ROUTER)
+        self.monitor = context.socket(zmq.PAIR)
+        self._memory = memory
+        self._over_memory_since: float | None = None
+        self._trim_at = 0.0
+        self._descriptors: dict[bytes, int] = {}
+        """Of each peer, by the identity that ROUTER gave it."""
+        self._identities: dict[int, bytes] = {}
+        self._waiting: set[bytes] = set()
+        """Peers with a request in ``turns``: one at a time, as REQ sends them."""
+        self._taken: dict[int, int] = {}
+        """Bytes of frames that came by each connection."""
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.MAXMSGSIZE, MAX_FRAME),
+            # A peer has one request under way; what more it queues is the guest's memory.
+            (zmq.RCVHWM, 2),
+            (zmq.SNDHWM, 2),
+            (zmq.HANDSHAKE_IVL, 3000),
+            # A peer that vanished without a word is noticed in five minutes.
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, 120),
+            (zmq.TCP_KEEPALIVE_INTVL, 60),
+            (zmq.TCP_KEEPALIVE_CNT, 3),
+        ):
+            self.socket.setsockopt(option, value)
+        self.socket.monitor("inproc://port", zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
+        self.monitor.setsockopt(zmq.LINGER, 0)
+        self.monitor.setsockopt(zmq.RCVHWM, 0)  # libzmq's own thread would wait for room
+        self.monitor.connect("inproc://port")
+
+    def close(self) -> None:
+        self.socket.monitor(None, 0)
+        self.monitor.close()
+        self.socket.close()
+
+    # ---- connections -------------------------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """Take in which connections came and went."""
+        while _readable(self.monitor):
+            event, descriptor = _MONITOR_EVENT.unpack_from(self.monitor.recv_multipart()[0])
+            if event == _ACCEPTED:
+                self._forget(descriptor)
+                self.drop(self.connections.accepted(descriptor, _source(descriptor), time.monotonic()))
+            elif event in _ENDED:
+                self._forget(descriptor)
+
+    def _forget(self, descriptor: int) -> None:
+        self.connections.closed(descriptor)
+        self._taken.pop(descriptor, None)
+        identity = self._identities.pop(descriptor, None)
+        if identity is not None:
+            del self._descriptors[identity]
+
+    def drop(self, descriptors: Iterable[int]) -> int:
+        """Shut connections down; libzmq closes them. Returns how many."""
+        dropped = 0
+        for descriptor in descriptors:
+            _libc.shutdown(descriptor, sockets.SHUT_RDWR)
+            self._forget(descriptor)
+            dropped += 1
+        return dropped
+
+    # ---- frames ------------------------------------------------------------------------------------------------------
+
+    def take_in(self) -> None:
+        """Have all frames that have come wait for their turns."""
+        while _readable(self.socket):
+            head = self.socket.recv(copy=False)
+            identity = head.bytes
+            descriptor = self._descriptors.get(identity)
+            if descriptor is None:
+                descriptor = self._meet(identity, int(head.get(zmq.SRCFD)))
+            parts = [self.socket.recv()]
+            while self.socket.getsockopt(zmq.RCVMORE):
+                parts.append(self.socket.recv())
+            if identity in self._waiting or parts[0] or not self._has_read(descriptor):
+                # It speaks no REQ: it did not wait for a reply, or sent no delimiter.
+                self.drop([descriptor])
+                continue
+            frame = parts[1] if len(parts) == 2 else None
+            self._taken[descriptor] = self._taken.get(descriptor, 0) + sum(map(len, parts))
+            self._waiting.add(identity)
+            key = self.connections[descriptor].key if descriptor in self.connections else None
+            self.turns.put(key, _Request(identity, descriptor, frame))
+
+    def _meet(self, identity: bytes, descriptor: int) -> int:
+        """A peer's first frame: whose connection it came by."""
+        if descriptor not in self.connections:
+            self.follow()  # its arrival may not have been told yet
+        old = self._identities.get(descriptor)
+        if old is not None:
+            del self._descriptors[old]
+        self._descriptors[identity], self._identities[descriptor] = descriptor, identity
+        return descriptor
+
+    def _has_read(self, descriptor: int) -> bool:
+        """Whether a peer that asks again has read the reply before."""
+        if descriptor not in self.connections:
+            return True
+        connection = self.connections[descriptor]
+        if connection.owed and not _unread(descriptor):
+            connection.owed = 0
+        return not connection.owed
+
+    def answer(self, sessions: Sessions, serve: Callable[[bytes, bytes], bytes]) -> None:
+        """Answer the request whose turn it is."""
+        identity, descriptor, frame = self.turns.take()
+        self._waiting.discard(identity)
+        reply, event, key = refusal(Reason.MALFORMED), Event.REFUSED, None
+        if frame is not None:
+            reply = refusal(Reason.FAULT)
+            with _logged("a request failed; its session goes on"):
+                answered = sessions.handle(frame, serve)
+                reply, event, key = answered.frame, Event(answered.outcome), answered.key
+        # To a peer that has gone, or reads nothing, ROUTER sends nothing.
+        self.socket.send(identity, zmq.SNDMORE)
+        self.socket.send(b"", zmq.SNDMORE)
+        self.socket.send(reply)
+        self.drop(self.connections.heard(descriptor, event, key, time.monotonic()))
+        if len(reply) >= OWED_MIN and descriptor in self.connections:
+            self.connections[descriptor].owed = len(reply)
+
+    # ---- bounds ------------------------------------------------------------------------------------------------------
+
+    @property
+    def check_s(self) -> float:
+        """Seconds until `check` is due again."""
+        return CHECK_S if self.connections.waiting or self._over_memory_since is not None else IDLE_CHECK_S
+
+    @property
+    def watchful(self) -> bool:
+        """Whether there is anything to check."""
+        return len(self.connections) > 0 or self._trim_at > 0 or self._over_memory_since is not None
+
+    def check(self) -> None:
+        """Drop peers that took too long to prove themselves, sent too much, or read too little."""
+        now = time.monotonic()
+        self.drop(self.connections.due(now))
+        if self._trim_at and now >= self._trim_at:
+            self._memory.trim()
+            self._trim_at = 0.0
+        if self.drop([at for at in self.connections.unproven() if _received(at) > UNPROVEN_BYTES]):
+            self._trim_at = now + TRIM_S
+        if self.connections.owed > OWED_MAX:
+            for descriptor in self.connections.in_debt():
+                self._has_read(descriptor)
+            if self.connections.owed > OWED_MAX:
+                self.drop(self.connections.deepest_in_debt())
+        self._save_memory(now)
+
+    def _save_memory(self, now: float) -> None:
+        """Above the limit, drop those who proved nothing, then those for whom most is kept, then all."""
+        before = self._memory.resident()
+        if before <= self._memory.most:
+            self._over_memory_since = None
+            return
+        if self._over_memory_since is None:
+            self._over_memory_since = now
+        over_s = now - self._over_memory_since
+        dropped = self.drop(self.connections.unproven())
+        if over_s >= 2 * CHECK_S:
+            dropped += self.drop(self.connections.deepest_in_debt())
+            kept = {at: _received(at) - self._taken.get(at, 0) for at in self.connections}
+            most = max(kept.values(), default=0)
+            dropped += self.drop([at for at, bytes_ in kept.items() if bytes_ > UNPROVEN_BYTES and bytes_ == most])
+        if over_s >= 20 * CHECK_S:
+            dropped += self.drop(list(self.connections))
+            self._over_memory_since = now
+        self._memory.trim()
+        if dropped:
+            _log.warning(
+                "%d MiB of memory are in use, more than %d: closed %d connections that took most of it",
+                before >> 20, self._memory.most >> 20, dropped,
+            )  # fmt: skip
 
 
 def serve(
-    endpoint: str,
+    listener: Listener | str,
     sessions: Sessions,
     answer: Callable[[bytes, bytes], bytes],
     *,
     stop: threading.Event | int | None = None,
     watched: Collection[int] = (),
+    confine: Callable[[], None] | None = None,
     ready: Callable[[str], None] | None = None,
     between: Callable[[], None] | None = None,
+    descriptors: int = 1024,
 ) -> None:
-    """Answer requests at ``endpoint``, one at a time, until ``stop``, SIGTERM or SIGINT; then return.
+    """Answer requests at an endpoint, one at a time, until ``stop``, SIGTERM or SIGINT; then return.
 
-    Every message gets a reply, if only a refusal. An exception in ``answer`` or ``between`` is logged with its
+    Every frame gets an answer, if only a refusal. An exception of ``answer`` or ``between`` is logged with its
     traceback, and the loop goes on.
 
-    :param endpoint: ``tcp://ADDRESS:PORT`` (port 0: any free port) or ``ipc://PATH``
-    :param answer: takes a session id and a request, returns the reply; called for authentic requests only
-    :param stop: an event that ends the loop once set (checked ten times a second), or a file descriptor that ends it as
-        soon as it is readable; the main thread needs neither, since signals stop it
-    :param watched: more file descriptors that end the loop as soon as one is readable
-    :param ready: called once, with the endpoint that the socket listens on
-    :param between: called after each reply has been handed to the network, for work done ahead of the next request
-    :raises LinkError: the socket cannot listen on ``endpoint``
+    :param listener: where; or the endpoint, to be bound now
+    :param answer: from session id and request to reply; called for authentic requests only
+    :param stop: ends the loop once it is set (looked at ten times a second), or once there is something to read from
+        this file descriptor (at once); it may be left out in the main thread, which heeds signals
+    :param watched: more file descriptors that end the loop once there is something to read
+    :param confine: called when all threads run and no peer can have sent anything
+    :param ready: called once with the endpoint that is listened at
+    :param between: called after each reply has been handed to the network, for work ahead of the next request
+    :param descriptors: how many may be spent on connections
+    :raises LinkError: the endpoint cannot be listened at
     """
-    with zmq.Context() as context, context.socket(zmq.REP) as socket, _signals() as wake:
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.MAXMSGSIZE, MAX_FRAME),
-            (zmq.IPV6, 1),
-            # An IDS has one request under way. More would let a flood of peers fill the guest's memory with queues.
-            (zmq.RCVHWM, 2),
-            (zmq.SNDHWM, 2),
-            # A peer that connects and sends nothing holds a descriptor for this long, which others may need.
-            (zmq.HANDSHAKE_IVL, 3000),
-        ):
-            socket.setsockopt(option, value)
+    if isinstance(listener, str):
+        listener = Listener(listener)
+    with contextlib.closing(listener), contextlib.closing(Memory()) as memory, zmq.Context() as context:
+        port = _Port(context, descriptors, memory)
+        with contextlib.closing(port), _signals() as wake:
+            if confine is not None:
+                confine()
+            port.socket.setsockopt(zmq.USE_FD, listener.listen())
+            port.socket.bind(listener.endpoint)
+            poller = zmq.Poller()
+            poller.register(port.socket, zmq.POLLIN)
+            poller.register(port.monitor, zmq.POLLIN)
+            for descriptor in (wake, stop if isinstance(stop, int) else None, *watched):
+                if descriptor is not None:
+                    poller.register(descriptor, zmq.POLLIN)
+            event = stop if isinstance(stop, threading.Event) else None
+            if ready is not None:
+                ready(listener.endpoint)
+            checked = time.monotonic()
+            while event is None or not event.is_set():
+                happened = dict(poller.poll(_patience_ms(port, event, checked)))
+                if any(source not in (port.socket, port.monitor) for source in happened):
+                    return
+                if port.monitor in happened:
+                    port.follow()
+                if port.socket in happened:
+                    port.take_in()
+                if port.turns:
+                    port.answer(sessions, answer)
+                    if between is not None:
+                        with _logged("work between two requests failed"):
+                            between()
+                if time.monotonic() - checked >= port.check_s:
+                    port.check()
+                    checked = time.monotonic()
+
+
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _patience_ms(port: _Port, stop: threading.Event | None, checked: float) -> int | None:
+    """How long to wait for something to happen, None: until it does."""
+    if port.turns:
+        return 0
+    waits = [_STOP_CHECK_MS] if stop is not None else []
+    if port.watchful:
+        waits.append(max(1, int(1000 * (checked + port.check_s - time.monotonic()))))
+    return min(waits, default=None)
+
+
+def _source(descriptor: int) -> str:
+    """The address that a connection comes from, as it is counted by: of IPv6 the /64 that one customer has."""
+    with contextlib.suppress(OSError, ValueError):
+        one = sockets.socket(fileno=descriptor)
         try:
-            socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            raise LinkError(f"cannot listen on {endpoint}: {error.strerror}") from error
-        poller = zmq.Poller()
-        poller.register(socket, zmq.POLLIN)
-        for descriptor in (wake, stop if isinstance(stop, int) else None, *watched):
-            if descriptor is not None:
-                poller.register(descriptor, zmq.POLLIN)
-        event = stop if isinstance(stop, threading.Event) else None
-        if ready is not None:
-            ready(socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
-        while event is None or not event.is_set():
-            happened = poller.poll(None if event is None else _STOP_POLL_MS)
-            if any(source is not socket for source, _ in happened):
-                return
-            if happened:
-                _answer_one(socket, sessions, answer)
-                if between is not None:
-                    with _logged("work ahead of the next request failed; the agent goes on"):
-                        between()
+            if one.family in (sockets.AF_INET, sockets.AF_INET6):
+                address = ipaddress.ip_address(one.getpeername()[0].partition("%")[0])
+                if isinstance(address, ipaddress.IPv6Address):
+                    if address.ipv4_mapped is not None:
+                        return str(address.ipv4_mapped)
+                    return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+                return str(address)
+        finally:
+            one.detach()
+    return ""
 
 
-def _answer_one(socket: zmq.Socket[bytes], sessions: Sessions, answer: Callable[[bytes, bytes], bytes]) -> None:
-    parts = socket.recv_multipart()
-    reply = refusal(Reason.MALFORMED)
-    if len(parts) == 1:
-        reply = refusal(Reason.FAULT)
-        with _logged("answering a request failed; its session goes on"):
-            reply = sessions.answer(parts[0], answer)
-    socket.send(reply)
+def _received(descriptor: int) -> int:
+    """Bytes that came by a TCP connection; 0 for another, or one that has ended."""
+    with contextlib.suppress(OSError):
+        one = sockets.socket(fileno=descriptor)
+        try:
+            if one.family in (sockets.AF_INET, sockets.AF_INET6):
+                info = one.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _TCP_INFO_BYTES_RECEIVED + 8)
+                if len(info) >= _TCP_INFO_BYTES_RECEIVED + 8:
+                    return int.from_bytes(info[_TCP_INFO_BYTES_RECEIVED:], "little")
+        finally:
+            one.detach()
+    return 0
+
+
+def _unread(descriptor: int) -> int:
+    """Bytes sent by a connection that its peer has not taken."""
+    with contextlib.suppress(OSError):
+        return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), "little")
+    return 0
 
 
 @contextlib.contextmanager
 def _logged(what: str) -> Iterator[None]:
     try:
         yield
-    except Exception:  # the log shows it, and the next request may succeed
+    except Exception:  # the log shows it, and the next request may fare better
         _log.exception(what)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int | None]:
-    """A descriptor that becomes readable on SIGTERM or SIGINT; None outside the main thread."""
+    """A descriptor that has something to read once the process was told to end; None outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield None
         return
     reads, writes = sockets.socketpair()
     with reads, writes:
         writes.setblocking(False)
-        # The handlers do nothing: the byte that Python writes to the wakeup descriptor reports the signal.
+        # The handlers do nothing: a signal's mark is the byte that Python writes to the descriptor.
         before = [(number, signal.signal(number, lambda *_: None)) for number in _SIGNALS]
         wakeup = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
         try:

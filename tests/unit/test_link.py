@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import Self
@@ -18,13 +19,13 @@ import pytest
 import zmq
 
 import trials.hostile.relay
-from guest_agent.serve import serve
+from guest_agent.serve import Listener, serve
 from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.guests.agent import connect
 from vmishim.guests.domains import Domain
 from vmishim.link import Link
 from vmishim.memory.reader import KERNEL_FLOOR
-from vmishim.wire.keys import generate
+from vmishim.wire.keys import PrivateKey, generate
 from vmishim.wire.messages import Hello, Memory, Read, Welcome, decode, encode
 from vmishim.wire.session import REFUSAL, REPLY, REQUEST, VERSION, Reason, RefusedError
 from vmishim.wire.sessions import Sessions
@@ -549,3 +550,89 @@ def test_a_signal_ends_the_loop(tmp_path: Path, number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.communicate(timeout=10)[0] == "returned\n"
     assert process.returncode == 0
+
+
+def test_no_peer_is_accepted_before_the_agent_is_confined() -> None:
+    """A connection made while the agent still has its privileges would have its bytes parsed by libzmq with them."""
+    stop, seen = threading.Event(), list[str]()
+    listener = Listener("tcp://127.0.0.1:0")
+    port = int(listener.endpoint.rpartition(":")[2])
+
+    def tried() -> None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
+            seen.append("accepted")
+        except ConnectionRefusedError:
+            seen.append("refused")
+
+    def ready(endpoint: str) -> None:
+        tried()
+        stop.set()
+
+    serve(listener, Sessions(AGENT, set()), echo, stop=stop, confine=tried, ready=ready)
+    assert seen == ["refused", "accepted"]
+
+
+def test_each_key_has_its_turn(tmp_path: Path) -> None:
+    """One IDS asks from many connections at once; the other's request is answered after one of them, not after all."""
+    greedy, modest = generate(), generate()
+    order, began, begin, many = list[bytes](), threading.Event(), threading.Event(), 12
+
+    def answer(session_id: bytes, message: bytes) -> bytes:
+        if message == b"first":
+            began.set()
+            begin.wait(10)  # all others have asked by then
+        order.append(message)
+        return message
+
+    sessions = Sessions(AGENT, {greedy.public, modest.public})
+    with Served(f"ipc://{tmp_path}/agent", answer, sessions=sessions) as served, ExitStack() as stack:
+
+        def linked(key: PrivateKey) -> Link:
+            link = stack.enter_context(Link(served.endpoint, key, AGENT.public, 20.0))
+            link.exchange(b"hello")
+            return link
+
+        others = [linked(greedy) for _ in range(many)]
+        only, first = linked(modest), linked(greedy)
+        order.clear()
+        sent = {link: link.bytes_sent for link in (only, *others)}
+        with ThreadPoolExecutor(many + 2) as pool:
+            asked = [pool.submit(first.exchange, b"first")]
+            assert began.wait(10)
+            asked += [pool.submit(link.exchange, b"greedy") for link in others]
+            wait_until(lambda: all(link.bytes_sent > sent[link] for link in others), "the greedy requests")
+            asked.append(pool.submit(only.exchange, b"modest"))
+            wait_until(lambda: only.bytes_sent > sent[only], "the modest request")
+            begin.set()
+            for each in asked:
+                each.result()
+    assert order[0] == b"first"
+    assert order.index(b"modest") <= 2
+
+
+def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = 10.0) -> None:
+    until, never = monotonic() + deadline_s, threading.Event()
+    while not condition():
+        assert monotonic() < until, f"waited {deadline_s:g} s for {what}"
+        never.wait(0.01)
+
+
+def test_a_peer_that_does_not_wait_for_replies_is_dropped(agent: Served) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.setsockopt(zmq.RCVTIMEO, 10_000)
+        monitor = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        peer.connect(agent.endpoint)
+        for _ in range(200):
+            peer.send_multipart([b"", b"x"])
+        assert monitor.poll(10_000), "the agent keeps a peer that queues requests"
+        peer.disable_monitor()
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://127.0.0.1", "udp://127.0.0.1:1", "ipc://", "tcp://127.0.0.1:x", "tcp://127.0.0.1:99999"]
+)
+def test_an_endpoint_that_is_not_valid_is_named(endpoint: str) -> None:
+    with pytest.raises(LinkError, match="cannot listen on"):
+        Listener(endpoint)

@@ -160,7 +160,165 @@ def _greeted(agent: Agent) -> Iterator[socket.socket]:
     with connected(agent) as one:
         one.sendall(_GREETING + _READY)
         said = b""
-        while not said.endswith(b"REP"):  # what comes before the other end is ready is a breach of protocol
-            said += one.recv(1000)
+        while b"ROUTER" not in said:  # what comes before the other end is ready is a breach of protocol
+            came = one.recv(1000)
+            if not came:
+                raise ConnectionResetError("the agent closed the connection")
+            said += came
         one.sendall(bytes([_MORE, 0]))  # an envelope's delimiter; then come the frames
         yield one
+
+
+@dataclass
+class Newcomers:
+    """How new sessions fared while an agent's port was pressed.
+
+    :ivar seconds: how long each took from its connection to its first answer
+    :ivar failed: what those met that did not get in
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        ordered = sorted(self.seconds)
+        if not ordered:
+            return f"no new session got in: {self.failed[:1]}"
+        middle, late = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+        return (
+            f"{len(ordered)} new sessions in {middle * 1000:.0f} ms (median), {late * 1000:.0f} ms (p99); "
+            f"{len(self.failed)} failed"
+        )
+
+
+def newcomers(agent: Agent, count: int, endpoint: str = "", timeout: float = 5.0) -> Newcomers:
+    """Make ``count`` new sessions, one after the other, each with one question."""
+    outcome = Newcomers()
+    for _ in range(count):
+        begun = time.monotonic()
+        try:
+            with agent.link(endpoint, timeout) as link:
+                assert Remote(link.exchange).symbols(["vsnprintf"]) != [None]
+            outcome.seconds.append(time.monotonic() - begun)
+        except LinkError as error:
+            outcome.failed.append(str(error))
+    return outcome
+
+
+class Idle:
+    """Connections that greeted as ZeroMQ does, and say nothing more. What the agent closes is opened again at once.
+
+    :param connections: how many are held
+    """
+
+    def __init__(self, agent: Agent, connections: int) -> None:
+        self._agent, self._most = agent, connections
+        self._held: list[socket.socket] = []
+        self._stop = threading.Event()
+        self.opened = self.closed = 0
+        self._thread = threading.Thread(target=self._hold)
+
+    def __enter__(self) -> Idle:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        for one in self._held:
+            one.close()
+
+    @property
+    def full(self) -> bool:
+        """Whether as many were opened as are to be held."""
+        return self.opened >= self._most
+
+    def _hold(self) -> None:
+        while not self._stop.is_set():
+            if len(self._held) < self._most:
+                with suppress(OSError):
+                    one = connected(self._agent, timeout=1.0)
+                    one.sendall(_GREETING + _READY)
+                    one.setblocking(False)
+                    self._held.append(one)
+                    self.opened += 1
+            if len(self._held) >= self._most or self.opened % 50 == 0:
+                self._held = [one for one in self._held if self._open(one)]
+
+    def _open(self, one: socket.socket) -> bool:
+        try:
+            while one.recv(1000):
+                pass
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        one.close()
+        self.closed += 1
+        return False
+
+
+class Replayed:
+    """Recorded hellos of a permitted IDS, sent again and again from connections of their own.
+
+    :param hellos: the recordings
+    :param rate: how many a second
+    """
+
+    def __init__(self, agent: Agent, hellos: list[bytes], rate: float) -> None:
+        self._agent, self._hellos, self._rate = agent, hellos, rate
+        self._stop = threading.Event()
+        self.sent = 0
+        self._thread = threading.Thread(target=self._replay)
+
+    def __enter__(self) -> Replayed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _replay(self) -> None:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as one:
+            one.setsockopt(zmq.LINGER, 0)
+            one.setsockopt(zmq.SNDTIMEO, 100)
+            one.setsockopt(zmq.RCVTIMEO, 200)  # the agent closes what proves nothing
+            one.setsockopt(zmq.RECONNECT_IVL, 10)
+            one.connect(self._agent.endpoint)
+            begun = time.monotonic()
+            while not self._stop.is_set():
+                with suppress(zmq.Again):
+                    one.send_multipart([b"", self._hellos[self.sent % len(self._hellos)]])
+                    self.sent += 1
+                    one.recv_multipart()
+                self._stop.wait(max(0.0, begun + self.sent / self._rate - time.monotonic()))
+
+
+class Pouring:
+    """Messages without an end, poured into the agent's port from several connections for as long as the block lasts."""
+
+    def __init__(self, agent: Agent, connections: int = 4) -> None:
+        self._agent = agent
+        self._stop = threading.Event()
+        self.bytes_poured = 0
+        self._threads = [threading.Thread(target=self._pour) for _ in range(connections)]
+
+    def __enter__(self) -> Pouring:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _pour(self) -> None:
+        part = bytes([_LONG | _MORE]) + pack(">Q", 1 << 20) + bytes(1 << 20)
+        while not self._stop.is_set():
+            with suppress(OSError), _greeted(self._agent) as one:
+                one.settimeout(1.0)
+                while not self._stop.is_set():
+                    one.sendall(part)
+                    self.bytes_poured += len(part)

@@ -1,0 +1,186 @@
+"""What anyone who reaches an agent's port can do to it: sessions go on, new ones get in, memory stays bounded."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import zmq
+
+from bench.delay import delayed
+from guest_agent.connections import SILENT_PER_SOURCE
+from guest_agent.serve import MEMORY_MAX
+from trials.hostile import flood, resident
+from trials.hostile.sockets import Agent, running
+from vmishim.client import Remote
+from vmishim.link import Link
+from vmishim.wire.keys import generate
+from vmishim.wire.messages import BULK_MAX, Read, encode
+from vmishim.wire.session import Initiator, Session
+
+NEW = 20
+"""Sessions that are made while the port is pressed."""
+
+
+@contextmanager
+def listening(*options: str) -> Iterator[Agent]:
+    """An agent of this machine that listens at a port of the loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    with running("--listen", endpoint, *options) as agent:
+        yield replace(agent, endpoint=endpoint)
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[Agent]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))  # of this process, which floods
+    with listening() as one:
+        yield one
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = 30.0) -> None:
+    until = time.monotonic() + deadline_s
+    never = threading.Event()
+    while not condition():
+        assert time.monotonic() < until, f"waited {deadline_s:g} s for {what}"
+        never.wait(0.02)
+
+
+def test_eleven_hundred_idle_connections_lock_out_no_new_session(agent: Agent) -> None:
+    with agent.link() as live:
+        remote = Remote(live.exchange)
+        remote.symbols(["vsnprintf"])
+        with flood.Idle(agent, 1100) as idle:
+            wait_until(lambda: idle.full, "1,100 greeted connections")
+            outcome = flood.newcomers(agent, NEW)
+            assert remote.symbols(["vsnprintf"]) != [None]
+            assert live.handshakes == 1
+        print(outcome, f"{idle.opened} opened, {idle.closed} closed")
+    assert outcome.failed == []
+    assert idle.closed >= idle.opened - 1100
+
+
+def test_idle_connections_of_one_source_are_closed(agent: Agent) -> None:
+    with ExitStack() as stack:
+        held = [stack.enter_context(flood.connected(agent)) for _ in range(SILENT_PER_SOURCE + 50)]
+        for one in held:
+            one.setblocking(False)
+        wait_until(lambda: sum(map(_closed, held)) == len(held), "the agent to close all of them")
+
+
+def _closed(one: socket.socket) -> bool:
+    try:
+        while one.recv(1000):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize("round_trip_ms", [0, 50, 100])
+@pytest.mark.parametrize("known", [False, True], ids=["agent just started", "agent knows the IDS"])
+def test_replayed_hellos_lock_out_no_new_session(round_trip_ms: int, known: bool) -> None:
+    with ExitStack() as stack:
+        agent = stack.enter_context(listening())
+        recorded = [Initiator(agent.key, agent.public).hello() for _ in range(200)]
+        if known:
+            assert flood.newcomers(agent, 1).failed == []
+        endpoint = agent.endpoint
+        if round_trip_ms:
+            endpoint = stack.enter_context(delayed(int(endpoint.rpartition(":")[2]), round_trip_ms / 1000))
+        replayed = stack.enter_context(flood.Replayed(agent, recorded, rate=400))
+        wait_until(lambda: replayed.sent >= 100, "100 replayed hellos")
+        outcome = flood.newcomers(agent, NEW, endpoint)
+        print(round_trip_ms, "ms:", outcome, f"{replayed.sent} replayed")
+        assert outcome.failed == []
+
+
+def test_messages_without_an_end_neither_end_the_agent_nor_fill_it(agent: Agent) -> None:
+    most = 0
+    with agent.link(timeout=20.0) as live, flood.Pouring(agent) as pouring:
+        remote = Remote(live.exchange)
+        answers = 0
+        while pouring.bytes_poured < 2 << 30:
+            assert remote.symbols(["vsnprintf"]) != [None]
+            answers += 1
+            most = max(most, resident(agent.pid))
+        assert live.handshakes == 1
+    print(f"{pouring.bytes_poured >> 20} MiB poured, {answers} answers, at most {most >> 10} MiB resident")
+    assert most << 10 < MEMORY_MAX + (256 << 20)
+    wait_until(lambda: resident(agent.pid) << 10 < MEMORY_MAX // 2, "the agent to give memory back")
+    assert flood.newcomers(agent, 3).failed == []
+
+
+class Peer:
+    """A peer with a permitted key that speaks to the agent's port as it likes."""
+
+    def __init__(self, agent: Agent, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RCVTIMEO, 10_000)
+        self.socket.setsockopt(zmq.RCVBUF, 4096)
+        self.socket.setsockopt(zmq.RCVHWM, 1)
+        self.socket.connect(agent.endpoint)
+        initiator = Initiator(agent.key, agent.public)
+        self.session: Session = initiator.finish(self.ask(initiator.hello()))
+
+    def send(self, frame: bytes) -> None:
+        self.socket.send_multipart([b"", frame])
+
+    def ask(self, frame: bytes) -> bytes:
+        self.send(frame)
+        return self.socket.recv_multipart()[1]
+
+
+def test_replies_that_nobody_reads_are_bounded(agent: Agent) -> None:
+    with agent.link() as link:
+        (code,) = Remote(link.exchange).symbols(["_text"])
+        assert code is not None
+        before = resident(agent.pid)
+        with zmq.Context() as context:
+            peers = [Peer(agent, context) for _ in range(40)]
+            for peer in peers:
+                for _ in range(4):  # it does not wait for a reply, let alone read one
+                    peer.send(peer.session.seal(encode(Read(0, code, BULK_MAX))))
+            for _ in range(50):
+                assert Remote(link.exchange).symbols(["vsnprintf"]) != [None]
+                assert resident(agent.pid) - before < 128 << 10
+            for peer in peers:
+                peer.socket.close()
+
+
+def test_a_new_ids_gets_in_where_descriptors_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hard limit is below what the agent would like: it keeps fewer connections, and some descriptors free."""
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (150, 150))
+    with ExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", partial(subprocess.Popen, preexec_fn=limit))
+            few = stack.enter_context(listening())
+        with few.link() as live, flood.Idle(few, 200):
+            remote = Remote(live.exchange)
+            for _ in range(20):
+                assert remote.symbols(["vsnprintf"]) != [None]
+            assert live.handshakes == 1
+        with Link(few.endpoint, few.key, few.public, 20.0) as fresh:
+            assert Remote(fresh.exchange).symbols(["vsnprintf"]) != [None]
+
+
+def test_a_stranger_with_a_key_of_its_own_gets_a_refusal_and_no_place(agent: Agent) -> None:
+    with zmq.Context() as context, context.socket(zmq.REQ) as one:
+        one.setsockopt(zmq.LINGER, 0)
+        one.setsockopt(zmq.RCVTIMEO, 10_000)
+        one.connect(agent.endpoint)
+        one.send(Initiator(generate(), agent.public).hello())
+        assert len(one.recv()) == 19  # a refusal: a header and its reason
