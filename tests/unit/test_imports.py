@@ -35,7 +35,8 @@ TABLE: dict[str, set[str]] = {
         *("guest_agent.freezer", "guest_agent.injections", "guest_agent.kernel", "guest_agent.loader"),
         *("guest_agent.programs", "guest_agent.sealed", "vmishim.errors", "vmishim.version", "vmishim.wire"),
     },
-    "guest_agent.serve": {"vmishim.errors", "vmishim.wire"},
+    "guest_agent.connections": set(),
+    "guest_agent.serve": {"guest_agent.connections", "vmishim.errors", "vmishim.wire"},
     "guest_agent.__main__": {
         *("guest_agent.agent", "guest_agent.attestation", "guest_agent.freezer", "guest_agent.injections"),
         *("guest_agent.kernel", "guest_agent.loader", "guest_agent.sandbox", "guest_agent.sealed"),
