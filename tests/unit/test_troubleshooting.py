@@ -44,7 +44,7 @@ class Source:
         """The texts that an expression can be; ``{}`` stands for what is known only at run time."""
         match node:
             case ast.Constant(value=str(text)):
-                yield text.replace("%s", "{}")
+                yield re.sub("%[sd]", "{}", text)
             case ast.JoinedStr(values=parts):
                 yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
             case ast.IfExp(body=one, orelse=other):
