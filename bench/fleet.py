@@ -1,4 +1,4 @@
-"""A fleet: how many guests a second are listed, what that costs each side, and which failures are survived.
+"""A fleet: guests listed per second, the cost on each side, and the failures survived.
 
     python -m bench.fleet                 50 agents of this machine; a worker and some agents are killed meanwhile
     python -m bench.fleet --agents 10 --workers 2
@@ -57,13 +57,13 @@ class Row:
     seconds: float
     """Of one run, the median."""
     failed: int
-    """Listings that there were not, in all runs ..."""
+    """Listings that failed, in all runs ..."""
     wrong: int
     """... and listings without what was planted."""
     killed: str = ""
     """What was, meanwhile."""
     lost: int = 0
-    """Listings that cannot be, since their agent was killed: so many have to fail."""
+    """Listings that must fail, since their agent was killed."""
     asking_ms: float | None = None
     """Processor time of the asking side for one listing, and ..."""
     agent_ms: float | None = None
@@ -72,12 +72,12 @@ class Row:
 
     @property
     def rate(self) -> float:
-        """Listings that came, a second."""
+        """Successful listings per second."""
         return (self.listings - self.lost) / self.seconds
 
     @property
     def good(self) -> bool:
-        """Whether exactly what had to fail did."""
+        """Whether exactly the expected listings failed."""
         return self.failed == self.lost and not self.wrong
 
 
@@ -268,6 +268,6 @@ def has(answer: Answer, truth: set[int]) -> bool:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="vmishim-fleet-") as scratch:
-        # Dask leaves folders of its workers where it stands.
+        # Dask leaves its workers' folders in the working directory.
         os.environ.setdefault("DASK_TEMPORARY_DIRECTORY", scratch)
         sys.exit(main())

@@ -1,4 +1,4 @@
-"""Machines that are measured, and what is planted in them."""
+"""The machines to measure, and how to plant objects in them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Host(Protocol):
     def native(
         self, vmi: Libvmi, at: workloads.Offsets, name: str, runs: int, *, flushed: int = 0, cached: bool = False
     ) -> workloads.Result | None:
-        """What the genuine bindings make of its memory; None where they can't read it.
+        """Run the genuine bindings on its memory; None where they can't read it.
 
         :param vmi: the same guest, which knows the offsets that they are given
         """
@@ -134,7 +134,7 @@ class Lab:
 
 
 class Here:
-    """This very machine; no genuine bindings, which read a VM's memory from outside of it."""
+    """This machine. Without the genuine bindings, which need a VM's memory from outside."""
 
     def __init__(self, agent: InstalledAgent, ends: contextlib.ExitStack) -> None:
         self.agent, self._ends = agent, ends
@@ -184,7 +184,7 @@ def lab(name: str | None, append: str = "") -> Iterator[Lab]:
 
 
 def find(profile: Profile) -> workloads.Offsets:
-    """What the script needs to know, as far as this kernel has it: one without modules has no list of them."""
+    """The offsets and symbols that the script needs, of those that this kernel has."""
     at = {}
     for names, find in (
         (workloads.SYMBOLS, profile.symbol),
@@ -224,8 +224,8 @@ class Counting:
 
 
 class LostError(Exception):
-    """A listing makes more calls than there can be."""
+    """A listing made more calls than a correct one can."""
 
 
 class TooLongError(Exception):
-    """A listing is not done in its time."""
+    """A listing exceeded its time limit."""

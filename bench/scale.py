@@ -52,7 +52,7 @@ class Agent:
     status: Callable[[], str]
     """Its ``/proc/PID/status``."""
     forget_peak: Callable[[], object]
-    """Have the kernel count its peak memory anew (proc(5), clear_refs)."""
+    """Make the kernel reset its peak memory (proc(5), clear_refs)."""
 
     def kib(self, field: str) -> int:
         """``VmRSS``, or ``VmHWM``, the peak."""
@@ -265,7 +265,7 @@ def _plot(curves: list[Curve], target: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    # Text as text, and nothing that differs from run to run but the figures.
+    # Text stays text, and only the figures differ between runs.
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scale", "font.size": 10}):
         figure, axes = pyplot.subplots(figsize=(7, 4))
         for curve in curves:

@@ -1,4 +1,4 @@
-"""Agents that are ours but for one thing, to be compared with ours: on this machine, or in a lab VM beside it.
+"""Agents that differ from ours in one thing, to compare with ours: on this machine, or in a lab VM beside it.
 
 Each is a Python program whose first argument is where to import ``guest_agent`` from; those behind it are the agent's.
 """
@@ -32,7 +32,7 @@ SEQUENTIAL = Path(sequential.__file__).read_text()
 
 @dataclass(frozen=True)
 class RunningAgent(InstalledAgent):
-    """One that runs, by its process."""
+    """A running agent and its process."""
 
     pid: int
 

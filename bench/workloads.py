@@ -1,4 +1,4 @@
-"""What is measured: three listings as LibVMI's users write them, which know nothing of what answers their reads.
+"""What is measured: three listings as LibVMI's users write them, independent of the backend that answers.
 
 The benchmark imports them with vmishim as ``libvmi``; the genuine bindings' interpreter runs this very file as
 ``python listings.py``, a `Task` as JSON on standard input, a `Result` on standard output.
@@ -68,7 +68,7 @@ LISTINGS: dict[str, Callable[[Libvmi, Offsets], list[Any]]] = {
     "sockets": sockets,
 }
 HEADS = {"processes": "init_task", "modules": "modules", "sockets": "tcp_hashinfo"}
-"""The symbol that each begins with."""
+"""The symbol that each listing starts from."""
 SYMBOLS = tuple(HEADS.values())
 MEMBERS = (
     "task_struct tasks",
@@ -85,7 +85,7 @@ MEMBERS = (
     "sock __sk_common.skc_state",
 )
 SIZES = ("inet_ehash_bucket",)
-"""Structures whose size is asked for."""
+"""Structures whose size the script looks up."""
 
 
 def once(vmi: Libvmi, at: Offsets, name: str) -> tuple[float, list[Any]]:
@@ -123,7 +123,7 @@ def cached_read(vmi: Libvmi, at: Offsets, count: int = 50_000) -> float:
 
 
 class Task(TypedDict):
-    """What the genuine bindings are to do."""
+    """A task for the genuine bindings."""
 
     domain: str
     config: dict[str, int | str]
@@ -138,7 +138,7 @@ class Task(TypedDict):
 
 
 class Result(TypedDict):
-    """What came of it; times are seconds."""
+    """The result of a task; times are in seconds."""
 
     first: float
     """The bindings' start and their first listing."""
@@ -150,7 +150,7 @@ class Result(TypedDict):
 
 
 def main() -> None:
-    """Carry out a task."""
+    """Run a task."""
     task: Task = json.load(sys.stdin)
     begun = perf_counter()
     with Libvmi(task["domain"], config_mode=VMIConfig.DICT, config=task["config"]) as vmi:

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
-/* The values that the programs and the agent exchange. This is their only definition: the agent reads these layouts
- * from the object's BTF (guest_agent/programs.py). Constants that Python has too are compared with these by a test. */
+/* The values that the programs and the agent exchange. The agent reads these layouts from the object's BTF
+ * (guest_agent/programs.py). The IDS's side has no object, so Python repeats limits and enumerations;
+ * tests/unit/test_plan_header.py compares them with this file. */
 #ifndef VMISHIM_PLAN_H
 #define VMISHIM_PLAN_H
 

@@ -20,7 +20,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("kernels", help="list the kernels of ci/kernels.toml")
     build = commands.add_parser("image", help="build an image, or find it in the cache")
-    build.add_argument("--rebuild", action="store_true", help="fetch the packages again and build anew")
+    build.add_argument("--rebuild", action="store_true", help="fetch the packages again and rebuild")
     boot = commands.add_parser("boot", help="boot the VM and keep it until Ctrl-C")
     boot.add_argument("--shell", action="store_true", help="a root shell on the serial console, on this terminal")
     boot.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (default 1024)")

@@ -1,4 +1,4 @@
-"""Put the agent into a lab VM: the one file, its keys, its unit, as an administrator would."""
+"""Install the agent in a lab VM as an administrator would: its file, its keys and its unit."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ KEYS = "/etc/vmishim"
 
 @dataclass(frozen=True)
 class InstalledAgent:
-    """An agent that runs in a lab VM, and the key it permits."""
+    """An agent that runs in a lab VM, and the keys to reach it."""
 
     endpoint: str
     private: PrivateKey
-    """Ours."""
+    """Our private key, which the agent permits."""
     public: PublicKey
-    """The agent's."""
+    """The agent's public key."""
     kernel: PublicKey
-    """Its kernel's, in ``/etc/vmishim/kernel.key``, if it is started with ``--kernel-key``."""
+    """The kernel's public key, used if the agent is started with ``--kernel-key /etc/vmishim/kernel.key``."""
 
     def connect(
         self,
@@ -36,12 +36,12 @@ class InstalledAgent:
         kernel_key: PublicKey | None = None,
         freeze: float = 0.0,
     ) -> AgentGuest:
-        """The VM as a guest. Software emulation is slow, hence the long deadline."""
+        """Connect to the VM as a guest. The timeout is long because software emulation is slow."""
         domain = replace(self.domain(name, timeout), kernel_key=kernel_key.text if kernel_key else "", freeze=freeze)
         return connect(domain, strategy, self.private)
 
     def domain(self, name: str = "lab", timeout: float = 30.0) -> Domain:
-        """Its entry, but for our key, which is in no file."""
+        """Its entry in domains.toml, without our key, which is in no file."""
         return Domain(name, agent=self.endpoint, agent_key=self.public.text, timeout=timeout)
 
 
@@ -63,7 +63,7 @@ def install(vm: LabVM, *arguments: str) -> InstalledAgent:
         unit().replace(b" serve ", " ".join([" serve", *arguments, ""]).encode()),
     )
     vm.run("systemctl", "daemon-reload")
-    # Type=notify: this returns when the agent has said READY=1, or has failed.
+    # Type=notify: this returns when the agent has sent READY=1, or has failed.
     vm.run(
         "sh", "-c", "systemctl restart vmishim-agent || { journalctl -u vmishim-agent -n 30 --no-pager >&2; exit 1; }"
     )

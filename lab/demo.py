@@ -1,6 +1,6 @@
-"""``make demo``: boot the lab VM, list its processes by an unchanged LibVMI script, and compare the ways to read.
+"""``make demo``: boot the lab VM, list its processes with an unchanged LibVMI script, and compare the strategies.
 
-The last of them is the genuine LibVMI bindings, on the VM's memory file; where they can't be had, it says why.
+The genuine LibVMI bindings come last, on the VM's memory file; if they can't be installed, the demo says why.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ RUNS = 5
 
 
 def main() -> int:
-    """Show it; returns the exit status."""
+    """Run the demo; return the exit status."""
     os.chdir(ROOT)
     try:
         with LabVM.boot() as vm:
@@ -96,7 +96,7 @@ def _show(vm: LabVM, agent: InstalledAgent, planted: dict[int, str]) -> int:
     outputs = {run.output for _, run in rows}
     listed = {int(line[1:6]): line[8:].split(" (")[0] for line in first.output.splitlines()}
     console = Console(width=min(100, Console().width) if sys.stdout.isatty() else 100, highlight=False)
-    console.print(f"\n[bold]The same script, unchanged, each way to read; {len(listed)} processes[/bold]\n")
+    console.print(f"\n[bold]The same script, unchanged, by each strategy; {len(listed)} processes[/bold]\n")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in ("strategy", "", "requests", "bytes", "time", "ratio"):
         table.add_column(column, justify="left" if column in ("strategy", "") else "right", no_wrap=True)
@@ -114,9 +114,9 @@ def _show(vm: LabVM, agent: InstalledAgent, planted: dict[int, str]) -> int:
         f"\nMedians of {RUNS} runs; Linux {vm.image.release} under {accelerator}, {os.cpu_count()} CPUs here."
     )
     if isinstance(native, Run):
-        console.print("Native has its symbols to look up in a file first; docs/benchmark.md has it warm.")
+        console.print("Native first looks up its symbols in a file; for warm runs see docs/benchmark.md.")
     else:
-        console.print(f"No genuine LibVMI beside them: {native}", markup=False)
+        console.print(f"Not compared with genuine LibVMI: {native}", markup=False)
     if len(outputs) != 1:
         console.print("[red]The listings differ.[/red]")
         return 1
@@ -142,7 +142,7 @@ def _measure(agent: InstalledAgent) -> Iterator[tuple[tuple[str, str], Run]]:
 
 
 def _native(vm: LabVM) -> Run | str:
-    """The genuine bindings on the VM's memory, which stands still meanwhile; or why they are not to be had."""
+    """The genuine bindings on the VM's memory, which is paused meanwhile; or why they can't be used."""
     try:
         python = str(genuine())
     except (MissingError, OSError) as error:

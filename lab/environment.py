@@ -1,4 +1,4 @@
-"""Programs that are compared with, each in a Python environment of its own: none is a dependency of ours."""
+"""Programs to compare with, each in its own Python environment: none is a dependency of ours."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lab.vm import LabVM
 LIBVMI = "3.7.1"
 """Version of the genuine bindings."""
 UNMOVED = "0000000001000000 A phys_startup_64\n"
-"""What LibVMI's file driver needs beside kallsyms: where the kernel is when nothing moved it."""
+"""What LibVMI's file driver needs in addition to kallsyms: where a kernel without KASLR is."""
 
 
 class MissingError(Exception):
-    """A package cannot be had; the text says why."""
+    """A package can't be installed; the text says why."""
 
 
 def interpreter(package: str, version: str) -> Path:
-    """Python of an environment that has this version of a PyPI package: from the cache, or made now.
+    """Return the Python of an environment with this version of a PyPI package, from the cache or newly made.
 
     :raises MissingError: pip cannot get it
     """
@@ -45,14 +45,14 @@ def interpreter(package: str, version: str) -> Path:
             ]
             done = subprocess.run([*pip, f"{package}=={version}"], capture_output=True, text=True, check=False)
             if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+                last = (done.stderr.strip().splitlines() or ["pip printed no error"])[-1]
                 raise MissingError(f"pip cannot install {package} {version}: {last.removeprefix('ERROR: ')}")
             (folder / "complete").touch()
     return python
 
 
 def genuine() -> Path:
-    """Python that has the genuine LibVMI bindings: ``VMISHIM_GENUINE_PYTHON``, or an environment in the cache.
+    """Return the Python that has the genuine LibVMI bindings: ``VMISHIM_GENUINE_PYTHON``, or one in the cache.
 
     :raises MissingError: pip cannot get them
     """

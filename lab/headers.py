@@ -1,4 +1,4 @@
-"""The headers of a lab kernel, for what is compiled against them. Debian's packages, unpacked in the lab's cache."""
+"""The headers of a lab kernel, to compile against: Debian's packages, unpacked in the lab's cache."""
 
 import os
 import re
@@ -12,12 +12,11 @@ _MIRROR = "http://deb.debian.org/debian"
 
 
 class HeadersError(Exception):
-    """The headers of a kernel cannot be had; the text says why."""
+    """The headers of a kernel can't be fetched or unpacked; the text says why."""
 
 
 def headers(release: str) -> Path:
-    """Return the folder of ``linux-headers-RELEASE``: from the cache, or downloaded. Needs neither root nor a Debian
-    host.
+    """Return the folder of ``linux-headers-RELEASE``, from the cache or downloaded. Needs no root, no Debian host.
 
     Raises HeadersError if Debian has no such packages (any more), or cannot be reached.
     """
@@ -36,7 +35,7 @@ def headers(release: str) -> Path:
 
 
 def download(folder: Path, *packages: str) -> None:
-    """Put Debian packages of the lab's suite into a folder, unopened.
+    """Download Debian packages of the lab's suite into a folder.
 
     Raises HeadersError if Debian has no such packages (any more), or cannot be reached.
     """
@@ -49,7 +48,7 @@ def download(folder: Path, *packages: str) -> None:
     ]
     (folder / "sources.list").write_text("".join(f"{signed} {place} {suite} main\n" for place, suite in suites))
     (folder / "lists" / "partial").mkdir(parents=True)
-    # An apt of its own: this host may be of another suite, or no Debian, and keeps its own lists.
+    # A separate apt state: this host may run another suite, or not Debian, and its own lists stay as they are.
     options = ["Dir::Etc::sourcelist", folder / "sources.list", "Dir::Etc::sourceparts", "-", "Dir::State::lists"]
     options += [folder / "lists", "Dir::State::status", "/dev/null", "Dir::Cache", folder, "APT::Sandbox::User", ""]
     options += ["APT::Architecture", "amd64", "Acquire::Languages", "none"]

@@ -1,4 +1,4 @@
-"""Kernel modules of the tests' own, built against Debian's headers of a lab kernel."""
+"""Build the tests' own kernel modules against Debian's headers of a lab kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ModuleError(Exception):
 
 
 def build(folder: Path, release: str) -> Path:
-    """Return the module for the kernel of that ``uname -r``: from the cache, or compiled with Debian's own kbuild.
+    """Return the module for the kernel whose ``uname -r`` is ``release``, from the cache or compiled with kbuild.
 
     :param folder: its source, ``FOLDER/FOLDER.c``, beside its ``Kbuild``
 
@@ -36,7 +36,7 @@ def build(folder: Path, release: str) -> Path:
 
 
 def _compile(sources: list[Path], headers: Path, work: Path) -> Path:
-    # The headers' links lead to the tools at a place beside them: a tree of hard links has both, and stays as unpacked.
+    # The headers link to the build tools by a relative path, so make a tree of hard links that holds both.
     tree = work / "tree"
     shutil.copytree(headers.parents[2], tree, symlinks=True, copy_function=os.link)
     tools = Path(os.readlink(headers / "scripts")).parent.name
@@ -48,10 +48,10 @@ def _compile(sources: list[Path], headers: Path, work: Path) -> Path:
     for source in sources:
         shutil.copy(source, place)
     (common,) = (tree / "usr" / "src").glob("linux-headers-*-common")
-    # Named, since the Makefile of the flavour includes it by the path it has when installed.
+    # Named explicitly: the flavour's Makefile includes it by its installed path.
     makefile = common / "Makefile"
     flavour = tree / headers.relative_to(headers.parents[2])
-    # Without types of its own, which it takes pahole to make.
+    # Without BTF for the module, which would need pahole.
     _run("make", "-s", "-C", flavour, "-f", makefile, f"M={place}", "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules")
     module = place / f"{place.name}.ko"
     _run("strip", "--strip-debug", module)

@@ -17,7 +17,7 @@ class ProtocolError(Exception):
 
 
 class _JsonSocket:
-    """Requests and replies of one JSON object a line, on a unix socket."""
+    """Requests and replies, one JSON object per line, on a unix socket."""
 
     def __init__(self, path: Path, deadline: float) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -30,7 +30,7 @@ class _JsonSocket:
             raise
 
     def close(self) -> None:
-        """Close the socket; done more than once, it does nothing."""
+        """Close the socket; a second call does nothing."""
         self._socket.close()
 
     def send(self, message: dict[str, Any], deadline: float, prefix: bytes = b"") -> None:
@@ -44,10 +44,10 @@ class _JsonSocket:
             self._allow_until(deadline)
             data = self._socket.recv(1 << 20)
             if not data:
-                raise ProtocolError("the other end hung up")
+                raise ProtocolError("QEMU or the guest agent closed the connection")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        # What stands before the delimiter belongs to an exchange given up.
+        # Bytes before the delimiter belong to an abandoned exchange.
         message = json.loads(line.rpartition(_DELIMITER)[2])
         assert isinstance(message, dict)
         return message
@@ -55,7 +55,7 @@ class _JsonSocket:
     def _allow_until(self, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError("deadline passed")
+            raise TimeoutError("no answer before the deadline")
         self._socket.settimeout(left)
 
 
@@ -147,7 +147,7 @@ class GuestAgent:
         return content
 
     def close(self) -> None:
-        """Hang up; done more than once, it does nothing."""
+        """Hang up; a second call does nothing."""
         with self._lock:
             self._hang_up()
 
@@ -168,7 +168,7 @@ class GuestAgent:
                 try:
                     reply = connection.receive(deadline)
                 except ValueError:
-                    continue  # the rest of a reply to an exchange given up
+                    continue  # the rest of a reply in an abandoned exchange
                 if reply.get("return") == number:
                     break
         except BaseException:

@@ -64,7 +64,7 @@ class CommandError(LabError):
 
 
 class LabVM:
-    """A running lab VM. Made by `boot`; a context manager that ends it."""
+    """A running lab VM. `boot` makes it; it is a context manager that ends it."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class LabVM:
         `kernel` is a name of ``ci/kernels.toml``; `append` is added to the
         kernel's command line; `accelerator` is "kvm" or "tcg" (default: what
         `accelerator()` finds); `terminal` joins the guest's serial console to
-        this process's terminal. Builds the image first if there is none.
+        this process's terminal. Builds the image first if it is not cached.
 
         Raises ImageError, or LabError if the VM is not ready after `timeout`
         seconds or ends before; nothing is left running then.
@@ -138,7 +138,7 @@ class LabVM:
         self.close()
 
     def close(self) -> None:
-        """End the VM and remove its folder; done twice, it does nothing."""
+        """End the VM and remove its folder; a second call does nothing."""
         self._agent.close()
         if self._monitor is not None:
             self._monitor.close()
@@ -191,8 +191,8 @@ class LabVM:
 
         Returns its status (negative: minus the signal that ended it) and
         output. Raises CommandError if `check` and the status is not 0,
-        LabError if it is not there or not done after `timeout` seconds (it is
-        killed then).
+        LabError if it does not exist or is not done after `timeout` seconds (then
+        it is killed).
         """
         deadline = time.monotonic() + timeout
         arguments: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
@@ -238,7 +238,7 @@ class LabVM:
         self.run("sh", "-c", script, "sh", path, f"{mode:o}", input=data)
 
     def read(self, path: str) -> bytes:
-        """Return a file's content in the guest; LabError if there is none."""
+        """Return the content of a file in the guest; LabError if it does not exist."""
         try:
             return self._agent.read(path)
         except (OSError, ProtocolError) as error:
@@ -292,11 +292,11 @@ class LabVM:
         raise self._error(f"waited {timeout:g} s for {what}")
 
     def pause(self) -> None:
-        """Stop the virtual CPUs: the guest's memory stands still."""
+        """Stop the virtual CPUs, so that the guest's memory does not change."""
         self.monitor("stop")
 
     def resume(self) -> None:
-        """Let the virtual CPUs go on."""
+        """Restart the virtual CPUs."""
         self.monitor("cont")
 
     def monitor(self, command: str, arguments: dict[str, object] | None = None) -> Any:
@@ -353,7 +353,7 @@ class LabVM:
             raise self._error("the VM ended while booting")
 
     def forward(self, port: int) -> int:
-        """Lead a free port of the host's loopback to a port of the guest; return it."""
+        """Forward a free port of the host's loopback to a port of the guest; return it."""
         for _ in range(20):
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))

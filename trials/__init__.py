@@ -1,1 +1,1 @@
-"""What takes longer than a test may, and hurts: a soak, a hostile host, fuzzing, an IDS in a VM of its own."""
+"""Long and destructive trials: a soak, a hostile host, fuzzing, an IDS in its own VM."""

@@ -39,7 +39,7 @@ class Stir:
         while not stopped():
             for stores in rounds:
                 for at, value in stores:
-                    words[at] = value  # one store of eight bytes: nobody sees half a pointer
+                    words[at] = value  # one store of eight bytes: no reader sees half a pointer
                 self.count += 1
 
     def rest(self) -> int:
@@ -77,7 +77,7 @@ def main(package: str, data: str, source: str = "/dev/stdin", target: str = "/de
 
 
 def _opened(path: str, way: int, mode: str) -> IO[bytes]:
-    # Both ends of a named pipe are held open, so that it does not end when one who gave an order goes away.
+    # Hold both ends of the named pipe open, so that it stays when a process that wrote an order exits.
     return open(os.open(path, os.O_RDWR if stat.S_ISFIFO(os.stat(path).st_mode) and path[:5] != "/dev/" else way), mode)
 
 

@@ -181,7 +181,7 @@ def find_the_agents_programs(to: Any) -> None:
 def load_a_module(to: Any) -> None:
     file = os.open(to["module"], os.O_RDONLY)
     compressed = 4 if to["module"].endswith("xz") else 0
-    with contextlib.suppress(FileExistsError):  # loaded already: whoever gets this answer may load
+    with contextlib.suppress(FileExistsError):  # loaded already: this answer proves the right to load
         check(libc.syscall(NR_FINIT_MODULE, file, b"", compressed))
 
 

@@ -1,6 +1,6 @@
 """Symbols for volatility3, made of a kernel's BTF and kallsyms: its "intermediate symbol format", version 6.2.
 
-BTF is decoded here anew and whole, so that volatility3 is a second opinion on ours too (``vmishim.kernel.btf``).
+This decodes all of BTF independently of ``vmishim.kernel.btf``, so that volatility3 is a second opinion on that too.
 
 Source: ``Documentation/bpf/btf.rst`` of the kernel, ``volatility3/schemas/schema-6.2.0.json``.
 """

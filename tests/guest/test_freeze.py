@@ -261,7 +261,7 @@ def test_the_next_agent_thaws_what_no_warden_could(lab: LabVM, guest: AgentGuest
     is_back(lab)
 
 
-def test_an_agent_without_a_warden_is_started_anew(lab: LabVM, guest: AgentGuest, counter: Counter) -> None:
+def test_an_agent_without_a_warden_is_restarted(lab: LabVM, guest: AgentGuest, counter: Counter) -> None:
     guest.hold()
     assert frozen(lab)
     agent = main_pid(lab)

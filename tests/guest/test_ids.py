@@ -1,6 +1,6 @@
 """The IDS suite (compat/ids) finds exactly what was planted by the rootkit of lab/rootkit, whatever reads the guest.
 
-The genuine bindings are one of the readers, hence a guest without KASLR, which their file driver cannot find.
+The genuine bindings are one of the readers. Their file driver can't find a moved kernel, so the guest has no KASLR.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def as_before(lab: LabVM, agent: InstalledAgent) -> Iterator[None]:
 
 
 COMMANDS = {"written into": 'cat >"$2" <"$1"', "replaced": 'mv "$1" "$2"'}
-"""How the list is changed: the agent reads on, or starts anew."""
+"""How the list is changed: the agent goes on reading it, or restarts."""
 
 
 def permit(lab: LabVM, how: str, *keys: PrivateKey) -> None:

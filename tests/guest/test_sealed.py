@@ -50,7 +50,7 @@ def machine(vm: LabVM) -> Iterator[Machine]:
         yield found
 
 
-def test_an_agent_started_anew_is_read_on(vm: LabVM, machine: Machine) -> None:
+def test_a_restarted_agent_is_read_on(vm: LabVM, machine: Machine) -> None:
     """New keys, no new connection: the envelope is fetched and held to the pinned key. Who is permitted gets one."""
     with closing(machine.sealing.connect(kernel_key=machine.sealing.kernel)) as reader:
         ids = Ids(Libvmi.over(reader))

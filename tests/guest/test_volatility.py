@@ -116,7 +116,7 @@ def place(path: str) -> str:
 
 
 def test_volatility_sees_the_same(lab: LabVM, agent: InstalledAgent, volatility: Plugin, tmp_path: Path) -> None:
-    """Tasks, modules, sockets and files, in one test: each start of volatility3 reads its symbols anew."""
+    """Tasks, modules, sockets and files, in one test: each start of volatility3 reads its symbols again."""
     with Libvmi.over(RamFile("lab", lab.ram)) as vmi:
         tasks, modules = list(objects.tasks(vmi)), list(objects.modules(vmi))
 

@@ -17,7 +17,7 @@ def test_no_hostile_frame_is_taken_for_a_good_one() -> None:
     tally = core.core(FRAMES, seed=1)
     assert (tally.accepted, tally.crashed) == (0, 0), tally
     assert tally.frames >= FRAMES
-    assert set(tally.ways) == {"flipped", "cut", "lengthened", "replayed", "spliced", "relabelled", "invented"}
+    assert set(tally.changes) == {"flipped", "cut", "lengthened", "replayed", "spliced", "relabelled", "invented"}
 
 
 def test_a_session_that_takes_them_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,5 +39,5 @@ def test_a_session_that_takes_them_would_be_noticed(monkeypatch: pytest.MonkeyPa
 
 def test_what_was_done_is_told() -> None:
     tally = Tally()
-    tally.ways["cut"] += 2
+    tally.changes["cut"] += 2
     assert str(tally) == "2 hostile frames (2 cut): 0 accepted, 0 crashes"

@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of everything that takes foreign bytes: ``python -m trials.fuzz TARGET --time S``."""
+"""Coverage-guided fuzzing of everything that parses untrusted bytes: ``python -m trials.fuzz TARGET --time S``."""

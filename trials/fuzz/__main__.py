@@ -1,4 +1,4 @@
-"""Fuzz one target, or all of them one after the other, by atheris (libFuzzer for Python)."""
+"""Fuzz one target, or all of them in turn, with atheris (libFuzzer for Python)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ with atheris.instrument_imports(include=["vmishim", "guest_agent"]):
     from trials.fuzz.targets import TARGETS
 
 MEMORY_MIB, SLOWEST_S, LONGEST = 1024, 10, 65536
-"""What one input may take, and bytes of the longest."""
+"""Limits for one input: its time, and its size in bytes."""
 
 
 def main() -> int:
-    """Fuzz; does not return for a single target: libFuzzer ends the process, with status 0 if nothing was found."""
+    """Fuzz. Does not return for a single target: libFuzzer ends the process, with status 0 if it found nothing."""
     parser = argparse.ArgumentParser(prog="python -m trials.fuzz", description=__doc__)
     parser.add_argument("target", choices=[*TARGETS, "all"], help="what to fuzz")
-    parser.add_argument("--time", type=int, default=60, metavar="S", help="seconds for a target (%(default)s)")
+    parser.add_argument("--time", type=int, default=60, metavar="S", help="seconds per target (%(default)s)")
     parser.add_argument(
-        "--corpus", type=Path, metavar="FOLDER", help="where inputs that led on are kept, and taken from"
+        "--corpus",
+        type=Path,
+        metavar="FOLDER",
+        help="folder to load inputs from, and to keep those that reach new code in",
     )
-    parser.add_argument("--runs", type=int, default=-1, metavar="N", help="inputs after which it is enough")
+    parser.add_argument("--runs", type=int, default=-1, metavar="N", help="stop after this many inputs")
     options = parser.parse_args()
     if options.target == "all":
         failed = [name for name in TARGETS if _alone(name, sys.argv[2:])]
@@ -46,7 +49,7 @@ def main() -> int:
 
 
 def _alone(name: str, arguments: list[str]) -> bool:
-    """Whether fuzzing it found something."""
+    """Fuzz a target in a process of its own; return whether that found a failure."""
     print(f"fuzz: {name}", flush=True)
     return bool(subprocess.run([sys.executable, "-m", "trials.fuzz", name, *arguments], check=False).returncode)
 

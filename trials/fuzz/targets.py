@@ -1,4 +1,4 @@
-"""What is fuzzed. A target takes bytes, and lets through any exception that its callers do not expect."""
+"""The fuzz targets. A target takes bytes, and raises only exceptions that callers of the code do not expect."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from vmishim.wire.sessions import Sessions
 WORD = Struct("<Q")
 BASE = 0xFFFF_8880_0000_0000
 MOST = 60
-"""Entries of a list that are looked at."""
+"""How many entries of a list to look at."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A function of bytes, and some that lead it far."""
+    """A function of bytes, and seed inputs that reach deep into it."""
 
     run: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]] = list
@@ -80,7 +80,7 @@ def _encoded() -> list[bytes]:
 
 @dataclass
 class _Ends:
-    """Sessions whose keys nobody knows who makes frames."""
+    """Sessions whose keys the fuzzer does not know."""
 
     hello: bytes = b""
     request: bytes = b""
@@ -114,7 +114,7 @@ def _session(data: bytes) -> None:
     assert answer[1] != WELCOME
     with suppress(LinkError):
         ends.host.open(data)
-        raise AssertionError("a reply that nobody sealed")
+        raise AssertionError("a forged reply was accepted")
 
 
 def _noise(data: bytes) -> None:
@@ -124,14 +124,14 @@ def _noise(data: bytes) -> None:
     for end in (initiator, HandshakeState(b"fuzz", theirs)):
         with suppress(LinkError):
             end.read(data)
-            raise AssertionError("a handshake that nobody made")
+            raise AssertionError("a forged handshake was accepted")
 
 
 # ---- an agent that lies ----------------------------------------------------------------------------------------------
 
 
 class _Liar:
-    """Makes replies of their kinds out of bytes; gives up when there are none left."""
+    """Makes replies of the right kind from the input's bytes; raises LinkError when the input is used up."""
 
     def __init__(self, data: bytes) -> None:
         self._bytes = data
@@ -142,7 +142,7 @@ class _Liar:
         part = self._bytes[self._at : self._at + count]
         self._at += count
         if not part:
-            raise LinkError("it fell silent")
+            raise LinkError("the fuzzed agent has no bytes left to answer with")
         return part
 
     def _number(self) -> int:
@@ -178,7 +178,7 @@ class _Liar:
             case wire.Lookup():
                 return wire.Answer([self._number(), 4096, [self._number()]])
             case wire.Read(_, _, 4):
-                return wire.Memory(pack("<I", self._number() % 64))  # a table of millions is no input of a fuzzer's
+                return wire.Memory(pack("<I", self._number() % 64))  # a table of millions would be too slow to fuzz
             case wire.Read(_, _, count):
                 return wire.Memory(self._memory(count))
             case wire.Walk():
@@ -265,7 +265,7 @@ def _kallsyms(data: bytes) -> None:
 
 
 def _symbols() -> list[bytes]:
-    """300 symbols: their number and names in front, two markers, and after the tokens their offsets and base."""
+    """300 symbols: first their number and names, then two markers, the tokens, the offsets and the base."""
     names = b"\x03Tab" * 300
     front = pack("<II", 300, 0) + names + bytes(-len(names) % 8) + pack("<II", 0, 1024)
     back = pack("<300i", *range(300)) + WORD.pack(0xFFFF_FFFF_8100_0000)
@@ -319,13 +319,13 @@ def _dumped() -> list[bytes]:
 def _attestation(data: bytes) -> None:
     with suppress(AttestationError):
         attestation.verify(data)
-        raise AssertionError("a report that AMD did not sign")
+        raise AssertionError("a report without AMD's signature was accepted")
     with suppress(AttestationError):
         Report.parse(data[:REPORT_SIZE].ljust(REPORT_SIZE, b"\0"))
 
 
 def _reports() -> list[bytes]:
-    """A real report with its VCEK behind it, in the table that a host hands out."""
+    """A real report followed by its VCEK, in the table format that a host provides."""
     folder = Path(__file__).parents[2] / "tests" / "unit" / "data" / "attestation"
     report, vcek = (folder.joinpath(f"milan-v2.{end}").read_bytes() for end in ("bin", "vcek.der"))
     kind = bytes.fromhex("63da758de6644564adc5f4b93be8accd")
@@ -336,7 +336,7 @@ def _reports() -> list[bytes]:
 
 
 class _Kernel:
-    """A kernel whose memory is zeros: what there is of it does not matter to the agent."""
+    """A kernel whose memory is all zeros: its content does not matter to the agent."""
 
     page_offset = BASE
 

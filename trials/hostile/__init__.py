@@ -14,34 +14,34 @@ from dataclasses import dataclass, field
 from vmishim.wire.session import HEADER
 
 REMEMBERED = 64
-"""Frames of any session that may come again."""
+"""How many genuine frames, of all sessions, are kept for replays."""
 
 
 @dataclass
 class Tally:
-    """What became of hostile frames.
+    """Counts of hostile frames and what they achieved.
 
-    :ivar ways: how many, by what was done to them
-    :ivar accepted: those that were taken for good ones; and wrong answers
-    :ivar crashed: those that raised another error than ``LinkError``
+    :ivar changes: how many, by what was done to them
+    :ivar accepted: how many were accepted as genuine, and wrong answers
+    :ivar crashed: how many raised another error than ``LinkError``
     """
 
-    ways: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
     accepted: int = 0
     crashed: int = 0
 
     @property
     def frames(self) -> int:
         """How many hostile frames there were."""
-        return self.ways.total()
+        return self.changes.total()
 
     def __str__(self) -> str:
-        ways = ", ".join(f"{count:,} {way}" for way, count in sorted(self.ways.items()))
-        return f"{self.frames:,} hostile frames ({ways}): {self.accepted} accepted, {self.crashed} crashes"
+        changes = ", ".join(f"{count:,} {change}" for change, count in sorted(self.changes.items()))
+        return f"{self.frames:,} hostile frames ({changes}): {self.accepted} accepted, {self.crashed} crashes"
 
 
 class Saboteur:
-    """Alters frames as one can who holds no key, but has seen all frames of all sessions.
+    """Alters frames as an attacker can who has no key but has seen all frames of all sessions.
 
     :ivar seen: genuine frames
     """
@@ -51,12 +51,12 @@ class Saboteur:
         self.seen: deque[bytes] = deque([bytes(40)], maxlen=REMEMBERED)
 
     def altered(self, frame: bytes) -> tuple[str, bytes]:
-        """What was done to it, and another frame than that."""
+        """Return the kind of change and a frame that differs from the given one."""
         while True:
-            way = self.random.choice(_WAYS)
-            found = getattr(self, f"_{way}")(frame)
+            change = self.random.choice(_CHANGES)
+            found = getattr(self, f"_{change}")(frame)
             if found != frame:
-                return way, found
+                return change, found
 
     def _flipped(self, frame: bytes) -> bytes:
         return flip(frame, self.random.randrange(len(frame) * 8))
@@ -78,7 +78,7 @@ class Saboteur:
         return self.random.choice((frame[:at] + other[at:], other[:at] + frame[at:]))
 
     def _relabelled(self, frame: bytes) -> bytes:
-        """Another header before the same body."""
+        """A different header before the same body."""
         version, kind, session, counter = HEADER.unpack_from(frame.ljust(HEADER.size, b"\0"))
         chance = self.random
         match chance.randrange(4):
@@ -96,22 +96,22 @@ class Saboteur:
         return self.random.randbytes(self.random.randrange(200))
 
 
-_WAYS = ("flipped", "cut", "lengthened", "replayed", "spliced", "relabelled", "invented")
+_CHANGES = ("flipped", "cut", "lengthened", "replayed", "spliced", "relabelled", "invented")
 
 
 def flip(frame: bytes, bit: int) -> bytes:
-    """The frame with one bit the other way."""
+    """The frame with one bit flipped."""
     altered = bytearray(frame)
     altered[bit // 8] ^= 1 << bit % 8
     return bytes(altered)
 
 
 def every_bit(frame: bytes) -> Iterator[bytes]:
-    """The frame with each of its bits the other way, in turn."""
+    """The frame with each of its bits flipped, in turn."""
     return (flip(frame, bit) for bit in range(len(frame) * 8))
 
 
 def resident(pid: int | str = "self") -> int:
-    """KiB of memory that a process has."""
+    """Resident memory of a process, in KiB."""
     with open(f"/proc/{pid}/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))

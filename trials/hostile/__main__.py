@@ -1,4 +1,4 @@
-"""``python -m trials.hostile``: a hostile host at work, and what came of it."""
+"""``python -m trials.hostile``: run the hostile host, and print the outcome."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vmishim.errors import LibvmiError
 
 
 def main() -> int:
-    """Print the counts; returns 1 if anything hostile was taken for good, broke something or was not survived."""
+    """Print the counts; returns 1 if a hostile frame was accepted, caused a crash or ended the agent."""
     options = _parser().parse_args()
     print(f"seed {options.seed}; Linux {os.uname().release}, {os.cpu_count()} CPUs", flush=True)
     try:
@@ -60,9 +60,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m trials.hostile",
         description="Meddle with frames between IDSs and agents, and flood an agent. Reads this machine: needs root.",
     )
-    whole.add_argument("--frames", type=int, default=1_000_000, help="through both ends without sockets (%(default)s)")
-    whole.add_argument("--sockets", type=int, default=10_000, help="between a real IDS and a real agent (%(default)s)")
-    whole.add_argument("--seed", type=int, default=1, help="of what is done to them (%(default)s)")
+    whole.add_argument(
+        "--frames", type=int, default=1_000_000, help="hostile frames sent to both ends without sockets (%(default)s)"
+    )
+    whole.add_argument(
+        "--sockets",
+        type=int,
+        default=10_000,
+        help="hostile frames sent between a real IDS and a real agent (%(default)s)",
+    )
+    whole.add_argument("--seed", type=int, default=1, help="seed of the random changes (%(default)s)")
     return whole
 
 

@@ -12,9 +12,9 @@ from vmishim.wire.session import WELCOME, Initiator, Session
 from vmishim.wire.sessions import Sessions
 
 HOSTS = 3
-"""IDSs with a session each."""
+"""How many IDSs, each with a session."""
 A_TURN = 40
-"""Altered frames of each genuine one."""
+"""Altered versions of each genuine frame."""
 BITS_EVERY = 25
 """Requests after which one has every bit flipped in turn, and its reply; and a fresh session is made."""
 
@@ -34,27 +34,27 @@ class _Core:
         self._served: list[bytes] = []
         self._hellos: set[bytes] = set()
         self._live: dict[int, Session] = {}
-        for who in range(HOSTS):
-            self._live[who] = self._greet(who)
+        for number in range(HOSTS):
+            self._live[number] = self._greet(number)
 
     def turn(self, number: int) -> None:
-        """A request and its reply, each after its hostile versions."""
+        """Send a request and its reply, each after hostile versions of it."""
         saboteur, chance = self._saboteur, self._saboteur.random
         whole = number % BITS_EVERY == 0
-        who = chance.randrange(HOSTS)
+        number = chance.randrange(HOSTS)
         if whole:
-            self._live[who] = self._greet(who)
-        host = self._live[who]
+            self._live[number] = self._greet(number)
+        host = self._live[number]
         message = chance.randbytes(chance.choice((0, 1, 60, 60, 60, 300)))
         request = host.seal(message)
-        for way, frame in self._hostile(request, whole):
-            self._try(way, partial(self._ask, frame, host))
+        for change, frame in self._hostile(request, whole):
+            self._try(change, partial(self._ask, frame, host))
         assert not self._served
         reply = self._sessions.answer(request, self._serve)
         assert self._served == [message], "the request itself was not taken"
         self._served.clear()
-        for way, frame in self._hostile(reply, whole):
-            self._try(way, partial(self._open, frame, host))
+        for change, frame in self._hostile(reply, whole):
+            self._try(change, partial(self._open, frame, host))
         assert host.open(reply) == message[::-1], "the reply itself was not taken"
         saboteur.seen += (request, reply)
 
@@ -63,8 +63,8 @@ class _Core:
             yield from (("flipped", altered) for altered in every_bit(frame))
         yield from (self._saboteur.altered(frame) for _ in range(A_TURN))
 
-    def _try(self, way: str, meet: Callable[[], bool]) -> None:
-        self.tally.ways[way] += 1
+    def _try(self, change: str, meet: Callable[[], bool]) -> None:
+        self.tally.changes[change] += 1
         try:
             self.tally.accepted += meet()
         except LinkError:
@@ -73,13 +73,13 @@ class _Core:
             self.tally.crashed += 1
 
     def _ask(self, frame: bytes, host: Session | None) -> bool:
-        """Whether the agent takes it, or the host the agent's answer."""
+        """Whether the agent accepts the frame, or the IDS accepts the agent's answer."""
         answer = self._sessions.answer(frame, self._serve)
         if self._served:
             self._served.clear()
             return True
         if answer[1] == WELCOME:
-            return frame not in self._hellos  # a replayed hello is welcomed; whoever replays it can't use the session
+            return frame not in self._hellos  # a replayed hello is welcomed, but the attacker can't use the session
         return host is not None and self._open(answer, host)
 
     def _open(self, frame: bytes, host: Session) -> bool:
@@ -94,18 +94,18 @@ class _Core:
         self._served.append(message)
         return message[::-1]
 
-    def _greet(self, who: int) -> Session:
-        """A fresh session, after its hostile hellos and welcomes; each of the latter costs a handshake of its own."""
-        initiator = Initiator(self._keys[who], self._agent.public)
+    def _greet(self, number: int) -> Session:
+        """Make a new session, after hostile hellos and welcomes; each hostile welcome costs a handshake."""
+        initiator = Initiator(self._keys[number], self._agent.public)
         hello = initiator.hello()
         self._hellos.add(hello)
-        for way, frame in self._some(hello):
-            self._try(way, partial(self._ask, frame, self._live.get(who)))
+        for change, frame in self._some(hello):
+            self._try(change, partial(self._ask, frame, self._live.get(number)))
         welcome = self._sessions.answer(hello, self._serve)
-        for way, frame in self._some(welcome):
-            victim = Initiator(self._keys[who], self._agent.public)
+        for change, frame in self._some(welcome):
+            victim = Initiator(self._keys[number], self._agent.public)
             victim.hello()
-            self._try(way, partial(self._finish, frame, victim))
+            self._try(change, partial(self._finish, frame, victim))
         self._saboteur.seen += (hello, welcome)
         return initiator.finish(welcome)
 
@@ -114,7 +114,7 @@ class _Core:
 
 
 def core(frames: int, seed: int) -> Tally:
-    """Put ``frames`` hostile frames, or a few more, to both ends of sessions.
+    """Send at least ``frames`` hostile frames to both ends of sessions.
 
     :raises AssertionError: a genuine frame was not taken after hostile ones
     """

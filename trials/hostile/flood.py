@@ -1,4 +1,4 @@
-"""What anybody who reaches an agent's port can pour into it, while an IDS has a session that must be answered."""
+"""Flood an agent as anyone who reaches its port can, while an IDS's session must still be answered."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MORE, _LONG = 1, 2
 
 @dataclass
 class Pressed:
-    """What became of the session and the agent under a flood.
+    """How the session and the agent fared under a flood.
 
     :ivar sent: what was poured in
     :ivar answers: right answers of the session meanwhile
@@ -53,7 +53,7 @@ class Pressed:
 
 
 def flood(agent: Agent, pour: Callable[[Agent], str]) -> Pressed:
-    """Pour into the agent while a session asks on.
+    """Flood the agent while a session keeps asking.
 
     :param pour: does it, and says what it was
     """
@@ -73,7 +73,7 @@ def flood(agent: Agent, pour: Callable[[Agent], str]) -> Pressed:
                     if remote.read(code, TEXT) == truth:
                         pressed.answers += 1
                     else:
-                        pressed.wrong.append("other memory")
+                        pressed.wrong.append("memory read during the flood differs from before")
                 except LinkError as error:
                     pressed.wrong.append(str(error))
                 pressed.latencies.append(time.monotonic() - begun)
@@ -116,19 +116,19 @@ def handshakes(agent: Agent, connections: int = 50, each: int = 60) -> str:
 
 
 def half_open(agent: Agent, connections: int = 2000) -> str:
-    """Connections that say nothing, or stop in the middle of their greeting; as many as are taken."""
+    """Connections that send nothing, or stop in the middle of their greeting; as many as the agent accepts."""
     held: list[socket.socket] = []
     with ExitStack() as stack:
         with suppress(OSError):
             while len(held) < connections:
                 held.append(stack.enter_context(connected(agent, timeout=4.0)))
                 held[-1].sendall(_GREETING[: len(held) % 64])
-        time.sleep(1.0)  # so long they stay
+        time.sleep(1.0)  # how long they stay open
     return f"{len(held):,} half-open connections"
 
 
 def oversize(agent: Agent, connections: int = 50) -> str:
-    """Frames that say they are longer than may be, up to 2^63 bytes; and the longest that may be, which never end."""
+    """Frames that claim illegal sizes, up to 2^63 bytes, and frames of the longest legal size that never end."""
     with ExitStack() as stack:
         for number in range(connections):
             one = stack.enter_context(_greeted(agent))
@@ -140,27 +140,27 @@ def oversize(agent: Agent, connections: int = 50) -> str:
 
 
 def parts(agent: Agent, mib: int = 200) -> str:
-    """A message of parts without an end: libzmq keeps them until the last has come."""
+    """A message with endless parts: libzmq buffers them until the last one arrives."""
     part = bytes([_LONG | _MORE]) + pack(">Q", 1 << 20) + bytes(1 << 20)
-    with _greeted(agent) as one, suppress(OSError):  # it is closed when the agent ends
+    with _greeted(agent) as one, suppress(OSError):  # the agent closes it when it ends
         for _ in range(mib):
             one.sendall(part)
     return f"{mib} MiB of a message without an end"
 
 
 def connected(agent: Agent, timeout: float = 10.0) -> socket.socket:
-    """A connection to the agent's port. :raises OSError: none was taken in time"""
+    """A connection to the agent's port. :raises OSError: the agent did not accept it in time"""
     host, _, port = agent.endpoint.removeprefix("tcp://").rpartition(":")
     return socket.create_connection((host, int(port)), timeout)
 
 
 @contextmanager
 def _greeted(agent: Agent) -> Iterator[socket.socket]:
-    """A connection that has come so far as to send messages."""
+    """A connection past its greeting, on which messages can be sent."""
     with connected(agent) as one:
         one.sendall(_GREETING + _READY)
         said = b""
-        while b"ROUTER" not in said:  # what comes before the other end is ready is a breach of protocol
+        while b"ROUTER" not in said:  # sending before the other end is ready violates the protocol
             came = one.recv(1000)
             if not came:
                 raise ConnectionResetError("the agent closed the connection")

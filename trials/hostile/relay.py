@@ -9,14 +9,14 @@ from typing import Self
 import zmq
 
 PATIENCE_MS = 10_000
-"""What an agent may take for an answer."""
+"""How long an agent may take to answer."""
 
 Meddle = Callable[[bytes, Callable[[bytes], bytes]], Sequence[bytes]]
-"""Is given each frame of an IDS, and the function that asks the agent; says which frames the IDS gets for it."""
+"""Takes a frame from an IDS and the function that asks the agent; returns the frames that the IDS gets."""
 
 
 def honest(frame: bytes, ask: Callable[[bytes], bytes]) -> Sequence[bytes]:
-    """Carry it there and the answer back."""
+    """Forward the frame, and the answer back."""
     return [ask(frame)]
 
 
@@ -51,7 +51,7 @@ class Relay:
     def _run(self) -> None:
         with self._near, self._far:
             while True:
-                *way, frame = self._near.recv_multipart()
+                *envelope, frame = self._near.recv_multipart()
                 if frame == b"end":
                     return
                 try:
@@ -60,7 +60,7 @@ class Relay:
                     self.failed = error
                     return
                 for reply in replies:
-                    self._near.send_multipart([*way, reply])
+                    self._near.send_multipart([*envelope, reply])
 
     def __enter__(self) -> Self:
         return self

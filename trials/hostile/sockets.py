@@ -18,9 +18,9 @@ from vmishim.link import Link
 from vmishim.wire.keys import PrivateKey, PublicKey, load_private
 
 TIMEOUT = 0.4
-"""Seconds that the IDS waits: what is dropped costs half of it."""
+"""Seconds that the IDS waits: a dropped frame costs half of that."""
 DELAY = 0.02
-"""Seconds that a frame is held back."""
+"""Seconds that a frame is delayed."""
 TEXT = 256
 """Bytes of kernel memory that do not change: code of ``vsnprintf``."""
 
@@ -37,7 +37,7 @@ class Agent:
     pid: int
 
     def link(self, endpoint: str = "", timeout: float = 5.0) -> Link:
-        """A link to it, by another way if ``endpoint`` names one."""
+        """A link to the agent, or to ``endpoint``, which leads to it."""
         return Link(endpoint or self.endpoint, self.key, self.public, timeout)
 
 
@@ -55,7 +55,7 @@ def _children() -> set[int]:
 
 
 class Meddler:
-    """For a `Relay`: does to frames what can be done to them.
+    """For a `Relay`: alters, drops, delays, replays and reorders frames.
 
     :param alone: how likely a frame and its answer are left alone
     """
@@ -70,37 +70,37 @@ class Meddler:
         saboteur = self._saboteur
         chance = saboteur.random.random() / (1 - self._alone)
         if chance < 0.5:
-            way, altered = saboteur.altered(frame)
-            self.tally.ways[way] += 1
+            change, altered = saboteur.altered(frame)
+            self.tally.changes[change] += 1
             return [ask(altered)]
         if chance < 0.505:
-            self.tally.ways["dropped"] += 1
+            self.tally.changes["dropped"] += 1
             return []
         reply = ask(frame)
         saboteur.seen += (frame, reply)
         before, self._before = self._before, reply
         if chance < 0.51:
-            self.tally.ways["dropped"] += 1
+            self.tally.changes["dropped"] += 1
             return []
         if chance < 0.85:
-            way, altered = saboteur.altered(reply)
-            self.tally.ways[way] += 1
+            change, altered = saboteur.altered(reply)
+            self.tally.changes[change] += 1
             return [altered]
         if chance < 0.9:
-            self.tally.ways["reordered"] += 1
+            self.tally.changes["reordered"] += 1
             return [before]
         if chance < 0.95:
-            self.tally.ways["doubled"] += 1
+            self.tally.changes["doubled"] += 1
             return [reply, reply]
         if chance < 1:
-            self.tally.ways["delayed"] += 1
+            self.tally.changes["delayed"] += 1
             time.sleep(DELAY)
         return [reply]
 
 
 @dataclass
 class Outcome:
-    """What an IDS got."""
+    """What the IDS received."""
 
     tally: Tally
     right: int = 0
@@ -108,9 +108,9 @@ class Outcome:
     longest: float = 0.0
     """Seconds of the longest exchange."""
     ids: tuple[int, int] = (0, 0)
-    """Its memory, KiB, after the first tenth and in the end."""
+    """The IDS's memory in KiB, after the first tenth and at the end."""
     agent: tuple[int, int] = (0, 0)
-    """The agent's, likewise."""
+    """The agent's memory, likewise."""
 
     def __str__(self) -> str:
         return (
@@ -121,7 +121,7 @@ class Outcome:
 
 
 def sockets(frames: int, seed: int, agent: Agent) -> Outcome:
-    """Ask the agent until ``frames`` frames, or a few more, were met with on the way.
+    """Ask the agent until at least ``frames`` hostile frames were sent.
 
     :raises LinkError: the agent does not answer in the end, or gives another answer than in the beginning
     """
@@ -154,6 +154,6 @@ def sockets(frames: int, seed: int, agent: Agent) -> Outcome:
     outcome.ids, outcome.agent = (outcome.ids[0], resident()), (outcome.agent[0], resident(agent.pid))
     with agent.link() as link:
         if Remote(link.exchange).read(code, TEXT) != truth:
-            raise LinkError("the agent's memory reads otherwise than before")
+            raise LinkError("memory read through the agent differs from before")
     os.kill(agent.pid, 0)
     return outcome

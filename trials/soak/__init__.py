@@ -1,1 +1,1 @@
-"""List a guest for a long time while all in it comes and goes and the network fails: is every listing right?"""
+"""List a guest for hours while everything in it comes and goes and the network fails; check every listing."""

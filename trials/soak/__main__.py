@@ -39,25 +39,25 @@ from vmishim.guests.agent import AgentGuest, Strategy, connect
 from vmishim.libvmi import Libvmi, pause
 
 MODULES = "ts_kmp", "ts_bm", "ts_fsm", "crc7"
-"""Modules that nothing needs; the first stays loaded."""
+"""Modules that nothing depends on; the first stays loaded."""
 STAYING = 20
 """Processes planted in the container for the whole time."""
 TIMEOUT = 5.0
-"""Seconds that an answer may take, as by default."""
+"""Timeout of an answer in seconds, the default."""
 TRIES = 3
-"""Times that a list which is torn is read."""
+"""How often a torn list is read before giving up."""
 WARM_UP = 20.0
-"""Seconds before the size of a side is taken for the first time."""
+"""Seconds before a side's size is first measured."""
 HOST_GROWTH, AGENT_GROWTH = 16 << 10, 8 << 10
-"""KiB that the memory of either side may grow by after that."""
+"""KiB that either side's memory may grow by after that."""
 DESCRIPTORS_GROWTH = 2
 SHOWN = 20
-"""Wrong answers that are written down in full."""
+"""How many wrong answers are recorded in full."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a process takes up."""
+    """The resources of a process."""
 
     pid: int
     kib: int
@@ -67,20 +67,20 @@ class Size:
 
 @dataclass
 class Figures:
-    """What came of it."""
+    """The result of a soak."""
 
     seed: str
     minutes: float
     kernel: str = ""
     listings: dict[str, int] = field(default_factory=dict)
-    """Right ones, by strategy, kind and whether they were made in a hold."""
+    """Correct listings, by strategy, kind and whether they were made in a hold."""
     requests: int = 0
     handshakes: int = 0
     came_and_went: dict[str, int] = field(default_factory=dict)
     interrupted: int = 0
-    """Listings that ended in a LinkError, all of them in an outage."""
+    """Listings that ended with a LinkError, all during an outage."""
     torn: int = 0
-    """Listings that met what ended meanwhile, said so, and were made anew."""
+    """Listings that met something that ended meanwhile, reported it, and were repeated."""
     wrong: int = 0
     wrong_answers: list[str] = field(default_factory=list)
     outages: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Figures:
     sizes: dict[str, list[Size]] = field(default_factory=lambda: {"host": [], "agent": []})
     """First and last."""
     failures: list[str] = field(default_factory=list)
-    """Why this soak has failed; it has not when there is nothing."""
+    """Why this soak failed; empty if it passed."""
 
 
 class Soak:
@@ -110,7 +110,7 @@ class Soak:
         self._let_go = Counts(0, 0)
 
     def run(self) -> Figures:
-        """Do it all. :raises LabError: the VM is not fit for it"""
+        """Run the soak. :raises LabError: the VM lacks what the soak needs"""
         outages = Outages(self._vm, self._forwarder, f"{self.figures.seed} outages", self._counts)
         with contextlib.ExitStack() as stack:
             stack.callback(self._forwarder.close)
@@ -125,14 +125,14 @@ class Soak:
         return self.figures
 
     def _list_on(self, outages: Outages) -> None:
-        """List until the time is over and there was all that there has to be."""
+        """List until the time is over and every kind of event has happened."""
         sizes, begun = self.figures.sizes, time.monotonic()
         end, told = begun + self._seconds, begun
         warm = {"host": begun + WARM_UP, "agent": math.inf}
         while not outages.over:
             self._round(outages)
             now = time.monotonic()
-            # One agent has to live for long, if it is to be seen to grow.
+            # One agent has to run for long, or a leak would not show.
             if not outages.spare_agent and outages.complete and now > (begun + end) / 2:
                 outages.spare_agent = True
                 warm["agent"] = now + WARM_UP
@@ -192,15 +192,15 @@ class Soak:
     # ---- listings ----------------------------------------------------------------------------------------------------
 
     def _round(self, outages: Outages) -> None:
-        """One listing, and what it is worth."""
+        """Make one listing and judge it."""
         strategy: Strategy = "scalar" if self._random.random() < 0.1 else "batch"
         kind = self._random.choice(KINDS)
         held = self._random.random() < 0.5
-        anew = self._random.random() < 0.05
+        reconnect = self._random.random() < 0.05
         begun = time.monotonic()
         for _ in range(TRIES):
             try:
-                if anew or strategy not in self._guests:
+                if reconnect or strategy not in self._guests:
                     self._open(strategy)
                 with self._interval(strategy) as interval:
                     listed = self._list(strategy, kind, held)
@@ -221,8 +221,8 @@ class Soak:
 
     @contextlib.contextmanager
     def _interval(self, strategy: Strategy) -> Iterator[Interval]:
-        """The time of a listing. Scalar reads of a list that changes promise nothing: it stands still for them."""
-        self._truth.change()  # what was known before is old now
+        """The interval of a listing. Scalar reads of a changing list promise nothing, so for them nothing changes."""
+        self._truth.change()  # a change, so that cached answers are out of date
         if strategy == "scalar":
             self._truth.hold_still()
         interval = Interval(self._truth)
@@ -242,7 +242,7 @@ class Soak:
             if strategy == "batch":
                 self._truth.change()
             again = list(LISTINGS[kind](linux))
-        # The scalar strategy keeps nothing, so a hold of it holds nothing.
+        # The scalar strategy caches nothing, so a hold has no effect on it.
         if strategy == "batch" and first != again:
             self._wrong([f"{kind}: one hold shows {first} and then {again}"])
         return again
@@ -256,7 +256,7 @@ class Soak:
     # ---- figures -----------------------------------------------------------------------------------------------------
 
     def _size(self, side: str) -> Size:
-        """What a side takes up while both of its connections stand."""
+        """The resources of a side while both of its connections are up."""
         for strategy in ("batch", "scalar"):
             if strategy not in self._guests:
                 self._open(strategy)
@@ -297,12 +297,12 @@ class Soak:
         ]
         for side, growth in (("host", HOST_GROWTH), ("agent", AGENT_GROWTH)):
             if len(figures.sizes[side]) != 2:
-                continue  # that there was no recovery is said above
+                continue  # the missing recovery is reported above
             first, last = figures.sizes[side]
             if first.pid != last.pid:
-                failures.append(f"the {side} is another one than before, and nothing has ended it")
+                failures.append(f"the {side} process was replaced, though the soak did not end it")
             if last.kib > first.kib + growth or last.descriptors > first.descriptors + DESCRIPTORS_GROWTH:
-                failures.append(f"the {side} has grown from {first} to {last}")
+                failures.append(f"the {side} process grew from {first} to {last}")
 
 
 def _some(listings: dict[str, int], strategy: Strategy) -> bool:
@@ -320,8 +320,8 @@ def show(figures: Figures) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Boot, soak, print, write. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m trials.soak", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--minutes", type=float, default=60.0, help="(%(default)g)")
-    parser.add_argument("--seed", default=secrets.token_hex(4), help="decides on what is left to chance")
+    parser.add_argument("--minutes", type=float, default=60.0, help="length of the soak (%(default)g)")
+    parser.add_argument("--seed", default=secrets.token_hex(4), help="seed of all random choices")
     parser.add_argument("--kernel", help="a name of ci/kernels.toml (its default)")
     parser.add_argument("--output", type=Path, default=Path("build/soak.json"), help="(%(default)s)")
     options = parser.parse_args(arguments)

@@ -96,7 +96,7 @@ class Churn:
                 with open("/proc/self/comm", "w") as comm:
                     comm.write(name)
                 os.setresuid(uid, uid, uid)
-                # A connection lives for as long as anybody has it open.
+                # A connection lives while any process has it open.
                 os.dup2(writes, 3)
                 os.closerange(4, 1 << 16)
                 os.write(3, b".")

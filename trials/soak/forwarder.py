@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Forwarder:
-    """A port of the loopback that leads to another one, over TCP, until it is cut or stalled.
+    """Forwards a TCP port of the loopback to another, until it is cut or stalled.
 
     :param target: the other port
     """
@@ -28,19 +28,19 @@ class Forwarder:
         self._do(self._listen())
 
     def cut(self) -> None:
-        """End the connections, and let nobody connect."""
+        """Close all connections, and refuse new ones."""
         self._do(self._cut())
 
     def stall(self) -> None:
-        """Let nothing pass. Connections stay, and can be made; what is sent waits."""
+        """Forward nothing. Connections stay open and new ones are accepted; data waits."""
         self._do(self._stall())
 
     def resume(self) -> None:
-        """Undo either."""
+        """Undo a cut or a stall."""
         self._do(self._resume())
 
     def close(self) -> None:
-        """End for good."""
+        """Stop permanently."""
         self.cut()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -76,17 +76,17 @@ class Forwarder:
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
             ends.append(back)
-            ways = [asyncio.create_task(way) for way in (self._pass(reader, back), self._pass(there, writer))]
+            directions = [asyncio.create_task(each) for each in (self._pass(reader, back), self._pass(there, writer))]
             try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+                for direction in directions:
+                    direction.cancel()
+                await asyncio.gather(*directions, return_exceptions=True)
         except OSError:
-            pass  # nobody listens there: the connection ends
+            pass  # nothing listens there: the connection ends
         except asyncio.CancelledError:
-            pass  # cut; the end of a task that asyncio itself has made
+            pass  # cut: this ends a task that asyncio made
         finally:
             for end in ends:
                 end.transport.abort()

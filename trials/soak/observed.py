@@ -14,16 +14,16 @@ from vmishim.libvmi import Libvmi
 
 COMPAT = Path(__file__).parents[2] / "compat"
 PREFIX = "soak"
-"""With which the names of planted processes begin, and no others."""
+"""Prefix of the names of planted processes, and of no others."""
 PLANTED = f"{PREFIX}-planted"
-"""The name of those that stay, of which there are several."""
+"""Name of the processes that stay; several have it."""
 ADDRESSES = ip_network("127.64.0.0/10")
-"""Those of planted connections, and no others."""
+"""Addresses of planted connections, and of no others."""
 
 
 def reader(vmi: Libvmi) -> Any:
     """The guest by plain LibVMI reads."""
-    # Behind all others: what they have of the same names goes first.
+    # Last on the path, so that modules of the same names come from elsewhere.
     sys.path += [place for place in (str(COMPAT), str(COMPAT / "ids")) if place not in sys.path]
     return import_module("linux").Linux(vmi, import_module("layout").Layout(vmi))
 
@@ -41,7 +41,7 @@ def sockets(linux: Any) -> Iterator[tuple[str, Entry]]:
     """(local end, remote end, state) of each; a connection goes by the address that is its own."""
     for sock in linux.hashed_sockets():
         found = linux.socket(sock)
-        # IPv6 in brackets is none of ours.
+        # A bracketed IPv6 address is not one of ours.
         ends = [IPv4Address(end.rpartition(":")[0]) for end in (found.local, found.remote) if not end.startswith("[")]
         planted = [end for end in ends if end in ADDRESSES]
         if planted:

@@ -1,4 +1,4 @@
-"""Break what is between an IDS and its guest, again and again, and see how long it takes to mend."""
+"""Break the connection between an IDS and its guest again and again, and measure the recovery."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ OF_THE_AGENT = ("agent killed", "agent restarted")
 OF_THE_NETWORK = ("network cut", "network stalled")
 KINDS = (*OF_THE_AGENT, *OF_THE_NETWORK)
 RECOVERY_MAX = 60.0
-"""Seconds after which a guest that could be read again, and is not, is taken for lost."""
+"""Seconds after the end of an outage within which the guest must answer again."""
 GAP = 1.0, 6.0
 """Seconds between two outages."""
 LASTING = 0.2, 12.0
-"""Seconds that the network is away: less than an answer may take, and more."""
+"""Lengths of network outages in seconds: below and above an answer's timeout."""
 
 
 class Counts(NamedTuple):
@@ -100,7 +100,7 @@ class Outages:
                 with self.quiet:
                     if kind in OF_THE_NETWORK or not self.spare_agent:
                         self._one(kind, lasting)
-        except BaseException as error:  # seen by whoever waits for the end of all this
+        except BaseException as error:  # the thread that joins this one reports it
             self.error = error
 
     def _one(self, kind: str, lasting: float) -> None:

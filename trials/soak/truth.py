@@ -1,4 +1,4 @@
-"""What a listing has to have, may have, and can't have: by the word of those who plant, not of those who list."""
+"""What a listing must, may and must not contain, according to the processes that planted it, not to any listing."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ Entry = tuple[object, ...]
 Phase = Literal["starting", "begun", "ending", "ended"]
 
 PATIENCE = 60.0
-"""Seconds that the guest may take for an answer."""
+"""Seconds that the guest may take to answer."""
 
 
 @dataclass(eq=False)
 class Planted:
-    """Something that was planted. Several may have one key, one after the other."""
+    """Something that was planted. Several may have the same key, one after the other."""
 
     kind: Kind
     key: str
     phase: Phase = "starting"
     entries: list[Entry] = field(default_factory=list)
-    """What a listing says of it, once it has begun."""
+    """Its entries in a correct listing, once it has begun."""
 
 
 class Interval:
-    """The time from its making to its ``close``: what was there throughout, and what was there at all."""
+    """The time from construction to `close`: what existed throughout, and what existed at some moment."""
 
     def __init__(self, truth: Truth) -> None:
         self._truth = truth
         truth.learn()
         self._first = [planted for planted in truth.living if planted.phase == "begun"]
         self.there = set(truth.living)
-        """Whatever has been there for a moment of it."""
+        """Everything that existed at some moment of the interval."""
         truth.open.append(self)
 
     def close(self) -> None:
