@@ -28,7 +28,7 @@ from bench.report import Case, Cost, Ground, Part
 from lab import image as images
 from lab.environment import MissingError
 from lab.image import ImageError, say
-from lab.vm import LabError
+from lab.launch import LabError
 from vmishim.errors import LibvmiError
 from vmishim.guests.agent import Strategy
 from vmishim.libvmi import Libvmi, pause

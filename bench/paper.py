@@ -32,7 +32,7 @@ from lab import image as images
 from lab.agent import InstalledAgent
 from lab.environment import MissingError
 from lab.image import ImageError, say
-from lab.vm import LabError
+from lab.launch import LabError
 from vmishim.errors import LibvmiError
 from vmishim.guests.agent import AgentGuest, Strategy
 from vmishim.libvmi import Libvmi

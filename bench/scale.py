@@ -28,8 +28,9 @@ from rich.table import Table
 from bench import variants
 from lab import image, planter
 from lab.agent import InstalledAgent, install
+from lab.launch import find_accelerator
 from lab.planter import Layout, Planter
-from lab.vm import LabVM, find_accelerator
+from lab.vm import LabVM
 from vmishim.errors import LibvmiError
 from vmishim.guests.agent import AgentGuest
 from vmishim.wire.plan import Plan, Step, Take

@@ -23,7 +23,8 @@ from bench import report
 from bench.machine import Machine, here, inside
 from bench.variants import RunningAgent
 from lab import image
-from lab.vm import LabVM, find_accelerator
+from lab.launch import find_accelerator
+from lab.vm import LabVM
 from vmishim.errors import LibvmiError
 from vmishim.inspection import objects
 from vmishim.libvmi import Libvmi

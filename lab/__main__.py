@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from lab import image, vm
+from lab import image, launch, vm
 
 
 def main() -> int:
@@ -51,7 +51,7 @@ def main() -> int:
                 append=options.append,
                 shell=options.shell,
             )
-    except (image.ImageError, vm.LabError) as error:
+    except (image.ImageError, launch.LabError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

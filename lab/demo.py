@@ -24,7 +24,8 @@ from rich.table import Table
 from lab.agent import InstalledAgent, install
 from lab.environment import MissingError, genuine
 from lab.image import ImageError, say
-from lab.vm import LabError, LabVM
+from lab.launch import LabError
+from lab.vm import LabVM
 from vmishim.commands import enrolment
 from vmishim.compare.backends import NATIVE, Missing, find
 from vmishim.compare.verdict import Run

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from lab.agent import InstalledAgent, install
 from lab.image import default_kernel, kernels, say
-from lab.vm import HOST_ADDRESS, LabError, LabVM
+from lab.launch import LabError
+from lab.vm import HOST_ADDRESS, LabVM
 from trials.hostile.relay import Meddle, Relay, honest
 from trials.hostile.sockets import Meddler
 from vmishim.wire.keys import save_private
@@ -63,7 +64,7 @@ class Two:
 
 @contextmanager
 def booted(kernel: str | None = None) -> Iterator[Two]:
-    """Both VMs, booted at the same time. :raises lab.vm.LabError: one does not boot"""
+    """Both VMs, booted at the same time. :raises lab.launch.LabError: one does not boot"""
     with ExitStack() as stack, ThreadPoolExecutor(3) as pool:
         packed = pool.submit(wheels, stack)
         booting = [pool.submit(LabVM.boot, kernel) for _ in range(2)]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.vm import CONTAINER_CGROUP, CommandError, LabError, LabVM
+from lab.launch import LabError
+from lab.vm import CONTAINER_CGROUP, CommandError, LabVM
 from tests.until import until
 
 

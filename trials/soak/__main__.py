@@ -28,7 +28,8 @@ from typing import Any
 
 from lab.agent import InstalledAgent, install
 from lab.image import ImageError, say
-from lab.vm import LabError, LabVM
+from lab.launch import LabError
+from lab.vm import LabVM
 from trials.soak.forwarder import Forwarder
 from trials.soak.observed import LISTINGS, PLANTED, reader
 from trials.soak.outages import KINDS as OUTAGES
