@@ -21,7 +21,7 @@ EXPECTED = {
     # The last expected look brings the list, whatever was known; one before it brings the head alone.
     **{(phase, Event.LOOK): (AT_HEAD, Action.WALK) for phase in Phase},
     **{(phase, Event.EARLY_LOOK): (PEEKED, Action.PEEK) for phase in Phase},
-    # Who reads a table's pointer and its first chain has looked once.
+    # If you read a table's pointer and its first chain, you have looked once.
     (AT_HEAD, Event.LATER_HEAD): (AT_HEAD, Action.ANSWER),
     # Within a hold a list is walked once; nothing is peeked at, and nothing grows stale.
     (UNKNOWN, Event.HELD_LOOK): (AT_HEAD, Action.WALK),

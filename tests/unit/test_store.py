@@ -63,6 +63,7 @@ def test_a_batch_is_known_for_its_second_and_then_forgotten_whole(ground: Ground
     assert ground.store.expire() is None
     assert (ground.words, ground.cells) == ({}, {})
     assert not ground.store.knows(batch)
+    assert (batch.words, batch.cells) == ({}, {})  # or a list that is never read again would keep its memory for good
 
 
 def test_what_comes_for_a_batch_whose_time_is_over_is_not_known(ground: Ground) -> None:

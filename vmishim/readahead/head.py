@@ -1,7 +1,7 @@
 """A list's head: what a read of it, or near it, means, and what is to be done.
 
 A look at a head always asks the guest, and the last look before the listing moves on brings the list. So a head is a
-state machine, and this is all of it: no I/O, no lock, no clock. `ReadAhead` tells it what happens and does what it
+state machine, and this is all of it: no I/O, no lock, no clock. `Lists` tells it what happens and does what it
 says; where a list's memory is kept and until when is the store's business.
 
 One listing, by a script that looks once::

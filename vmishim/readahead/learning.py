@@ -43,22 +43,22 @@ def explain(
         return None
     known = [listing for listing in listings if listing.snapshot.nodes[()]]
     for listing in known:
-        place, snapshot = listing.kernel_list, listing.snapshot
-        sizes = {inner.root: inner.size for inner in place.inner}
+        kernel_list, snapshot = listing.kernel_list, listing.snapshot
+        sizes = {inner.root: inner.size for inner in kernel_list.inner}
         for root in snapshot.nodes:
-            node = snapshot.node_near(root, address, place.before, sizes.get(root, place.after))
+            node = snapshot.node_near(root, address, kernel_list.before, sizes.get(root, kernel_list.after))
             if node is not None:
                 return listing, _field(root, address - node, count, text)
     best: tuple[Listing, Field] | None = None
     closest = ARRAY
     for listing in known:
-        place, snapshot = listing.kernel_list, listing.snapshot
-        pointees.ask(place, snapshot)
+        kernel_list, snapshot = listing.kernel_list, listing.snapshot
+        pointees.ask(kernel_list, snapshot)
         for column in snapshot.candidates:
             path, offset, span = column
             if span != WORD and Field(path, offset, span) not in listing.fields.whole:
                 continue  # an array that has since become part of a larger one
-            reach = pointees.reach(place, column) if len(path) < DEPTH else 0
+            reach = pointees.reach(kernel_list, column) if len(path) < DEPTH else 0
             for tags in TAGS if reach else ():
                 base = snapshot.pointer_near(column, tags, address, reach)
                 if base is not None and address - base < closest:

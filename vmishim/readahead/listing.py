@@ -23,7 +23,8 @@ class Listing:
     :ivar snapshot: where the last walk's nodes were, and what may point to more; without memory
     :ivar apart: the head's memory and that of its neighbours
     :ivar batch: the memory of all else, in the store
-    :ivar empty_heads: for a table, what its heads hold when they are empty: another batch
+    :ivar empty_words: for a table, what its heads hold when they are empty, by address
+    :ivar empty_heads: the same as a batch in the store
     :ivar walks: how often it was walked
     """
 
@@ -36,6 +37,7 @@ class Listing:
         self.snapshot = Snapshot()
         self.apart = nothing_apart()
         self.batch = Batch()
+        self.empty_words: dict[int, int] = {}
         self.empty_heads = Batch()
         self.walks = 0
         self._plan: Plan | None = None
@@ -54,7 +56,7 @@ class Listing:
         if kernel_list.step == Step.NULLS:
             start, stride, heads = kernel_list.start, kernel_list.stride, kernel_list.heads
             ends = range(kernel_list.nulls * 2 + 1, (kernel_list.nulls + heads) * 2 + 1, 2)
-            self.empty_heads = Batch(dict(zip(range(start, start + heads * stride, stride), ends, strict=True)))
+            self.empty_words = dict(zip(range(start, start + heads * stride, stride), ends, strict=True))
 
     def head_number(self, address: int) -> int:
         """Number of the head at an address of `KernelList.head_addresses`; a ring's two pointers are one head."""
@@ -67,12 +69,12 @@ class Listing:
 
     def peek(self, address: int, data: bytes) -> list[int]:
         """Take in that the head was brought alone, in ``data``. Returns the nodes next to it, of a ring or chain."""
-        place = self.kernel_list
-        if place.table is not None:
-            self.apart = nothing_apart().watching([(place.start, place.start + place.heads * place.stride)])
+        own = self.kernel_list
+        if own.table is not None:
+            self.apart = nothing_apart().watching([(own.start, own.start + own.heads * own.stride)])
             return []
-        heads = [at for at in place.head_addresses if address <= at <= address + len(data) - WORD]
-        links = {int.from_bytes(data[at - address :][:WORD], "little") for at in heads} - {place.start}
-        nodes = [link + place.bias - place.link for link in links]
-        self.apart = nothing_apart().watching((node - place.before, node + place.after) for node in nodes)
+        heads = [at for at in own.head_addresses if address <= at <= address + len(data) - WORD]
+        links = {int.from_bytes(data[at - address :][:WORD], "little") for at in heads} - {own.start}
+        nodes = [link + own.bias - own.link for link in links]
+        self.apart = nothing_apart().watching((node - own.before, node + own.after) for node in nodes)
         return nodes

@@ -134,14 +134,12 @@ class Lists:
         if listing.kernel_list.table is not None and not listing.kernel_list.start:
             listing.locate(listing.kernel_list.located(self._remote))
             self._heads.update(dict.fromkeys(listing.kernel_list.head_addresses, listing))
-        before = listing.batch.words if listing.empty_heads.words and self.store.knows(listing.batch) else None
+        before = listing.batch.words if listing.empty_words and self.store.knows(listing.batch) else None
         self.store.drop(listing.batch)  # not the heads that were empty: most still are
         # Let go of the walk before, so that its memory is there for this one.
         listing.batch, listing.snapshot, listing.apart = Batch(), Snapshot(), nothing_apart()
         companions = [read for read in listing.companions.wanted if read[0] not in self._heads]
-        result = self._walker.walk(
-            listing.kernel_list, listing.plan, listing.fields, companions, listing.empty_heads.words
-        )
+        result = self._walker.walk(listing.kernel_list, listing.plan, listing.fields, companions, listing.empty_words)
         listing.companions.bring(result.companions, self.store.policy.until(self._now(), COMPANION_STALE))
         self._walker.collect_rest(result.snapshot, listing.fields)
         listing.snapshot, listing.apart = result.snapshot.bare(), result.apart
@@ -160,7 +158,7 @@ class Lists:
     ) -> dict[int, int] | None:
         """Of a table that was walked, the heads that are to be known as empty where the walk has no word of them: those
         that were not before, or all if nothing was known."""
-        words = listing.empty_heads.words
+        words = listing.empty_words
         for at in unreadable:
             words.pop(at, None)
         self.store.withdraw(unreadable)

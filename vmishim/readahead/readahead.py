@@ -204,7 +204,7 @@ class ReadAhead:
 
     def _array(self, address: int, count: int, text: bool) -> bytes | None:
         """An array that is read through: bring what comes next with what was asked for."""
-        ahead = self._run.bytes_ahead(address, count) if self._store.policy.runs else 0
+        ahead = self._run.bytes_ahead(address, count) if self._store.policy.reads_arrays_ahead else 0
         if not ahead:
             return None
         try:

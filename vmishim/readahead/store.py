@@ -47,7 +47,7 @@ class Batch:
 class Live:
     """Outside a hold: newer bytes take the place of older ones, and are forgotten in time."""
 
-    runs = True
+    reads_arrays_ahead = True
     """Whether an array that is read through is brought ahead of the reads."""
 
     def __init__(self, source: MemoryReader) -> None:
@@ -88,7 +88,7 @@ class Live:
 class Held:
     """Within a hold: a byte that was answered once stays what it was until the hold ends."""
 
-    runs = False
+    reads_arrays_ahead = False
 
     def __init__(self, source: MemoryReader) -> None:
         self.source = source
@@ -241,8 +241,7 @@ class Store:
         """Forget a batch before its time, outside a hold."""
         with self._lock:
             if batch in self._batches:
-                del self._batches[batch]
-                self.policy.drop_batch(self._known, batch, last=not self._batches)
+                self._end(batch)
 
     def withdraw(self, words: Iterable[int], cells: Iterable[int] = ()) -> None:
         """Forget single addresses, outside a hold, whichever batch they came with."""
@@ -266,11 +265,15 @@ class Store:
                 if batch.until > now:
                     self.due = batch.until
                     return max(0.001, batch.until - now) if batch.until < math.inf else None
-                del self._batches[batch]
-                self.policy.drop_batch(self._known, batch, last=not self._batches)
+                self._end(batch)
                 self.expirations += 1
             self.due = math.inf
             return None
+
+    def _end(self, batch: Batch) -> None:
+        del self._batches[batch]
+        self.policy.drop_batch(self._known, batch, last=not self._batches)
+        batch.words, batch.cells = {}, {}  # their owner may keep the batch for long
 
     def read(self, address: int, count: int) -> bytes | None:
         """``count`` bytes at ``address``, when all are known."""
