@@ -54,7 +54,7 @@ setup: ## packages, virtual environment, eBPF objects, lab image
 	@ci/setup
 
 clean: ## remove what was made here; the lab image stays in its cache
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site .coverage*
 	@$(MAKE) --silent -C bpf clean
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
