@@ -12,7 +12,7 @@ test: setup ## check all that a change needs: style, types, unit, local and cont
 
 unit: ## tests of pure code: no root, nothing built, a few seconds
 	@ci/setup --unit
-	@ci/check --tests tests/unit
+	@ci/check --tests --hypothesis-profile quick tests/unit
 
 local: ## tests on this machine's kernel, as root, without a VM
 	@ci/setup --no-vm

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import settings
 
 pytest.register_assert_rewrite("tests.ground")
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -19,6 +20,8 @@ TIERS = {
 }
 """Folders of tests, each a marker too: what its tests need (docs/testing.md)."""
 ORDER = ("guest", "contract", "local", "unit")
+
+settings.register_profile("quick", max_examples=30)  # make unit; make test draws hypothesis's 100
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
