@@ -21,7 +21,7 @@ from time import monotonic
 @contextlib.contextmanager
 def delayed(port: int, seconds: float) -> Iterator[str]:
     """The ZeroMQ endpoint of a delayed path to ``port``, until the block ends."""
-    command = [sys.executable, __file__, str(port), repr(seconds)]
+    command = [sys.executable, "-I", __file__, str(port), repr(seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         yield f"tcp://127.0.0.1:{int(child.stdout.readline())}"

@@ -158,14 +158,14 @@ class Here:
 
     def plant_sockets(self, pairs: int) -> int:
         """See `Host`."""
-        words = [sys.executable, plant_sockets.__file__, str(pairs)]
+        words = [sys.executable, "-I", plant_sockets.__file__, str(pairs)]
         pid, port = map(int, subprocess.run(words, capture_output=True, check=True).stdout.split())
         self._ends.callback(os.kill, pid, 15)
         return port
 
     def inside(self, request: bytes, runs: int) -> inside.Share:
         """See `Host`."""
-        words = [sys.executable, inside.__file__, str(ROOT), str(runs)]
+        words = [sys.executable, "-I", inside.__file__, str(ROOT), str(runs)]
         done = subprocess.run(words, input=request.hex().encode(), capture_output=True, check=True)
         return cast(inside.Share, json.loads(done.stdout))
 

@@ -52,11 +52,11 @@ def here(program: str, endpoint: str = "", *, kernel: bool = False) -> Iterator[
         save_private(Path(folder, "kernel.key"), kernels)
         Path(folder, "permitted").write_text(f"{ours.public.text}\n")
         endpoint = endpoint or f"ipc://{folder}/socket"
-        command = [sys.executable, "-c", program, str(ROOT), "serve", "--until-eof", "--listen", endpoint]
+        command = [sys.executable, "-I", "-c", program, str(ROOT), "serve", "--until-eof", "--listen", endpoint]
         command += ["--key", f"{folder}/key", "--permitted", f"{folder}/permitted"]
         command += ["--kernel-key", f"{folder}/kernel.key"] if kernel else []
         with subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as child:
             assert child.stdout is not None
             assert child.stderr is not None

@@ -26,6 +26,7 @@ from lab.environment import MissingError, genuine
 from lab.image import ImageError, say
 from lab.launch import LabError
 from lab.vm import LabVM
+from vmishim import isolated
 from vmishim.commands import enrolment
 from vmishim.compare.backends import NATIVE, Missing, find
 from vmishim.compare.verdict import Run
@@ -87,7 +88,7 @@ def _enrolled(agent: InstalledAgent) -> Iterator[None]:
 def _show(vm: LabVM, agent: InstalledAgent, planted: dict[int, str]) -> int:
     command = ["vmishim", "run", SCRIPT, "lab"]
     print(f"\n$ {' '.join(command)}", flush=True)
-    if subprocess.run([sys.executable, "-m", "vmishim.cli", *command[1:]], check=False).returncode:
+    if subprocess.run(isolated.script_runner("vmishim.cli", *command[1:]), check=False).returncode:
         return 1
     rows = list(_measure(agent))
     native = _native(vm)

@@ -35,6 +35,7 @@ def interpreter(package: str, version: str) -> Path:
             venv.create(folder, with_pip=True, clear=True)
             pip = [
                 str(python),
+                "-I",
                 "-m",
                 "pip",
                 "install",

@@ -82,7 +82,8 @@ def booted(kernel: str | None = None) -> Iterator[Two]:
 def wheels(stack: ExitStack) -> Path:
     """A folder, for as long as ``stack`` lasts, with a wheel of vmishim and those of its dependencies."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "wheel", "--wheel-dir", str(folder)]
+    pip = [sys.executable, "-I", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    pip += ["wheel", "--wheel-dir", str(folder)]
     subprocess.run([*pip, "--no-deps", "--no-build-isolation", str(ROOT)], check=True)
     subprocess.run([*pip, *WHEELS], check=True)
     return folder

@@ -48,12 +48,14 @@ def _as_main(script: str, arguments: Sequence[str]) -> Iterator[None]:
     argv, path = sys.argv, sys.path
     sys.argv = [script, *arguments]
     rest = path if sys.flags.safe_path else path[1:]
+    # `isolated.script_runner` makes the path safe for our own modules; for the script, only the user decides.
+    alone = bool(os.environ.get("PYTHONSAFEPATH")) and not sys.flags.ignore_environment
     sys.path = [str(COMPAT), *rest]
     try:
         ours = sys.modules.get("libvmi")
         if ours is None or not str(getattr(ours, "__file__", "")).startswith(str(COMPAT)):
             _import_ours()
-        sys.path = rest if sys.flags.safe_path else [os.path.dirname(os.path.abspath(script)), *rest]
+        sys.path = rest if alone else [os.path.dirname(os.path.abspath(script)), *rest]
         yield
     finally:
         sys.argv, sys.path = argv, path

@@ -74,7 +74,7 @@ def here() -> Iterator[Planter]:
     """Ground in this machine's kernel. :raises RuntimeError: it can't be had here (no root, no eBPF, no clang)"""
     with tempfile.TemporaryDirectory() as folder:
         compiled = compile_planter(Path(folder, "planter.o"))
-        command = [sys.executable, str(TOOL / "plant.py"), str(ROOT), str(compiled)]
+        command = [sys.executable, "-I", str(TOOL / "plant.py"), str(ROOT), str(compiled)]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert child.stdin is not None
         assert child.stdout is not None

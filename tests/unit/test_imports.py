@@ -16,6 +16,7 @@ TABLE: dict[str, set[str]] = {
     # What both sides have.
     "vmishim.errors": set(),
     "vmishim.version": set(),
+    "vmishim.isolated": set(),
     "vmishim.wire": {"vmishim.errors"},
     "vmishim.kernel": {"vmishim.errors"},
     # The guest's side.
@@ -50,9 +51,11 @@ TABLE: dict[str, set[str]] = {
     "vmishim.readahead": {"vmishim.client", "vmishim.errors", "vmishim.kernel", "vmishim.memory", "vmishim.wire"},
     "vmishim.guests": {
         *("vmishim.attestation", "vmishim.client", "vmishim.errors", "vmishim.kernel", "vmishim.link"),
-        *("vmishim.memory", "vmishim.readahead", "vmishim.wire"),
+        *("vmishim.isolated", "vmishim.memory", "vmishim.readahead", "vmishim.wire"),
     },
-    "vmishim.inject": {"vmishim.errors", "vmishim.guests", "vmishim.kernel", "vmishim.memory", "vmishim.wire"},
+    "vmishim.inject": {
+        *("vmishim.errors", "vmishim.guests", "vmishim.isolated", "vmishim.kernel", "vmishim.memory", "vmishim.wire"),
+    },
     "vmishim.libvmi": {"vmishim.errors", "vmishim.guests", "vmishim.inject", "vmishim.kernel", "vmishim.memory"},
     "vmishim": {"vmishim.errors", "vmishim.libvmi", "vmishim.version"},
     "libvmi": {"vmishim.libvmi"},
@@ -61,7 +64,7 @@ TABLE: dict[str, set[str]] = {
     "vmishim.output": set(),
     "vmishim.compare": {
         *("libvmi", "vmishim.errors", "vmishim.guests", "vmishim.kernel", "vmishim.libvmi", "vmishim.output"),
-        *("vmishim.script", "vmishim.version"),
+        *("vmishim.isolated", "vmishim.script", "vmishim.version"),
     },
     "vmishim.bundle": {"vmishim.errors"},
     "vmishim.commands": {
@@ -73,7 +76,7 @@ TABLE: dict[str, set[str]] = {
     # What is not shipped.
     "lab": {
         *("guest_agent.programs", "vmishim.bundle", "vmishim.commands", "vmishim.compare", "vmishim.errors"),
-        *("vmishim.guests", "vmishim.script", "vmishim.wire"),
+        *("vmishim.guests", "vmishim.isolated", "vmishim.script", "vmishim.wire"),
     },
     "bench": {
         *("guest_agent.__main__", "guest_agent.agent", "guest_agent.kernel", "lab", "libvmi", "vmishim.errors"),
@@ -83,7 +86,7 @@ TABLE: dict[str, set[str]] = {
     "trials": {
         *("guest_agent.agent", "guest_agent.kernel", "lab", "vmishim.attestation", "vmishim.client"),
         *("vmishim.errors", "vmishim.guests", "vmishim.inspection", "vmishim.kernel", "vmishim.libvmi"),
-        *("vmishim.link", "vmishim.memory", "vmishim.wire"),
+        *("vmishim.isolated", "vmishim.link", "vmishim.memory", "vmishim.wire"),
     },
 }
 """What each package or module may import besides itself. A module belongs to the longest name here that is its own or

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import atheris
 
+from vmishim import isolated
+
 with atheris.instrument_imports(include=["vmishim", "guest_agent"]):
     from trials.fuzz.targets import TARGETS
 
+ROOT = Path(__file__).parents[2]
 MEMORY_MIB, SLOWEST_S, LONGEST = 1024, 10, 65536
 """Limits for one input: its time, and its size in bytes."""
 
@@ -51,7 +54,8 @@ def main() -> int:
 def _alone(name: str, arguments: list[str]) -> bool:
     """Fuzz a target in a process of its own; return whether that found a failure."""
     print(f"fuzz: {name}", flush=True)
-    return bool(subprocess.run([sys.executable, "-m", "trials.fuzz", name, *arguments], check=False).returncode)
+    command = isolated.module("trials.fuzz", name, *arguments, folder=str(ROOT))
+    return bool(subprocess.run(command, check=False).returncode)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
+from vmishim import isolated
 from vmishim.compare import ours, recorder
 from vmishim.compare.verdict import Run
 from vmishim.errors import LibvmiError
@@ -23,7 +23,6 @@ from vmishim.kernel import kallsyms
 from vmishim.libvmi import Libvmi
 from vmishim.libvmi.config import export_entry
 
-ROOT = Path(__file__).parents[2]
 NATIVE, RAMFILE = "native", "ramfile"
 NAMES = (*(f"agent-{strategy}" for strategy in reversed(STRATEGIES)), RAMFILE, NATIVE)
 """Every backend."""
@@ -67,15 +66,12 @@ class Backend:
         written.unlink(missing_ok=True)
         task = {"script": script, "arguments": list(arguments), "record": record, "output": str(written)}
         (folder / "task").write_text(dumps(task | self.task), encoding="utf-8")
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | ({} if self.name == NATIVE else {"PYTHONPATH": os.pathsep.join(paths)})
         try:
             done = subprocess.run(
                 [*self.command, str(folder / "task")],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=timeout,
-                env=environment,
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -128,7 +124,7 @@ def find(domain: Domain, folder: Path, genuine: str = "", local: bool = False) -
 
 
 def _ours() -> list[str]:
-    return [sys.executable, "-m", ours.__name__]
+    return isolated.script_runner(ours.__name__)
 
 
 def _agent_problem(domain: Domain, by_agent: Domain) -> Any:
@@ -152,6 +148,8 @@ def _native(vmi: Libvmi, ram: Path, folder: Path, genuine: str) -> Backend | Mis
             "(or set VMISHIM_GENUINE_PYTHON)"
         )
         return Missing(NATIVE, "no interpreter with LibVMI's genuine bindings was given", remedy)
+    if os.sep not in genuine:
+        genuine = isolated.tool(genuine) or genuine
     # Isolated mode, so that it imports nothing from this folder.
     asked = [genuine, "-I", "-c", "import libvmi.event, libvmi; assert not hasattr(libvmi.Libvmi, 'over')"]
     try:

@@ -1,4 +1,4 @@
-"""Runs a script on one of vmishim's own backends: ``python -m vmishim.compare.ours TASK.json``. See `recorder`."""
+"""Runs a script on one of vmishim's own backends: its argument is the task's file. See `recorder`."""
 
 from __future__ import annotations
 

@@ -3,16 +3,15 @@ programs are the same as for a VM."""
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from vmishim import isolated
 from vmishim.errors import LinkError
 from vmishim.guests.agent import AgentGuest, Strategy, connect
 from vmishim.guests.domains import TIMEOUT, Domain
@@ -25,7 +24,7 @@ def agent(*options: str) -> Iterator[Domain]:
 
     The agent ends with the block, or with this process however that ends: it reads a pipe that this process holds.
 
-    :param options: more options of ``agent.pyz serve``
+    :param options: more options of ``agent.pyz serve``; name files by absolute paths
     :raises LinkError: it can't run here; the text says what is missing (root, BTF, libbpf, lockdown) and what to do
     """
     if platform.system() != "Linux" or platform.machine() != "x86_64":
@@ -38,14 +37,17 @@ def agent(*options: str) -> Iterator[Domain]:
         save_private(Path(folder, "agent.key"), theirs)
         Path(folder, "permitted").write_text(ours.public.text + "\n")
         endpoint = f"ipc://{folder}/socket"
-        command = [sys.executable, "-m", "guest_agent", "serve", "--until-eof", "--listen", endpoint]
-        command += ["--key", f"{folder}/agent.key", "--permitted", f"{folder}/permitted", *options]
-        # The child must import the same package, wherever this one was imported from.
-        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        serve = ["serve", "--until-eof", "--listen", endpoint]
+        files = ["--key", f"{folder}/agent.key", "--permitted", f"{folder}/permitted"]
+        command = isolated.module("guest_agent", *serve, *files, *options)
         with Path(folder, "log").open("w+") as errors:
             child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
+                command,
+                cwd="/",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=isolated.environment(),
             )
             assert child.stdin is not None
             assert child.stdout is not None

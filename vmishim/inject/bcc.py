@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+from vmishim import isolated
 from vmishim.inject.errors import CompileError
 from vmishim.inject.source import complaint, header, source_file
 from vmishim.kernel.offsets import Offsets
@@ -198,7 +199,15 @@ def run_bcc(headers: Headers, text: str, flags: list[str], functions: list[str],
 
 def _compile(request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     command = [_interpreter(), "-I", "-c", _COMPILER]
-    return subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command,
+        cwd="/",
+        env=isolated.environment(),
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def constant(instructions: bytes) -> int:
@@ -235,7 +244,11 @@ def _interpreter() -> str:
     for python in dict.fromkeys((sys.executable, "/usr/bin/python3")):
         try:
             tried: subprocess.CompletedProcess[Any] = subprocess.run(
-                [python, "-I", "-c", "import bcc; bcc.BPF"], capture_output=True, check=False
+                [python, "-I", "-c", "import bcc; bcc.BPF"],
+                cwd="/",
+                env=isolated.environment(),
+                capture_output=True,
+                check=False,
             )
         except OSError:
             continue
