@@ -19,6 +19,7 @@ from guest_agent.injections import Injections
 from guest_agent.kernel import Kernel, LoadError
 from guest_agent.loader import Loader
 from guest_agent.sealed import Sealer, why_unsupported
+from vmishim import files
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.version import __version__
 from vmishim.wire.keys import PermittedKeys, PublicKey, generate, load_private, save_private
@@ -139,7 +140,10 @@ def _attest(options: argparse.Namespace) -> int:
     if not evidence.bulk:
         print(f"vmishim-agent: no attestation: {evidence.text}", file=sys.stderr)
         return 1
-    options.path.write_bytes(evidence.bulk)
+    try:
+        files.write(options.path, evidence.bulk)
+    except OSError as error:
+        raise LibvmiError(f"cannot write {options.path}: {error.strerror}") from None
     return 0
 
 

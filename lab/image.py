@@ -237,7 +237,8 @@ def image(kernel: str | None = None, *, rebuild: bool = False, progress: Progres
 @contextlib.contextmanager
 def locked(path: Path, progress: Progress | None = None) -> Iterator[None]:
     """Hold an exclusive lock on a file; says so when it has to wait."""
-    with path.open("w") as file:
+    # Never through a link, and never cut short: another user may have made what has this name.
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644), "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

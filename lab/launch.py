@@ -136,7 +136,7 @@ def make_run_folder(memory_mib: int) -> tuple[Path, IO[bytes]]:
     if os.access(_SHARED_MEMORY, os.W_OK):
         parents.insert(0, _SHARED_MEMORY)
     # One at a time: else a folder could be swept before its lock is held.
-    with images.locked(Path(tempfile.gettempdir(), f"vmishim-lab.{os.getuid()}.lock")):
+    with images.locked(images.cache() / "runs.lock"):
         for parent in parents:
             for folder in parent.glob(f"{_PREFIX}*"):
                 _sweep(folder)
@@ -151,7 +151,7 @@ def make_run_folder(memory_mib: int) -> tuple[Path, IO[bytes]]:
 def _sweep(folder: Path) -> None:
     """Remove a run's folder if its owner, who held the lock, is dead."""
     try:
-        if folder.stat().st_uid != os.getuid():
+        if folder.lstat().st_uid != os.getuid():
             return
         with (folder / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

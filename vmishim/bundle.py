@@ -12,11 +12,13 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from vmishim import files
 from vmishim.errors import LibvmiError
 
 PARTS = (
     "vmishim/__init__.py",
     "vmishim/errors.py",
+    "vmishim/files.py",
     "vmishim/version.py",
     "vmishim/wire",
     "vmishim/kernel/__init__.py",
@@ -53,10 +55,8 @@ def bundle(target: Path) -> Path:
             entry = zipfile.ZipInfo(name, DATE)
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
-    unfinished = target.with_name(target.name + ".part")
-    unfinished.write_bytes(whole.getvalue())
-    unfinished.chmod(0o755)
-    return unfinished.replace(target)
+    files.write(target, whole.getvalue(), 0o755)
+    return target
 
 
 def object_bytes(name: str) -> bytes:

@@ -17,8 +17,9 @@ TABLE: dict[str, set[str]] = {
     "vmishim.errors": set(),
     "vmishim.version": set(),
     "vmishim.isolated": set(),
-    "vmishim.wire": {"vmishim.errors"},
-    "vmishim.kernel": {"vmishim.errors"},
+    "vmishim.files": set(),
+    "vmishim.wire": {"vmishim.errors", "vmishim.files"},
+    "vmishim.kernel": {"vmishim.errors", "vmishim.files"},
     # The guest's side.
     "guest_agent": set(),
     "guest_agent.sandbox": {"vmishim.errors"},
@@ -41,7 +42,7 @@ TABLE: dict[str, set[str]] = {
     "guest_agent.__main__": {
         *("guest_agent.agent", "guest_agent.attestation", "guest_agent.freezer", "guest_agent.injections"),
         *("guest_agent.kernel", "guest_agent.loader", "guest_agent.sandbox", "guest_agent.sealed"),
-        *("guest_agent.serve", "vmishim.errors", "vmishim.version", "vmishim.wire"),
+        *("guest_agent.serve", "vmishim.errors", "vmishim.files", "vmishim.version", "vmishim.wire"),
     },
     # The IDS's side.
     "vmishim.attestation": {"vmishim.errors", "vmishim.wire"},
@@ -51,7 +52,7 @@ TABLE: dict[str, set[str]] = {
     "vmishim.readahead": {"vmishim.client", "vmishim.errors", "vmishim.kernel", "vmishim.memory", "vmishim.wire"},
     "vmishim.guests": {
         *("vmishim.attestation", "vmishim.client", "vmishim.errors", "vmishim.kernel", "vmishim.link"),
-        *("vmishim.isolated", "vmishim.memory", "vmishim.readahead", "vmishim.wire"),
+        *("vmishim.files", "vmishim.isolated", "vmishim.memory", "vmishim.readahead", "vmishim.wire"),
     },
     "vmishim.inject": {
         *("vmishim.errors", "vmishim.guests", "vmishim.isolated", "vmishim.kernel", "vmishim.memory", "vmishim.wire"),
@@ -66,11 +67,11 @@ TABLE: dict[str, set[str]] = {
         *("libvmi", "vmishim.errors", "vmishim.guests", "vmishim.kernel", "vmishim.libvmi", "vmishim.output"),
         *("vmishim.isolated", "vmishim.script", "vmishim.version"),
     },
-    "vmishim.bundle": {"vmishim.errors"},
+    "vmishim.bundle": {"vmishim.errors", "vmishim.files"},
     "vmishim.commands": {
         *("vmishim.attestation", "vmishim.bundle", "vmishim.compare", "vmishim.errors", "vmishim.guests"),
         *("vmishim.inject", "vmishim.inspection", "vmishim.libvmi", "vmishim.link", "vmishim.output"),
-        *("vmishim.readahead", "vmishim.script", "vmishim.version", "vmishim.wire"),
+        *("vmishim.files", "vmishim.readahead", "vmishim.script", "vmishim.version", "vmishim.wire"),
     },
     "vmishim.cli": {"vmishim.commands", "vmishim.errors", "vmishim.output", "vmishim.version"},
     # What is not shipped.

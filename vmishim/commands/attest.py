@@ -6,6 +6,7 @@ import argparse
 import sys
 from dataclasses import replace
 
+from vmishim import files
 from vmishim.attestation import ask, verify
 from vmishim.commands import CommandError
 from vmishim.guests import domains
@@ -34,7 +35,7 @@ def attest(options: argparse.Namespace) -> int:
     else:
         raise CommandError("give the name of a guest with an agent, or a file: --report FILE")
     if options.save:
-        options.save.write_bytes(evidence)
+        files.write(options.save, evidence)
     required = domain.attestation if domain else None
     chain = [*options.chain, *(required.chain if required else ())]
     attested = verify(evidence, key, chain, required.roots if required else ())

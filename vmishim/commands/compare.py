@@ -10,6 +10,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from vmishim import files
 from vmishim.commands import CommandError
 from vmishim.errors import LibvmiError
 from vmishim.guests import domains
@@ -36,6 +37,12 @@ def compare(options: argparse.Namespace) -> int:
         raise CompareError(f"no such script: {options.script}")
     if options.runs < 1:
         raise CompareError("--runs must be 1 or more")
+    written = [f"{options.output}.json", f"{options.output}.html"]
+    for path in written:
+        try:
+            files.refuse_other_than_file(path)
+        except OSError as error:
+            raise CompareError(f"{path} {error.strerror}") from None
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmishim-")))
         try:
@@ -74,9 +81,8 @@ def compare(options: argparse.Namespace) -> int:
         except engine.QmpError as error:
             raise CompareError(str(error)) from None
         _say("")
-    written = {f"{options.output}.json": json.dumps(made, indent=1) + "\n", f"{options.output}.html": report.page(made)}
-    for path, text in written.items():
-        Path(path).write_text(text, encoding="utf-8")
+    for path, text in zip(written, (json.dumps(made, indent=1) + "\n", report.page(made)), strict=True):
+        files.write(path, text.encode())
     report.table(made)
     print(f"wrote {' and '.join(written)}", file=sys.stderr)
     return EXIT[made["result"]]

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vmishim import files
 from vmishim.commands import CommandError
 from vmishim.commands.guests import target
 
@@ -36,7 +37,7 @@ def bundle(options: argparse.Namespace) -> int:
         raise CommandError(f"{options.output} is a folder; name the file to write")
     made = agent.bundle(options.output)
     unit = made.with_name(agent.UNIT)
-    unit.write_bytes(agent.unit())
+    files.write(unit, agent.unit())
     print(f"wrote {made} ({made.stat().st_size / 1024:.0f} KiB) and {unit}")
     print(_steps(made, unit), end="")
     return 0

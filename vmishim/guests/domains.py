@@ -34,6 +34,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmishim import files
 from vmishim.errors import LibvmiError
 
 if TYPE_CHECKING:
@@ -93,14 +94,17 @@ def path() -> Path:
 def load(file: Path | None = None) -> dict[str, Domain]:
     """All domains by name; empty if there is no file.
 
-    :raises LibvmiError: the file cannot be read, or an entry is wrong; the text says which and why
+    :raises LibvmiError: the file cannot be read, another user can write or replace it, or an entry is wrong; the text
+        says which and why
     """
     file = file or path()
     try:
-        entries = tomllib.loads(file.read_text(encoding="utf-8"))
+        entries = tomllib.loads(files.read_trusted(file).decode())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise LibvmiError(f"NO_CONFIG: {file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise LibvmiError(f"NO_CONFIG: {file} cannot be read: {error}") from None
     return {name: _domain(name, entry, file) for name, entry in entries.items()}
 

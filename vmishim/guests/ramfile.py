@@ -16,9 +16,9 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from struct import unpack_from
 
+from vmishim import files
 from vmishim.errors import FaultError, LibvmiError, LinkError
 from vmishim.guests import dumps
 from vmishim.guests.dumps import Segment
@@ -292,7 +292,7 @@ def _tables(ram: Ram) -> Iterator[kallsyms.Symbols]:
 
 def _map(path: str | os.PathLike[str]) -> Iterator[kallsyms.Symbols]:
     try:
-        lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
+        lines = files.read_trusted(path).decode("ascii", errors="replace").splitlines()
         yield kallsyms.Symbols((int(words[0], 16), words[2]) for line in lines if len(words := line.split()) >= 3)
     except (OSError, ValueError) as error:
         raise LibvmiError(f"OS: symbols {os.fspath(path)} cannot be read: {error}") from None

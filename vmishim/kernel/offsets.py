@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from vmishim import files
 from vmishim.errors import LibvmiError
 
 
@@ -27,9 +28,10 @@ class Offsets:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The offsets in a file. :raises LibvmiError: it cannot be read, or does not hold offsets"""
+        """The offsets in a file. :raises LibvmiError: it cannot be read, another user can write or replace it, or
+        it does not hold offsets"""
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(files.read_trusted(path))
             for name, place in found["members"].items():
                 if len(place) != 2 or not all(type(number) is int and number >= 0 for number in place):
                     raise ValueError(f"{name!r} is not [offset, size]")

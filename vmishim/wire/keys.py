@@ -15,9 +15,8 @@ import binascii
 import contextlib
 import hashlib
 import os
-import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -25,6 +24,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from vmishim import files
 from vmishim.errors import LinkError
 
 KEY_SIZE = 32
@@ -121,7 +121,8 @@ def generate() -> PrivateKey:
 def load_private(path: str | os.PathLike[str]) -> PrivateKey:
     """Read a private key file.
 
-    :raises LinkError: it cannot be read, is not a private key, or its group or others have access to it
+    :raises LinkError: it cannot be read, is not a private key, its group or others have access to it, or another user
+        could have put it there
     """
     text, status = _read(path)
     if status.st_mode & 0o077:
@@ -138,9 +139,12 @@ def load_private(path: str | os.PathLike[str]) -> PrivateKey:
 
 def load_public(path: str | os.PathLike[str]) -> PublicKey:
     """Read a public key file. :raises LinkError: it cannot be read, or is not a public key."""
-    text, _ = _read(path)
+    text, status = _read(path)
     try:
+        files.check_mode(path, status)
         return PublicKey.from_text(_only_line(text, path))
+    except files.UntrustedError as error:
+        raise LinkError(f"{os.fspath(path)}: {error.strerror}") from None
     except LinkError as error:
         raise LinkError(f"{os.fspath(path)}: {error}") from None
 
@@ -162,8 +166,9 @@ class PermittedKeys:
     """The public keys that may open a session: a file of public key lines; ``#`` starts a comment line.
 
     The file is read again when it changes, so removing a line ends that key's sessions at their next request. It fails
-    closed: an invalid line permits no key, and a file that becomes unreadable, or writable by its group or others,
-    permits no key at all. ``problems`` lists what was wrong at the last reading.
+    closed: an invalid line permits no key, and a file that becomes unreadable, or that another user can write or
+    replace, permits no key at all. ``problems`` lists what was wrong at the last reading. The file may belong to root
+    or to the user that this process had at construction.
 
     A process that may no longer open files (``guest_agent.sandbox``) still sees changes to the file through the
     descriptor that was opened at construction. It cannot open a file that replaced it: then ``replaced`` is true and no
@@ -176,7 +181,9 @@ class PermittedKeys:
         self.path = Path(path)
         self.problems: tuple[str, ...] = ()
         self.replaced = False
-        self._file = _open(path)
+        # An agent opens the list as root and reads it again as another user.
+        self._trusted = files.owners()
+        self._file = _open(path, self._trusted)
         self._keys: dict[bytes, PublicKey] = {}
         self._stamp: tuple[int, ...] | None = None
         self._reread()
@@ -209,12 +216,16 @@ class PermittedKeys:
         """Open the file that now has the name, unless it is already open."""
         self.replaced = not os.path.samestat(status, os.fstat(self._file.fileno()))
         if self.replaced:
-            fresh = _open(self.path)
+            fresh = _open(self.path, self._trusted)
             self._file.close()
             self._file, self.replaced = fresh, False
 
     def _reread(self) -> None:
         text, status = _text(self._file, self.path)
+        try:
+            files.check_owner(self.path, status, self._trusted)
+        except files.UntrustedError as error:
+            raise LinkError(str(error.strerror)) from None
         if status.st_mode & 0o022:
             raise LinkError(f"{self.path}: other users can change who may connect; run: chmod go-w {self.path}")
         keys, problems = {}, []
@@ -266,18 +277,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[str, os.stat_result]:
         return _text(file, path)
 
 
-def _open(path: str | os.PathLike[str]) -> FileIO:
-    """Open a regular file. :raises LinkError: it is not one, or cannot be opened"""
-    name = os.fspath(path)
+def _open(path: str | os.PathLike[str], trusted: Collection[int] | None = None) -> FileIO:
+    """Open a regular file. :raises LinkError: it is not one, cannot be opened, or another user could have put it
+    there"""
     try:
-        # Non-blocking: a named pipe must be an error, not a wait.
-        file = FileIO(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        return files.open_trusted(path, trusted)
     except OSError as error:
-        raise LinkError(f"cannot read {name}: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise LinkError(f"{name} is not a regular file")
-    return file
+        raise LinkError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
 
 
 def _text(file: FileIO, path: str | os.PathLike[str]) -> tuple[str, os.stat_result]:
