@@ -721,6 +721,20 @@ class Ages:
         ground.let_pass(COMPANION_STALE)
         assert vmi.read_64_va(counter, 0) == 77
 
+    def test_a_counter_that_comes_with_two_listings_is_fresh_when_read_again(self, ground: Ground) -> None:
+        tasks_list, _ = tasks(ground, 6)
+        ground.ring(0x40000, [0x40080, 0x40100])
+        other = KernelList("other", ground.base + 0x40000, Step.RING, 0, 0, 16, (Field((), 0, WORD),))
+        vmi = ground.read(tasks_list, other)
+        for head in (tasks_list.start, other.start) * 3:
+            forward(vmi, head)
+            vmi.read_64_va(ground.base + ARRAY, 0)
+        forward(vmi, tasks_list.start)
+        forward(vmi, other.start)
+        vmi.read_64_va(ground.base + ARRAY, 0)
+        ground.put(ARRAY, 77)
+        assert vmi.read_64_va(ground.base + ARRAY, 0) == 77
+
     def test_memory_expires_while_another_thread_waits_for_the_agent(self, ground: Ground) -> None:
         place, nodes = tasks(ground, 6, Field((), 0, 8))
         vmi = ground.read(place)

@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from struct import Struct
 
 from vmishim.client import Remote
@@ -172,13 +173,12 @@ class ReadAhead:
         return data
 
     def _companion(self, address: int, count: int, text: bool) -> bytes | None:
-        """A single read that came along with a listing."""
-        for listing in self._lists:
-            came = listing.companions.take((address, count))
-            if came is not None:
-                data, until = came
-                return data if self._now() < until else self._single(address, count)
-        return None
+        """A single read that came along with a listing; with several, the last one's, and none is used again."""
+        came = [found for listing in self._lists if (found := listing.companions.take((address, count)))]
+        if not came:
+            return None
+        data, until = max(came, key=itemgetter(1))
+        return data if self._now() < until else self._single(address, count)
 
     def _head_node(self, address: int, count: int, text: bool) -> bytes | None:
         """The node that a head is in, of which nothing is known: many a listing begins with it."""
