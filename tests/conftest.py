@@ -22,6 +22,7 @@ TIERS = {
 ORDER = ("guest", "contract", "local", "unit")
 
 settings.register_profile("quick", max_examples=30)  # make unit; make test draws hypothesis's 100
+settings.register_profile("long", max_examples=3000)  # pytest --hypothesis-profile=long: long histories of reads
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

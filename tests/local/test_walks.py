@@ -46,7 +46,7 @@ class TestHere(Requests, LongWalks):
 ROOM = 0x4000
 """Offset of the words that are drawn: what lies around them is mapped, whatever a plan adds or takes away."""
 WORDS = 48
-EXAMPLES = max(300, settings.default.max_examples if settings.default else 0)
+EXAMPLES = 3 * settings().max_examples
 
 
 @st.composite
