@@ -159,6 +159,8 @@ class Histories(RuleBasedStateMachine):
         self.reached: dict[str, set[int]] = {"tasks": set(), "modules": set(), "sockets": set()}
         """Links that were answered since that look."""
         self.cursor = {"tasks": 0, "modules": 0, "sockets": 0}
+        self.node_walked = -1
+        """The state when a listing began with the node that the head of tasks is in; the next look is part of it."""
         self.pointer_looked = -1
         """The state at the last look at the table's pointer, until its first chain is looked at."""
         self.said: dict[int, int] = {}
@@ -275,7 +277,7 @@ class Histories(RuleBasedStateMachine):
             except LibvmiError as error:
                 answers.append(error)
 
-        self.run(read, elsewhere)
+        self.run(read, elsewhere, TASKS[0] <= at < TASKS[0] + NODE)
         (answer,) = answers
         if isinstance(answer, LinkError):
             assert self.failed, f"nothing was wrong with the agent: {answer}"
@@ -289,9 +291,10 @@ class Histories(RuleBasedStateMachine):
         assert len(answer) == count
         return answer
 
-    def run(self, read: Callable[[], None], elsewhere: bool) -> None:
+    def run(self, read: Callable[[], None], elsewhere: bool, within_head_node: bool) -> None:
         """Read, with what is to happen meanwhile."""
         trouble, self.trouble, self.failed = self.trouble, [], False
+        version = self.memory.version
         first, begun, restarts = len(self.link.requests), self.now, list[int]()
 
         def before(number: int) -> None:
@@ -323,6 +326,8 @@ class Histories(RuleBasedStateMachine):
             self.slow.append((self.now, self.now - begun))
         if Walk.KIND in self.link.requests[first:]:
             self.companions.update(COUNTERS)
+            if within_head_node:
+                self.node_walked = version
 
     def check(self, at: int, data: bytes | None, since: int, begun: float) -> None:
         """Each byte is what memory held at some time since that state, and not too long ago.
@@ -346,9 +351,13 @@ class Histories(RuleBasedStateMachine):
 
     def look(self, name: str, at: int, count: int, elsewhere: bool) -> bytes | None:
         before, begun = self.memory.version, self.now
+        if name == "tasks" and self.node_walked >= 0:
+            before = self.node_walked
         data = self.ask(at, count, elsewhere)
         self.check(at, data, before, begun)
         self.looked[name], self.reached[name], self.cursor[name] = before, set(), 0
+        if name == "tasks":
+            self.node_walked = -1
         return data
 
     def reach(self, name: str, value: int, head: int) -> None:
@@ -446,7 +455,7 @@ class Histories(RuleBasedStateMachine):
             except LibvmiError as error:
                 answers.append(error)
 
-        self.run(read, False)
+        self.run(read, False, number == 0)
         (answer,) = answers
         if isinstance(answer, str):
             self.check(at, answer.encode() + b"\0", 0, begun)
@@ -620,6 +629,7 @@ class Histories(RuleBasedStateMachine):
         self.floor = self.memory.version
         self.reached = {name: set() for name in self.reached}
         self.companions.clear()
+        self.node_walked = -1
         self.pointer_looked = -1
         self.said = {}
 
