@@ -63,7 +63,7 @@ class Link:
     :ivar bytes_sent: bytes of all request frames
     :ivar bytes_received: bytes of all reply frames
     :ivar handshakes: sessions made
-    :ivar remote: the agent's public key; of several, the one that the last session was made with
+    :ivar remote: the agent's public key; of several, the one that made the last session, at first the first
     :ivar proofs: as the parameter; more may be added
     :ivar pinned: number of the handshake whose session every request must use, 0 for any: the agent ends what a session
         holds (a freeze) with that session
@@ -182,11 +182,15 @@ class Link:
     def _greet(self, deadline: float) -> Session:
         """A new session. Sends the hello again whenever the connection breaks (a forwarded port keeps closing it while
         the guest boots), and after half of the remaining time: a hello has no effect, so it may be sent often."""
+        # An agent with another key refuses a hello as malformed. So may an attacker on the network, since a refusal is
+        # not sealed: it decides nothing. The other keys are tried, then the first once more, and only a welcome, which
+        # takes the private key, says which key is the agent's.
         others = [key for key in self._remotes if key != self.remote]
+        keys = [self.remote, *others, self.remote] if others else [self.remote]
         while True:
             self._drop()
             self._line = _Line(self.endpoint)
-            initiator = Initiator(self._static, self.remote)
+            initiator = Initiator(self._static, keys[0])
             now = monotonic()
             try:
                 answer = self._line.exchange(initiator.hello(), min(deadline, now + max((deadline - now) / 2, 0.25)))
@@ -197,14 +201,13 @@ class Link:
             try:
                 session = initiator.finish(answer)
             except RefusedError as refused:
-                # An agent with another key answers so. To forge this answer gains nothing: only a key's holder can
-                # finish the handshake with it.
-                if refused.reason is Reason.MALFORMED and others:
-                    self.remote = others.pop()
+                if refused.reason is Reason.MALFORMED and len(keys) > 1:
+                    del keys[0]
                     continue
                 raise self._named(refused) from None
             except LinkError as error:
-                raise LinkError(f"{self.endpoint} is not the agent with key {self.remote!r}: {error}") from None
+                raise LinkError(f"{self.endpoint} is not the agent with key {keys[0]!r}: {error}") from None
+            self.remote = keys[0]
             self.handshakes += 1
             return session
 

@@ -27,7 +27,7 @@ from vmishim.link import Link
 from vmishim.memory.reader import KERNEL_FLOOR
 from vmishim.wire.keys import PrivateKey, generate
 from vmishim.wire.messages import Hello, Memory, Read, Welcome, decode, encode
-from vmishim.wire.session import REFUSAL, REPLY, REQUEST, VERSION, Reason, RefusedError
+from vmishim.wire.session import HELLO, REFUSAL, REPLY, REQUEST, VERSION, Reason, RefusedError, refusal
 from vmishim.wire.sessions import Sessions
 
 HOST, AGENT = generate(), generate()
@@ -385,6 +385,39 @@ def test_an_agent_may_change_its_key_to_the_next(tmp_path: Path) -> None:
             link.exchange(b"x")
         with Served(endpoint, sessions=Sessions(new, {HOST.public})):
             assert link.exchange(b"x") == b"echo x"
+
+
+@pytest.mark.parametrize("forged", [1, 2, 3])
+def test_a_forged_refusal_does_not_choose_the_agents_key(agent: Served, forged: int) -> None:
+    """As many hellos in turn are answered by an attacker, who has no key, as an agent with another key answers."""
+    left = [refusal(Reason.MALFORMED)] * forged
+
+    def forge(frame: bytes, ask: Callable[[bytes], bytes]) -> bytes:
+        return left.pop() if kind(frame) == HELLO and left else ask(frame)
+
+    others = [generate().public for _ in range(2)]
+    with Relay(agent, forge) as relay, Link(relay.endpoint, HOST, [AGENT.public, *others], 10) as link:
+        assert link.exchange(b"1") == b"echo 1"
+        assert (link.handshakes, link.remote, left) == (1, AGENT.public, [])
+
+
+def test_refusals_of_every_hello_are_an_error_and_leave_the_first_key(agent: Served) -> None:
+    forging, asked = [True], []
+
+    def forge(frame: bytes, ask: Callable[[bytes], bytes]) -> bytes:
+        asked.append(kind(frame))
+        return refusal(Reason.MALFORMED) if forging else ask(frame)
+
+    with Relay(agent, forge) as relay, Link(relay.endpoint, HOST, [AGENT.public, generate().public], 10) as link:
+        for _ in range(3):
+            with pytest.raises(RefusedError, match="cannot decrypt our frame"):
+                link.exchange(b"1")
+            assert link.remote == AGENT.public
+        assert asked == [HELLO] * 9
+        forging.clear()
+        assert link.exchange(b"2") == b"echo 2"
+        # The first key is tried first again: one hello.
+        assert asked == [HELLO] * 10 + [REQUEST]
 
 
 def test_threads_share_a_link(agent: Served) -> None:
