@@ -94,11 +94,14 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--verbose", "-v", action="store_true", help="log every request")
     keygen = commands.add_parser("keygen", help="create a private key and print its public key")
     keygen.add_argument("path", type=Path, metavar="PATH", help="file to create, mode 0600; an existing file is kept")
-    attest = commands.add_parser("attest", help="save a report of AMD SEV-SNP that vouches for this agent's key")
+    attest = commands.add_parser("attest", help="save a report of AMD SEV-SNP that vouches for this agent's keys")
     attest.add_argument(
         "path", type=Path, metavar="FILE", help="file to create: the report and the certificates that come with it"
     )
     attest.add_argument("--key", type=Path, default=KEY, metavar="FILE", help="this agent's private key (%(default)s)")
+    attest.add_argument(
+        "--kernel-key", type=Path, metavar="FILE", help="the key that vouches for the kernel's, if the kernel encrypts"
+    )
     commands.add_parser("check", help="load the programs and read this kernel once")
     return whole
 
@@ -136,7 +139,8 @@ def _keygen(path: Path) -> int:
 
 
 def _attest(options: argparse.Namespace) -> int:
-    evidence = attestation.evidence(load_private(options.key).public)
+    kernel_key = load_private(options.kernel_key).public if options.kernel_key else None
+    evidence = attestation.evidence(load_private(options.key).public, kernel_key=kernel_key)
     if not evidence.bulk:
         print(f"vmishim-agent: no attestation: {evidence.text}", file=sys.stderr)
         return 1
@@ -185,7 +189,7 @@ def _serve(options: argparse.Namespace) -> int:
         sealer = Sealer(kernel, options.kernel_key, permitted)
         kernel.close()
     injections = Injections(loader)
-    evidence = attestation.evidence(key.public)
+    evidence = attestation.evidence(key.public, kernel_key=sealer.public if sealer else None)
     agent = Agent(kernel, injections, evidence, sealer, freezer, owner=lambda session: sessions.key_of(session))
 
     def permits(asking: PublicKey) -> bool:

@@ -1,4 +1,4 @@
-"""Ask the machine's security processor, once at set-up, for a report that vouches for the agent's key.
+"""Ask the machine's security processor, once at set-up, for a report that vouches for the agent's keys.
 
 Linux 6.7 and later provide reports through configfs (Documentation/ABI/testing/configfs-tsm in the kernel's tree),
 older kernels through ``/dev/sev-guest`` (Documentation/virt/coco/sev-guest.rst).
@@ -70,13 +70,17 @@ def evidence(
     tsm: Path = TSM,
     device: Path = DEVICE,
     ioctl: Callable[[int, int, ctypes.Structure], object] = fcntl.ioctl,
+    *,
+    kernel_key: PublicKey | None = None,
 ) -> Evidence:
     """A report for ``key``, with the certificates that the host has for it.
+
+    :param kernel_key: if the kernel encrypts, the key that vouches for the kernel's keys; the report vouches for it too
 
     Both interfaces need root, so call this before privileges are dropped. Without a report, ``bulk`` is empty and the
     text says why, for each interface; that is not an error, since most machines are not confidential VMs.
     """
-    data = report_data(key)
+    data = report_data(key, kernel_key)
     try:
         return _from_configfs(data, tsm)
     except (OSError, _NoReportError) as error:

@@ -38,6 +38,8 @@ _ASKED = struct.Struct("<16sII")
 """``struct ask`` from ``tag`` on."""
 _LENGTH = struct.Struct("<QQ")
 """``struct sealed`` up to ``tag``: counter, length."""
+_PUBLIC = "public"
+"""Beside the envelopes by key: the public half of the key that sealed them."""
 _MORE, _FAILED = 0, 0xFFFFFFFF
 """What ``gather`` returns: a walk's state, or a failure."""
 
@@ -55,6 +57,7 @@ class Sealer:
     :param kernel: supplies this machine's layout (direct map, page tables); not used after set-up
     :param key: file of the key that seals envelopes; like all other secrets, only a short-lived child process reads it
     :param permitted: the IDSs that get an envelope; one that is permitted later has none until the agent restarts
+    :ivar public: the public half of ``key``
     :raises LoadError: the kernel can't encrypt, or the key can't be read
     """
 
@@ -64,7 +67,7 @@ class Sealer:
         except LoadError as error:
             raise LoadError(f"--kernel-key: {_explain(error)}", error.log) from None
         try:
-            self._envelopes = self._set_up(kernel, key, list(permitted))
+            self.public, self._envelopes = self._set_up(kernel, key, list(permitted))
             self._ask = self._programs.map("ask")
             self._heads = self._programs.map("asked_heads")
             self._sealed = self._programs.map("sealed")
@@ -154,8 +157,9 @@ class Sealer:
             raise OSError("the eBPF programs gather or seal failed, so there is no sealed answer")
         return state
 
-    def _set_up(self, kernel: Kernel, key: Path, permitted: list[PublicKey]) -> dict[str, str]:
-        """Return envelopes by public key. A child process makes them, and its secrets end with it."""
+    def _set_up(self, kernel: Kernel, key: Path, permitted: list[PublicKey]) -> tuple[PublicKey, dict[str, str]]:
+        """Return the key's public half, and envelopes by the IDSs' keys. A child process makes them, and its secrets
+        end with it."""
         reads, writes = os.pipe()
         child = os.fork()
         if not child:
@@ -176,14 +180,14 @@ class Sealer:
         )
         if "error" in made:
             raise LoadError(made["error"])
-        return made
+        return PublicKey(bytes.fromhex(made.pop(_PUBLIC))), made
 
     def _make_keys(self, kernel: Kernel, key: Path, permitted: list[PublicKey]) -> dict[str, str]:
         if len(permitted) > KEYS_MAX:
             return {"error": f"{len(permitted)} IDSs are permitted, but the kernel keeps keys for at most {KEYS_MAX}"}
-        envelopes = {}
         try:
             static = load_private(key)
+            envelopes = {_PUBLIC: static.public.raw.hex()}
             for number, public in enumerate(permitted):
                 root = os.urandom(KEY_SIZE)
                 reading = kernel.page_offset, kernel.levels, kernel.encrypted

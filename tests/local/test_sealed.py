@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import guest_agent.__main__
 from bench.machine import Machine, here
 from bench.variants import RunningAgent
 from tests.ground.walks import Ground, LongWalks, Walks
@@ -27,7 +28,7 @@ from vmishim.guests.agent import AgentGuest
 from vmishim.libvmi import Libvmi
 from vmishim.memory.reader import PHYSICAL
 from vmishim.wire import sealed
-from vmishim.wire.keys import generate, save_private
+from vmishim.wire.keys import PublicKey, generate, save_private
 from vmishim.wire.messages import Envelope, Lookup, Message, More, Read, Sealed, Sealing, Walk, decode, encode
 from vmishim.wire.noise import HandshakeState
 from vmishim.wire.plan import HEADS_MAX, Plan, Step, Take
@@ -399,6 +400,28 @@ def test_a_kernel_key_that_is_pinned_must_be_the_agents(machine: Machine) -> Non
     with pytest.raises(LinkError, match="does not encrypt"):
         machine.plain.connect(kernel_key=machine.sealing.kernel)
     assert Ids(Libvmi.over(machine.sealing.connect())).processes()
+
+
+@pytest.mark.skipif(bool(os.geteuid()), reason="only root can read this kernel")
+def test_the_agent_asks_for_a_report_of_both_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent's own set-up, up to where it asks for the report."""
+
+    class Asked(Exception):
+        pass
+
+    def ask(key: PublicKey, *, kernel_key: PublicKey | None) -> None:
+        raise Asked(key, kernel_key)
+
+    monkeypatch.setattr("guest_agent.attestation.evidence", ask)
+    keys = {name: generate() for name in ("agent", "kernel", "ids")}
+    for name, key in keys.items():
+        save_private(tmp_path / name, key)
+    (tmp_path / "permitted").write_text(f"{keys['ids'].public.text}\n")
+    serve = ["serve", "--key", str(tmp_path / "agent"), "--permitted", str(tmp_path / "permitted")]
+    for more, kernel in (([], None), (["--kernel-key", str(tmp_path / "kernel")], keys["kernel"].public)):
+        with pytest.raises(Asked) as asked:
+            guest_agent.__main__.main([*serve, *more])
+        assert asked.value.args == (keys["agent"].public, kernel)
 
 
 def test_a_domain_may_name_its_kernels_key(

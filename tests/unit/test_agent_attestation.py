@@ -83,6 +83,12 @@ def test_configfs_gives_report_and_certificates(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_kernels_key_is_vouched_for_too(tmp_path: Path) -> None:
+    kernel = generate().public
+    found = attestation.evidence(KEY, configfs(tmp_path), tmp_path / "none", unused, kernel_key=kernel)
+    assert found.bulk[:SIGNED] == report(report_data(KEY, kernel))[:SIGNED] != report(report_data(KEY))[:SIGNED]
+
+
 def test_a_host_may_have_no_certificates(tmp_path: Path) -> None:
     found = attestation.evidence(KEY, configfs(tmp_path), tmp_path / "none", unused)
     assert len(found.bulk) == REPORT_SIZE

@@ -46,11 +46,13 @@ from vmishim.attestation.errors import (
     VmplError,
 )
 from vmishim.attestation.report import Tcb
-from vmishim.errors import LibvmiError
+from vmishim.errors import LibvmiError, LinkError
+from vmishim.guests.agent import connect
+from vmishim.guests.domains import Domain
 from vmishim.link import Link
 from vmishim.wire.attestation import report_data
-from vmishim.wire.keys import generate
-from vmishim.wire.messages import Answer, Attest, Evidence, Failure, Message, Symbols, decode, encode, expect
+from vmishim.wire.keys import PublicKey, generate
+from vmishim.wire.messages import Answer, Attest, Evidence, Failure, Hello, Message, Symbols, decode, encode, expect
 
 DATA = Path(__file__).parent / "data" / "attestation"
 WHEN = datetime(2025, 6, 1, tzinfo=UTC)
@@ -193,6 +195,63 @@ def test_turin_numbers_its_parts_in_another_order() -> None:
             trusting(sign(fill(raw, reported_tcb=bytes(other)), key) + certificates)
     with pytest.raises(EndorsementError, match="is for chip"):
         trusting(sign(fill(raw, chip_id=CHIP[:9]), key) + certificates)
+
+
+# The kernel key
+
+KERNEL = generate().public
+
+
+@pytest.mark.parametrize(
+    ("bound", "pinned", "accepted"),
+    [
+        (KERNEL, KERNEL, True),
+        (None, None, True),
+        (generate().public, KERNEL, False),
+        (None, KERNEL, False),
+        (KERNEL, None, False),
+        (AGENT.public, KERNEL, False),
+    ],
+    ids=["same", "neither", "another kernel's", "none where one is pinned", "one where none is pinned", "the agent's"],
+)
+def test_a_report_vouches_for_the_pinned_kernel_key_or_for_none(
+    bound: PublicKey | None, pinned: PublicKey | None, accepted: bool
+) -> None:
+    raw = evidence(report_data=report_data(AGENT.public, bound))
+    if accepted:
+        trusting(raw, AGENT.public, kernel_key=pinned)
+        return
+    with pytest.raises(BindingError, match="kernel key"):
+        trusting(raw, AGENT.public, kernel_key=pinned)
+
+
+def test_what_a_report_vouches_for_cannot_be_read_in_two_ways() -> None:
+    label, agent, kernel = b"vmishim agent and kernel key v2\0", AGENT.public.raw, KERNEL.raw
+    assert report_data(AGENT.public) == hashlib.sha512(label + agent + b"\0").digest()
+    assert report_data(AGENT.public, KERNEL) == hashlib.sha512(label + agent + b"\1" + kernel).digest()
+    # In the form of version 1, which said nothing of a kernel's key.
+    old = hashlib.sha512(b"vmishim agent key v1\0" + agent).digest()
+    for pinned in (None, KERNEL):
+        with pytest.raises(BindingError):
+            trusting(evidence(report_data=old), AGENT.public, kernel_key=pinned)
+
+
+@pytest.mark.parametrize("bound", [None, generate().public, KERNEL])
+def test_a_guest_whose_report_names_another_kernel_key_is_asked_nothing(
+    tmp_path: Path, bound: PublicKey | None
+) -> None:
+    answer = Answering(Evidence("test", evidence(report_data=report_data(AGENT.public, bound))))
+    required = replace(REQUIRED, roots=frozenset({authority().root}))
+    domain = Domain(
+        "web-1", agent=f"ipc://{tmp_path}/agent", agent_key=AGENT.public.text, kernel_key=KERNEL.text,
+        attestation=required,
+    )  # fmt: skip
+    with Served(domain.agent, answer) as agent:
+        with pytest.raises(LinkError) as caught:
+            connect(domain, private=agent.link()._static)
+        assert isinstance(caught.value, BindingError) == (bound != KERNEL)
+    # The genuine one is greeted next; as the agent of this test has no facts to tell, that ends there.
+    assert [type(each) for each in answer.asked] == ([Attest, Hello] if bound == KERNEL else [Attest])
 
 
 # Certificates

@@ -69,6 +69,7 @@ def verify(
     chain: Iterable[Path] = (),
     roots: Iterable[str] = (),
     now: datetime | None = None,
+    kernel_key: PublicKey | None = None,
 ) -> Attested:
     """Check that a report is genuine and vouches for ``key``. For what it says, see `Requirements.check`.
 
@@ -77,6 +78,7 @@ def verify(
     :param chain: files of more certificates
     :param roots: more root keys to trust, by `vmishim.attestation.chain.fingerprint`
     :param now: the time at which the certificates must be valid, if not now
+    :param kernel_key: the key of a kernel that encrypts; None: the report must vouch for no such key
     :raises AttestationError: it is not genuine, or is for another key; the class and the text say why
     """
     raw = evidence[:REPORT_SIZE]
@@ -96,17 +98,29 @@ def verify(
     report = Report.parse(raw)
     trusted = dict.fromkeys(roots, "a root of your own") | ROOTS
     endorsement = endorse(leaf, report, certificates, trusted, now or datetime.now(UTC))
-    if key is not None and report.report_data != report_data(key):
-        raise BindingError(f"the report vouches for another key than the agent's, {key.fingerprint}")
+    if key is not None and report.report_data != report_data(key, kernel_key):
+        if kernel_key is not None:
+            raise BindingError(
+                f"the report does not vouch for the agent's key {key.fingerprint} together with the kernel key "
+                f"{kernel_key.fingerprint}: one of them is another, or the agent was started without --kernel-key"
+            )
+        raise BindingError(
+            f"the report vouches for another key than the agent's, {key.fingerprint}, or for a kernel key too: if the "
+            "guest's kernel encrypts, set kernel_key in the domain's entry"
+        )
     return Attested(report, endorsement)
 
 
-def attest(requirements: Requirements, key: PublicKey, exchange: Exchange) -> Attested:
+def attest(
+    requirements: Requirements, key: PublicKey, exchange: Exchange, kernel_key: PublicKey | None = None
+) -> Attested:
     """Request an agent's report and check it against the requirements, in a session with the holder of ``key``.
+
+    :param kernel_key: see `verify`
 
     :raises AttestationError: it does not meet them; the class and the text say why
     :raises LinkError: it can't be reached
     """
-    attested = verify(ask(exchange), key, requirements.chain, requirements.roots)
+    attested = verify(ask(exchange), key, requirements.chain, requirements.roots, kernel_key=kernel_key)
     requirements.check(attested.report)
     return attested

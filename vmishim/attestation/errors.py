@@ -30,7 +30,7 @@ class EndorsementError(AttestationError):
 
 
 class BindingError(AttestationError):
-    """The report vouches for another agent's key."""
+    """The report vouches for another agent's key, or another kernel key."""
 
 
 class MeasurementError(AttestationError):

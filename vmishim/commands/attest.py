@@ -38,7 +38,8 @@ def attest(options: argparse.Namespace) -> int:
         files.write(options.save, evidence)
     required = domain.attestation if domain else None
     chain = [*options.chain, *(required.chain if required else ())]
-    attested = verify(evidence, key, chain, required.roots if required else ())
+    kernel_key = PublicKey.from_text(domain.kernel_key) if domain and domain.kernel_key else None
+    attested = verify(evidence, key, chain, required.roots if required else (), kernel_key=kernel_key)
     if options.json:
         dump(attested.facts)
     else:

@@ -27,7 +27,6 @@ from vmishim.output import dump, printable
 from vmishim.version import __version__
 
 if TYPE_CHECKING:
-    from vmishim.attestation import Requirements
     from vmishim.link import Link
 
 Verdict = Literal["ok", "note", "bad"]
@@ -256,7 +255,7 @@ def domain(name: str) -> Iterator[Finding]:
     try:
         how = "both keys accepted" if entry.agent else "its memory holds a known kernel"
         yield Finding("reached", "ok", f"{how}, {(time.monotonic() - begun) * 1000:.0f} ms")
-        yield from inside(target, entry.attestation)
+        yield from inside(target, entry)
         if entry.freeze:
             yield _pause(target)
     except LinkError as error:
@@ -284,11 +283,11 @@ def _unreached(error: LibvmiError, ours: str) -> Finding:
     return Finding("reached", "bad", text, "in the guest: systemctl status vmishim-agent; then check the network")
 
 
-def inside(target: Target, required: Requirements | None = None) -> Iterator[Finding]:
+def inside(target: Target, entry: domains.Domain | None = None) -> Iterator[Finding]:
     """A guest that answers: its hardware, agent and kernel. :raises LinkError: it stopped answering"""
     agent, profile = target.agent, target.profile
     if agent is not None:
-        yield _attestation(agent.link, required)
+        yield _attestation(agent.link, entry)
         yield _versions(agent.version)
     named = f" on {profile.hostname}" if profile.hostname else ""
     yield Finding("kernel", "ok", f"Linux {profile.release}{named}, {profile.vcpus} CPUs")
@@ -334,12 +333,16 @@ def _encryption(by_kernel: bool) -> Finding:
     return Finding("encryption", "ok", "by the agent, which sees what it sends", remedy)
 
 
-def _attestation(link: Link, required: Requirements | None) -> Finding:
+def _attestation(link: Link, entry: domains.Domain | None) -> Finding:
     from vmishim.attestation import ask, verify
     from vmishim.attestation.errors import NoReportError
+    from vmishim.wire.keys import PublicKey
 
+    required = entry.attestation if entry else None
+    kernel_key = PublicKey.from_text(entry.kernel_key) if entry and entry.kernel_key else None
     try:
-        attested = verify(ask(link.exchange), link.remote, *((required.chain, required.roots) if required else ()))
+        chain, roots = (required.chain, required.roots) if required else ((), frozenset[str]())
+        attested = verify(ask(link.exchange), link.remote, chain, roots, kernel_key=kernel_key)
     except NoReportError as error:
         return Finding("attestation", "note", _line(error), "its key identifies it, but nothing proves what it runs on")
     except LinkError as error:

@@ -171,7 +171,7 @@ def connect(domain: Domain, strategy: Strategy = "batch", private: PrivateKey | 
     if domain.attestation is not None:
         from vmishim.attestation import attest
 
-        proofs.append(partial(attest, domain.attestation))
+        proofs.append(partial(attest, domain.attestation, kernel_key=kernel_key))
     link = Link(domain.agent, private, public, domain.timeout, proofs)
     try:
         guest = AgentGuest(domain.name, link, strategy, offsets, Unsealing(private, kernel_key), domain.freeze)
