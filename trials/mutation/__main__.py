@@ -1,0 +1,178 @@
+"""``python -m trials.mutation``: make each security check wrong in turn, and see whether a unit test fails.
+
+A mutant that all tests pass survives: a check that no test holds, or a change that changes nothing. Each mutant runs in
+a process forked from this one, which has imported the libraries already; no file is changed. Results are kept by the
+text of the module and of its tests, so a run after a change repeats only what the change touches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import CodeType, ModuleType
+
+import cryptography.x509
+import hypothesis
+import pytest
+import zmq
+
+from trials.mutation.mutants import Mutant, mutants
+
+ROOT = Path(__file__).parents[2]
+_SESSIONS = ("test_session.py", "test_noise.py", "test_connections.py")
+_ATTESTATION = ("test_attestation.py", "test_agent_attestation.py", "test_domains.py")
+TESTS = {
+    "vmishim.wire.session": _SESSIONS,
+    "vmishim.wire.sessions": _SESSIONS,
+    "vmishim.wire.noise": ("test_noise.py", "test_session.py"),
+    "vmishim.wire.keys": ("test_keys.py", "test_session.py"),
+    "vmishim.wire.sealed": ("test_sealed_frames.py",),
+    "vmishim.wire.messages": ("test_messages.py",),
+    "vmishim.wire.attestation": _ATTESTATION,
+    "vmishim.attestation": _ATTESTATION,
+    "vmishim.attestation.chain": _ATTESTATION,
+    "vmishim.attestation.report": _ATTESTATION,
+    "vmishim.attestation.requirements": _ATTESTATION,
+    "guest_agent.attestation": ("test_agent_attestation.py",),
+    "guest_agent.connections": ("test_connections.py",),
+}
+"""Modules whose checks are made wrong, each with the tests of tests/unit that must notice."""
+KILLED, SURVIVED, TIMEOUT = "killed", "survived", "timeout"
+_WARM = cryptography.x509, hypothesis, zmq
+"""Imported once, before the first fork."""
+
+
+def main() -> int:
+    """Print the score and the survivors; returns 1 if a module's tests fail without any mutation."""
+    options = _parser().parse_args()
+    chosen = options.modules or list(TESTS)
+    known: dict[str, str] = json.loads(options.cache.read_text()) if options.cache.exists() else {}
+    deadline = time.monotonic() + options.time
+    seen: Counter[str] = Counter()
+    survivors: list[Mutant] = []
+    skipped = 0
+    work: list[tuple[Mutant, str]] = []
+    for module in chosen:
+        text = _file(module).read_text(encoding="utf-8")
+        basis = hashlib.sha256("".join([text, *(_test(name).read_text() for name in TESTS[module])]).encode())
+        work += [(each, hashlib.sha256(f"{basis.hexdigest()} {each.name}".encode()).hexdigest())
+                 for each in mutants(module, text)]  # fmt: skip
+    random.Random(options.seed).shuffle(work)
+    sound: dict[str, bool] = {}
+    for mutant, key in work:
+        if key not in known:
+            if time.monotonic() > deadline:
+                skipped += 1
+                continue
+            if mutant.module not in sound:
+                original = ast.parse(_file(mutant.module).read_text(encoding="utf-8"))
+                sound[mutant.module] = _run(mutant.module, original, options.limit) == SURVIVED
+            if not sound[mutant.module]:
+                print(f"{mutant.module}: its tests fail without any mutation", file=sys.stderr)
+                return 1
+            known[key] = _run(mutant.module, mutant.tree, options.limit)
+            options.cache.parent.mkdir(parents=True, exist_ok=True)
+            options.cache.write_text(json.dumps(known))
+        seen[known[key]] += 1
+        if known[key] == SURVIVED:
+            survivors.append(mutant)
+            if options.verbose:
+                print(mutant.name, flush=True)
+    if not options.verbose:
+        for mutant in sorted(survivors, key=lambda each: (each.module, each.line)):
+            print(mutant.name)
+    tried = seen.total()
+    print(
+        f"{tried - len(survivors)} of {tried} mutants were noticed ({seen[TIMEOUT]} by taking longer than "
+        f"{options.limit} s), {len(survivors)} survived; {skipped} of {len(work)} not tried for lack of time"
+    )
+    return 0
+
+
+def _run(module: str, tree: ast.Module, limit: float) -> str:
+    """Run the module's tests on a changed module, in a process of their own."""
+    code = compile(tree, str(_file(module)), "exec")
+    child = os.fork()
+    if not child:
+        _in_child(module, code)
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return SURVIVED if status == 0 else KILLED
+        time.sleep(0.01)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return TIMEOUT
+
+
+def _in_child(module: str, code: CodeType) -> None:
+    status = 1
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        sys.meta_path.insert(0, _Changed(module, code))
+        os.chdir(ROOT)
+        tests = [str(_test(name)) for name in TESTS[module]]
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=quick", *tests])
+    finally:
+        os._exit(int(status != 0))
+
+
+class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one module from changed code."""
+
+    def __init__(self, module: str, code: CodeType) -> None:
+        self._module, self._code = module, code
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != self._module:
+            return None
+        file = _file(name)
+        places = [str(file.parent)] if file.name == "__init__.py" else None
+        return importlib.util.spec_from_file_location(name, file, loader=self, submodule_search_locations=places)
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(self._code, module.__dict__)  # noqa: S102 (the mutant)
+
+
+def _file(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _test(name: str) -> Path:
+    return ROOT / "tests" / "unit" / name
+
+
+def _parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(prog="python -m trials.mutation", description=(__doc__ or "").partition("\n\n")[2])
+    whole.add_argument("modules", nargs="*", metavar="MODULE", help="modules (default: all that hold security checks)")
+    whole.add_argument("--time", type=float, default=600, metavar="S", help="seconds in all (%(default)s)")
+    whole.add_argument("--limit", type=float, default=60, metavar="S", help="seconds for one mutant (%(default)s)")
+    whole.add_argument("--seed", type=int, default=1, help="in which order mutants are drawn (%(default)s)")
+    whole.add_argument("--verbose", "-v", action="store_true", help="print each survivor at once")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vmishim" / "mutation.json"
+    whole.add_argument("--cache", type=Path, default=cache, metavar="FILE", help="results so far (%(default)s)")
+    return whole
+
+
+if __name__ == "__main__":
+    sys.exit(main())
