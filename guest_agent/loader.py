@@ -1,7 +1,8 @@
 """Load injected programs in a separate process, the only one that keeps privileges while the agent serves.
 
-An injected program may only read: it can call no kernel helper that does more. It comes in one of two formats,
-recognized by the first bytes: an ELF object, which libbpf loads with CO-RE, or a bytecode bundle (`bytecode`).
+An injected program may only read, and only for seconds: it can call no kernel helper that does more, and what its
+loops can do at most is counted (`guest_agent.steps`). It comes in one of two formats, recognized by the first bytes: an
+ELF object, which libbpf loads with CO-RE, or a bytecode bundle (`bytecode`).
 
 The process is forked before the agent holds its key or any program. It keeps ``CAP_BPF`` and ``CAP_PERFMON``, has its
 own seccomp filter, takes a program's bytes from a socket and sends back the descriptors of what it loaded. It cannot
@@ -20,8 +21,9 @@ from struct import Struct
 
 from guest_agent import sandbox
 from guest_agent.bytecode import Bytecode
-from guest_agent.programs import Contents, LoadError, Programs, libbpf
+from guest_agent.programs import Contents, LoadError, Programs, libbpf, program_info
 from guest_agent.sandbox import Call
+from guest_agent.steps import StepsError, check_steps
 from vmishim.errors import LibvmiError
 from vmishim.wire.injection import INSTRUCTION, MAGIC, OUTPUT_HEAD, Bundle, BundleError
 
@@ -101,7 +103,7 @@ def load(data: bytes, cpus: int) -> Loaded:
     """Load a program, with the privileges of this process.
 
     :param cpus: number of possible CPUs, to size per-CPU maps
-    :raises InjectionError: it is refused before the kernel sees it
+    :raises InjectionError: it is refused, before the kernel sees it or before its first run
     :raises LoadError: libbpf or the verifier refused it; the text names the line, ``log`` is the whole log
     """
     contents = Contents([], [])
@@ -129,6 +131,10 @@ def load(data: bytes, cpus: int) -> Loaded:
     try:
         # Checking after the load is safe: the program has not run yet.
         check_helpers(instructions)
+        try:
+            check_steps(instructions, contents.maps, cpus, program_info(held.program(PROGRAM)).verified)
+        except StepsError as error:
+            raise InjectionError("too-long", str(error)) from None
         sizes = {definition.name: definition.value_size for definition in contents.maps}
         program, given, output = held.program(PROGRAM), held.map_descriptor("input"), held.map_descriptor("output")
         return Loaded(format, taken, sizes["input"], sizes["output"], (os.dup(program), os.dup(given), os.dup(output)))

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
+import struct
 from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 from dataclasses import dataclass
@@ -83,6 +84,34 @@ def run_program(program: int, context: bytes = b"", packet: bytes = b"") -> int:
     return int(options.retval)
 
 
+@dataclass(frozen=True)
+class ProgramInfo:
+    """What the kernel says of a loaded program (``struct bpf_prog_info``)."""
+
+    number: int
+    """Its id, which no other program has had since boot."""
+    tag: bytes
+    """The start of a digest of its instructions, map descriptors left out (``bpf_prog_calc_tag``)."""
+    verified: int
+    """Instructions that the verifier followed; 0 before Linux 5.16."""
+
+
+_PROGRAM_INFO = struct.Struct("<4xI8s200xI12x")
+
+
+def program_info(descriptor: int) -> ProgramInfo:
+    """What the kernel says of a loaded program. :raises OSError: it refused to say"""
+    return ProgramInfo(*_PROGRAM_INFO.unpack(_object_info(descriptor, _PROGRAM_INFO.size)))
+
+
+def _object_info(descriptor: int, size: int) -> bytes:
+    data, length = ctypes.create_string_buffer(size), c_uint32(size)
+    if libbpf().bpf_obj_get_info_by_fd(descriptor, data, byref(length)):
+        number = ctypes.get_errno()
+        raise OSError(number, f"BPF_OBJ_GET_INFO_BY_FD: {os.strerror(number)}")
+    return data.raw
+
+
 _PRINT: Any = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
 
@@ -106,6 +135,7 @@ def libbpf() -> ctypes.CDLL:
         ("bpf_map__value_size", c_uint32, [c_void_p]),
         ("bpf_map__max_entries", c_uint32, [c_void_p]),
         ("bpf_prog_test_run_opts", c_int, [c_int, POINTER(_TestRun)]),
+        ("bpf_obj_get_info_by_fd", c_int, [c_int, c_void_p, POINTER(c_uint32)]),
         ("libbpf_set_print", c_void_p, [_PRINT]),
         ("bpf_object__next_program", c_void_p, [c_void_p, c_void_p]),
         ("bpf_object__next_map", c_void_p, [c_void_p, c_void_p]),

@@ -26,8 +26,10 @@ TABLE: dict[str, set[str]] = {
     "guest_agent.programs": {"vmishim.errors", "vmishim.kernel", "vmishim.wire"},
     "guest_agent.bytecode": {"guest_agent.programs", "vmishim.wire"},
     "guest_agent.loader": {
-        *("guest_agent.bytecode", "guest_agent.programs", "guest_agent.sandbox", "vmishim.errors", "vmishim.wire")
+        *("guest_agent.bytecode", "guest_agent.programs", "guest_agent.sandbox", "guest_agent.steps"),
+        *("vmishim.errors", "vmishim.wire"),
     },
+    "guest_agent.steps": {"vmishim.errors", "vmishim.wire"},
     "guest_agent.injections": {"guest_agent.loader", "guest_agent.programs", "vmishim.wire"},
     "guest_agent.freezer": {"guest_agent.sandbox", "vmishim.errors"},
     "guest_agent.kernel": {"guest_agent.programs", "vmishim.kernel", "vmishim.wire"},
