@@ -159,6 +159,7 @@ REPORT = fill(
     reported_tcb=bytes([3, 0, 0, 0, 0, 0, 8, 115]),
     committed_tcb=bytes([3, 0, 0, 0, 0, 0, 8, 115]),
     launch_tcb=bytes([3, 0, 0, 0, 0, 0, 8, 115]),
+    platform_info=0x25,  # SMT_EN, ECC_EN, ALIAS_CHECK_COMPLETE
     cpuid=bytes([0x19, 1, 1]),
     chip_id=CHIP,
 )

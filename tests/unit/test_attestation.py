@@ -40,6 +40,7 @@ from vmishim.attestation.errors import (
     HostDataError,
     MeasurementError,
     NoReportError,
+    PlatformError,
     PolicyError,
     SignatureError,
     TcbError,
@@ -121,7 +122,8 @@ def test_certificates_are_refused_once_they_are_expired() -> None:
 def test_a_guest_that_can_be_debugged_is_refused() -> None:
     raw, chain = real("milan-debug")
     report = verify(raw, chain=chain, now=WHEN).report
-    required = Requirements(frozenset({report.measurement}), allow=frozenset({"smt"}))
+    # Its firmware is too old to report on aliases.
+    required = Requirements(frozenset({report.measurement}), allow=frozenset({"smt"}), require_platform=frozenset())
     with pytest.raises(PolicyError, match="allows debug"):
         required.check(report)
     replace(required, allow=frozenset({"smt", "debug"})).check(report)
@@ -157,6 +159,7 @@ def test_a_report_that_meets_all_requirements_is_accepted() -> None:
         ({"policy": 0x22_001F}, PolicyError, "allows cxl"),
         ({"launch_tcb": bytes([3, 0, 0, 0, 0, 0, 7, 115])}, TcbError, "launch TCB is too old: snp 7 \\(minimum 8\\)"),
         ({"vmpl": 1}, VmplError, "VMPL 1, not 0"),
+        ({"platform_info": 0x05}, PlatformError, "does not report alias_check_complete"),
         ({"host_data": bytes(32)}, HostDataError, "HOST_DATA"),
     ],
 )
@@ -171,6 +174,95 @@ def test_each_wrong_field_is_refused_by_itself(fields: dict[str, Any], error: ty
 def test_a_platform_that_is_too_old_is_refused() -> None:
     with pytest.raises(TcbError, match="reported TCB is too old: microcode 115 \\(minimum 116\\)"):
         replace(REQUIRED, minimum_tcb={"microcode": 116}).check(trusting(evidence()).report)
+
+
+PLATFORM_BITS = {
+    0: "smt", 1: "tsme", 2: "ecc", 3: "rapl_disabled", 4: "ciphertext_hiding", 5: "alias_check_complete",
+    6: "iommu_write_safe", 7: "tio",
+}  # fmt: skip
+"""Bits of PLATFORM_INFO, once more."""
+
+
+@pytest.mark.parametrize("bit", range(64))
+def test_each_bit_of_the_platform_is_told_and_judged(bit: int) -> None:
+    name = PLATFORM_BITS.get(bit)
+    alone = trusting(evidence(platform_info=1 << bit))
+    others = trusting(evidence(platform_info=(1 << 64) - 1 - (1 << bit)))
+    assert alone.report.platform == (name or f"bit {bit}",)
+    assert alone.facts["platform"] == (name or f"bit {bit}")
+    assert len(others.report.platform) == 63
+    assert alone.report.platform[0] not in others.report.platform
+    if name is None:
+        return
+    required = replace(REQUIRED, require_platform=frozenset({name}))
+    required.check(alone.report)
+    with pytest.raises(PlatformError, match=f"does not report {name}: "):
+        required.check(others.report)
+    forbidden = replace(REQUIRED, require_platform=frozenset(), forbid_platform=frozenset({name}))
+    forbidden.check(others.report)
+    with pytest.raises(PlatformError, match=f"reports {name}, which"):
+        forbidden.check(alone.report)
+
+
+def test_aliases_must_have_been_looked_for_unless_the_entry_says_otherwise() -> None:
+    entry = {"measurement": ["4d" * 48]}
+    unchecked, checked = (trusting(evidence(platform_info=info)).report for info in (1, 1 << 5))
+    required = Requirements.from_table(entry)
+    required.check(checked)
+    with pytest.raises(PlatformError, match="does not report alias_check_complete"):
+        required.check(unchecked)
+    Requirements.from_table(entry | {"require_platform": []}).check(unchecked)
+    assert [
+        trusting(real("genoa-v3")[0], chain=real("genoa-v3")[1], roots=[]).report.platform,
+        trusting(real("milan-vlek")[0], chain=real("milan-vlek")[1], roots=[]).report.platform,
+    ] == [("ecc", "alias_check_complete"), ("smt", "tsme", "ecc", "alias_check_complete")]
+
+
+FLOORS = {
+    (0x19, 0x01, 1): {"snp": 27, "microcode": 219},
+    (0x19, 0x01, 2): {"snp": 27},
+    (0x19, 0x00, 0): {"snp": 27},
+    (0x19, 0x0F, 0): {"snp": 27},
+    (0x19, 0x10, 0): {"snp": 27},
+    (0x19, 0x11, 1): {"snp": 27, "microcode": 86},
+    (0x19, 0x11, 2): {"snp": 27, "microcode": 81},
+    (0x19, 0x1F, 0): {"snp": 27},
+    (0x19, 0x20, 0): {},
+    (0x19, 0xA0, 2): {"snp": 27},
+    (0x19, 0xB0, 2): {},
+    (0x1A, 0x02, 1): {"snp": 4, "microcode": 81},
+    (0x1A, 0x11, 0): {"snp": 4},
+    (0x1A, 0x12, 0): {},
+    (0x18, 0x01, 1): {},
+}
+"""What AMD's bulletins 3019, 3020, 3023 and 3027 require, by processor."""
+
+
+@pytest.mark.parametrize("cpuid", FLOORS)
+def test_the_current_minimum_is_that_of_the_reports_processor(cpuid: tuple[int, int, int]) -> None:
+    required = Requirements(frozenset({b"\x4d" * 48}), "current")
+    report = trusting(evidence()).report
+    good = replace(report, cpuid=cpuid, reported_tcb=Tcb(0, 0, 27, 219), launch_tcb=Tcb(0, 0, 27, 219))
+    if not FLOORS[cpuid]:
+        with pytest.raises(TcbError, match=f"no numbers for the processor of this report .family {cpuid[0]:#x}, "):
+            required.check(good)
+        return
+    required.check(good)
+    least = Tcb(0, 0, FLOORS[cpuid]["snp"], FLOORS[cpuid].get("microcode", 0))
+    required.check(replace(good, reported_tcb=least, launch_tcb=least))
+    for part, value in FLOORS[cpuid].items():
+        older = replace(least, **{part: value - 1})
+        for when, report in (
+            ("reported", replace(good, reported_tcb=older)),
+            ("launch", replace(good, launch_tcb=older)),
+        ):
+            with pytest.raises(TcbError, match=f"{when} TCB is too old: {part} {value - 1} .minimum {value}"):
+                required.check(report)
+
+
+def test_no_minimum_is_known_of_a_report_that_does_not_name_its_processor() -> None:
+    with pytest.raises(TcbError, match=r"no numbers for the processor of this report \(not named\)"):
+        Requirements(frozenset({b"\x4d" * 48}), "current").check(trusting(evidence(version=2)).report)
 
 
 def test_turin_numbers_its_parts_in_another_order() -> None:

@@ -440,6 +440,8 @@ def test_a_saved_report_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture
     assert said.err.splitlines() == [
         "vmishim: the report is genuine, but no agent key was given to check it against",
         "vmishim: the report is genuine, but no requirements are set for it",
+        "vmishim: the report is genuine, but the platform's reported TCB is too old: "
+        "snp 23 (minimum 27), microcode 84 (minimum 86)",
     ]
     assert (tmp_path / "copy").read_bytes() == raw
     assert cli.main(arguments) == 0

@@ -33,6 +33,10 @@ HEX = "ab" * 48
             "minimum_tcb must give numbers up to 255 for bootloader, fmc",
         ),
         (f"measurement = ['{HEX}']\nminimum_tcb = {{ snp = 256 }}", "minimum_tcb must give numbers"),
+        (f"measurement = ['{HEX}']\nminimum_tcb = 'newest'", "or be 'current', not 'newest'"),
+        (f"measurement = ['{HEX}']\nrequire_platform = ['smt', 'x']", "require_platform can name smt, tsme"),
+        (f"measurement = ['{HEX}']\nforbid_platform = ['x']", "forbid_platform can name smt, tsme"),
+        (f"measurement = ['{HEX}']\nforbid_platform = ['alias_check_complete']", "both name alias_check_complete"),
         (f"measurement = ['{HEX}']\nroots = ['{HEX}']", "roots must be 32 bytes in hex"),
     ],
 )
@@ -58,6 +62,8 @@ def test_requirements_are_those_of_the_file(tmp_path: Path) -> None:
         allow = ["smt"]
         vmpl = 2
         host_data = "{"01" * 32}"
+        require_platform = ["ecc", "tio"]
+        forbid_platform = ["smt"]
         chain = ["/etc/milan.pem", "~/vcek.der"]
         roots = ["{"EF" * 32}"]
     """)
@@ -69,10 +75,29 @@ def test_requirements_are_those_of_the_file(tmp_path: Path) -> None:
         b"\1" * 32,
         (Path("/etc/milan.pem"), Path.home() / "vcek.der"),
         frozenset({"ef" * 32}),
+        frozenset({"ecc", "tio"}),
+        frozenset({"smt"}),
     )
     found = domains.load(file)["web-1"].attestation
     assert found == expected
     assert pickle.loads(pickle.dumps(found)) == expected  # a fleet's workers are sent it
+
+
+@pytest.mark.parametrize(
+    ("setting", "warned"),
+    [("", True), ("minimum_tcb = {}", True), ("minimum_tcb = 'current'", False), ("minimum_tcb = {snp = 1}", False)],
+)
+def test_an_entry_that_accepts_any_firmware_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, setting: str, warned: bool
+) -> None:
+    file = tmp_path / "domains.toml"
+    agent = f"agent = 'tcp://h:1'\nagent_key = '{AGENT.text}'\nkey = 'k'\n"
+    file.write_text(f"[web-1]\n{agent}[web-1.attestation]\nmeasurement = ['{HEX}']\n{setting}\n[web-2]\n{agent}")
+    monkeypatch.setenv("VMISHIM_CONFIG", str(file))
+    domains.find("web-2")
+    assert caplog.text == ""
+    domains.find("web-1")
+    assert (f"{file}: [web-1.attestation] minimum_tcb is not set" in caplog.text) == warned == bool(caplog.text)
 
 
 def test_a_ram_file_can_attest_nothing(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class Attested:
             "signed by": f"{endorsement.kind}, whose certificates are valid until {endorsement.expires:%Y-%m-%d}",
             "measurement": report.measurement.hex(),
             "policy allows": ", ".join(report.allowed) or "nothing",
+            "platform": ", ".join(report.platform) or "nothing",
             "VMPL": str(report.vmpl),
             "TCB": str(report.reported_tcb),
             "TCB at launch": str(report.launch_tcb),

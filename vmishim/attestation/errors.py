@@ -45,6 +45,10 @@ class TcbError(AttestationError):
     """The platform's firmware or microcode is too old."""
 
 
+class PlatformError(AttestationError):
+    """The platform is configured in a way that you do not accept (PLATFORM_INFO)."""
+
+
 class VmplError(AttestationError):
     """The report was requested at another privilege level (VMPL)."""
 

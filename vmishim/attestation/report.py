@@ -19,6 +19,12 @@ VERSIONS = (2, 3, 4, 5)
 PERMISSIONS = {"smt": 1 << 16, "migration": 1 << 18, "debug": 1 << 19, "cxl": 1 << 21}
 """Bits of GUEST_POLICY (section 4.3, table 9) that give permissions: SMT, association with a migration agent, debugging
 (the host may decrypt the guest's memory), CXL devices and memory."""
+PLATFORM = {
+    "smt": 1 << 0, "tsme": 1 << 1, "ecc": 1 << 2, "rapl_disabled": 1 << 3, "ciphertext_hiding": 1 << 4,
+    "alias_check_complete": 1 << 5, "iommu_write_safe": 1 << 6, "tio": 1 << 7,
+}  # fmt: skip
+"""Bits of PLATFORM_INFO (section 7.3, table 23): SMT_EN, TSME_EN, ECC_EN, RAPL_DIS, CIPHERTEXT_HIDING_DRAM_EN and
+ALIAS_CHECK_COMPLETE; later revisions added those for writes through the IOMMU (AMD-SB-3016) and TIO_EN."""
 SIGNING_KEYS = {0: "VCEK", 1: "VLEK"}
 """SIGNING_KEY of the report: the chip's own key, or one that AMD issues to a cloud provider."""
 
@@ -114,3 +120,11 @@ class Report:
     def allowed(self) -> tuple[str, ...]:
         """The permissions that the guest's policy gives, named as in `PERMISSIONS`."""
         return tuple(name for name, bit in PERMISSIONS.items() if self.policy & bit)
+
+    @property
+    def platform(self) -> tuple[str, ...]:
+        """How the platform is configured, named as in `PLATFORM`; bits without a name as ``bit 12``."""
+        named = tuple(name for name, bit in PLATFORM.items() if self.platform_info & bit)
+        return named + tuple(
+            f"bit {at}" for at in range(64) if self.platform_info >> at & 1 and 1 << at not in PLATFORM.values()
+        )

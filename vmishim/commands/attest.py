@@ -8,6 +8,8 @@ from dataclasses import replace
 
 from vmishim import files
 from vmishim.attestation import ask, verify
+from vmishim.attestation.floors import floor
+from vmishim.attestation.requirements import outdated
 from vmishim.commands import CommandError
 from vmishim.guests import domains
 from vmishim.guests.agent import connect
@@ -49,6 +51,7 @@ def attest(options: argparse.Namespace) -> int:
     for missing in (
         None if key else "no agent key was given to check it against",
         None if required else "no requirements are set for it",
+        outdated(attested.report, floor(attested.report.cpuid)),
     ):
         if missing:
             print(f"vmishim: the report is genuine, but {missing}", file=sys.stderr)

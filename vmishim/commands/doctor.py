@@ -351,6 +351,8 @@ def _attestation(link: Link, entry: domains.Domain | None) -> Finding:
     if required is None:
         return Finding("attestation", "note", f"genuine, but not required. {facts}", "see docs/deploy.md to require it")
     required.check(attested.report)
+    if required.warning:
+        return Finding("attestation", "note", facts, required.warning)
     return Finding("attestation", "ok", facts)
 
 

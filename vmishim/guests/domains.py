@@ -28,6 +28,7 @@ An entry may have both an agent and a RAM file: it is read by its agent, and ``v
 
 from __future__ import annotations
 
+import logging
 import os
 import tomllib
 from dataclasses import dataclass, fields
@@ -39,6 +40,8 @@ from vmishim.errors import LibvmiError
 
 if TYPE_CHECKING:
     from vmishim.attestation import Requirements
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = 5.0
 """Default seconds that the agent may take to answer."""
@@ -153,6 +156,8 @@ def find(name: str, by_id: bool = False) -> Domain:
     """The entry of a domain.
 
     :param name: its name, or its ``id`` in digits
+    Logs a warning if its requirements of attestation leave a known gap.
+
     :param by_id: ``name`` is an id
     :raises LibvmiError: ``VM_NOT_FOUND``, with the names that are known; ``NO_CONFIG``: the file is wrong
     """
@@ -162,4 +167,7 @@ def find(name: str, by_id: bool = False) -> Domain:
         what = "id" if by_id else "domain"
         known = f"known are {', '.join(sorted(named))}" if named else f"no {what} is known yet"
         raise LibvmiError(f"VM_NOT_FOUND: no {what} {name!r} in {path()}; {known}. 'vmishim enroll' adds one")
-    return named[name]
+    domain = named[name]
+    if domain.attestation and domain.attestation.warning:
+        log.warning("%s: [%s.attestation] %s", path(), domain.name, domain.attestation.warning)
+    return domain
