@@ -47,7 +47,7 @@ docs: ## the documentation site with the API reference, into site/
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
 
 release: ## wheel, source and agent of the last commit into dist/, from pinned tools, the same bytes each time
-	@ci/setup --no-vm
+	@ci/setup --release
 	@ci/release
 
 setup: ## packages, virtual environment, eBPF objects, lab image
