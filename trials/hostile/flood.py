@@ -139,15 +139,6 @@ def oversize(agent: Agent, connections: int = 50) -> str:
     return f"oversize or unfinished frames of {connections} connections"
 
 
-def parts(agent: Agent, mib: int = 200) -> str:
-    """A message with endless parts: libzmq buffers them until the last one arrives."""
-    part = bytes([_LONG | _MORE]) + pack(">Q", 1 << 20) + bytes(1 << 20)
-    with _greeted(agent) as one, suppress(OSError):  # the agent closes it when it ends
-        for _ in range(mib):
-            one.sendall(part)
-    return f"{mib} MiB of a message without an end"
-
-
 def connected(agent: Agent, timeout: float = 10.0) -> socket.socket:
     """A connection to the agent's port. :raises OSError: the agent did not accept it in time"""
     host, _, port = agent.endpoint.removeprefix("tcp://").rpartition(":")
