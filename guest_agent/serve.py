@@ -226,6 +226,8 @@ class _Port:
         """Shut connections down; libzmq closes them. Returns how many."""
         dropped = 0
         for descriptor in descriptors:
+            if descriptor < 0:
+                continue
             _libc.shutdown(descriptor, sockets.SHUT_RDWR)
             self._forget(descriptor)
             dropped += 1
@@ -236,12 +238,13 @@ class _Port:
     def take_in(self) -> None:
         """Have all frames that have come wait for their turns."""
         while _readable(self.socket):
-            head = self.socket.recv(copy=False)
-            identity = head.bytes
+            identity = self.socket.recv()
+            # Of this frame, libzmq 4.3.4 does not tell the descriptor; of the delimiter that follows it does.
+            delimiter = self.socket.recv(copy=False)
             descriptor = self._descriptors.get(identity)
             if descriptor is None:
-                descriptor = self._meet(identity, int(head.get(zmq.SRCFD)))
-            parts = [self.socket.recv()]
+                descriptor = self._meet(identity, _descriptor(delimiter))
+            parts = [delimiter.bytes]
             while self.socket.getsockopt(zmq.RCVMORE):
                 parts.append(self.socket.recv())
             if identity in self._waiting or parts[0] or not self._has_read(descriptor):
@@ -249,7 +252,8 @@ class _Port:
                 self.drop([descriptor])
                 continue
             frame = parts[1] if len(parts) == 2 else None
-            self._taken[descriptor] = self._taken.get(descriptor, 0) + sum(map(len, parts))
+            if descriptor >= 0:
+                self._taken[descriptor] = self._taken.get(descriptor, 0) + sum(map(len, parts))
             self._waiting.add(identity)
             key = self.connections[descriptor].key if descriptor in self.connections else None
             self.turns.put(key, _Request(identity, descriptor, frame))
@@ -258,6 +262,8 @@ class _Port:
         """A peer's first frame: whose connection it came by."""
         if descriptor not in self.connections:
             self.follow()  # its arrival may not have been told yet
+        if descriptor not in self.connections:
+            return -1
         old = self._identities.get(descriptor)
         if old is not None:
             del self._descriptors[old]
@@ -408,6 +414,14 @@ def serve(
                 if time.monotonic() - checked >= port.check_s:
                     port.check()
                     checked = time.monotonic()
+
+
+def _descriptor(frame: zmq.Frame) -> int:
+    """The connection that a frame came by; -1 if libzmq does not know, as of a peer that left before it was named."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return -1
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:
