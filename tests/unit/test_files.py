@@ -26,7 +26,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "permitted": PermittedKeys,
     "domains.toml": domains.load,
     "offsets": Offsets.read,
-    "symbols": lambda path: list(ramfile._map(path)),
+    "symbols": ramfile._map,
 }
 """Every file by which one decides whom, or what, to trust."""
 

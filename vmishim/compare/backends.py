@@ -17,9 +17,8 @@ from vmishim.compare.verdict import Run
 from vmishim.errors import LibvmiError
 from vmishim.guests.agent import STRATEGIES
 from vmishim.guests.domains import Domain
-from vmishim.guests.ramfile import Ram
+from vmishim.guests.ramfile import Kernel, Ram
 from vmishim.guests.resolver import reach
-from vmishim.kernel import kallsyms
 from vmishim.libvmi import Libvmi
 from vmishim.libvmi.config import export_entry
 
@@ -196,27 +195,15 @@ def running_symbols(vmi: Libvmi, ram: Path) -> dict[str, int]:
 
     :raises LibvmiError: no table in memory matches the running kernel
     """
-    known = {name: vmi.translate_ksym2v(name) for name in ("init_task", "linux_banner", "_text")}
+    known = ("init_task", "linux_banner", "_text")
     memory = Ram(ram)
     try:
-        for symbols in _tables(memory):
-            moved = {address - symbols.addresses.get(name, 0) for name, address in known.items()}
-            if len(moved) == 1:
-                (by,) = moved
-                return {name: (address + by) % (1 << 64) for name, address in symbols.addresses.items()}
+        kernel = Kernel(memory)
+        if all(kernel.symbol(name) == vmi.translate_ksym2v(name) for name in known):
+            return kernel.symbols()
     finally:
         memory.close()
     raise LibvmiError("no symbol table in the guest's memory matches its running kernel")
-
-
-def _tables(memory: Ram) -> Iterator[kallsyms.Symbols]:
-    assert memory.map is not None
-    for at in memory.find(kallsyms.DIGITS):
-        start = max(at - kallsyms.BEFORE, 0) & -4096
-        try:
-            yield kallsyms.decode(memory.map[start : at + kallsyms.AFTER], at - start)
-        except (ValueError, IndexError):
-            continue
 
 
 def _line(error: Exception) -> str:

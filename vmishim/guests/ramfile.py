@@ -14,19 +14,23 @@ import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
-from itertools import product
+from io import BytesIO
+from itertools import islice
+from operator import attrgetter
 from struct import unpack_from
 
 from vmishim import files
 from vmishim.errors import FaultError, LibvmiError, LinkError
 from vmishim.guests import dumps
 from vmishim.guests.dumps import Segment
+from vmishim.guests.image import BLOCK, Image, Images
 from vmishim.kernel import btf, kallsyms
 from vmishim.kernel.btf import Btf
 from vmishim.kernel.profile import Member
 from vmishim.memory import pagetable
-from vmishim.memory.reader import KERNEL, PAGE_SIZE, PHYSICAL
+from vmishim.memory.reader import ADDRESSES, KERNEL, PAGE_SIZE, PHYSICAL
 
 GIB = 1 << 30
 KERNEL_MAP = 0xFFFF_FFFF_8000_0000
@@ -36,6 +40,9 @@ TEXT = 0xFFFF_FFFF_8100_0000
 IMAGE_ALIGN = 2 << 20
 """Alignment of the kernel image, virtual and physical (``CONFIG_PHYSICAL_ALIGN`` of x86-64)."""
 BANNER = b"Linux version "
+DIGITS_MAX, TABLES_MAX = 4096, 16
+"""Places in kernel images tried as token tables, and token tables whose neighbours are tried as symbol tables. A kernel
+has one, and few of the other; hostile memory could hold any number."""
 
 
 def layouts(size: int) -> Iterator[tuple[Segment, ...]]:
@@ -78,6 +85,8 @@ class Ram:
         """Take the file's parts to belong there. In the order of addresses."""
         self.segments = segments
         self._starts = [segment.start for segment in segments]
+        self._by_offset = sorted(segments, key=attrgetter("offset"))
+        self._offsets = [segment.offset for segment in self._by_offset]
 
     def read(self, address: int, count: int) -> bytes:
         """``count`` bytes at a guest physical address.
@@ -96,31 +105,73 @@ class Ram:
 
     def _read_across(self, address: int, count: int) -> bytes:
         """As ``read``, across segments: in a dump one may begin where another ends."""
-        data = b""
-        for start, end, _ in self.segments[bisect_right(self._starts, address) - 1 :]:
-            if len(data) == count or not start <= address + len(data) < end:
+        parts = []
+        at, end = address, address + count
+        for segment in islice(self.segments, bisect_right(self._starts, address) - 1, None):
+            if at == end or not segment.start <= at < segment.end:
                 break
-            at = address + len(data)
-            data += self.read(at, min(address + count, end) - at)
-        if len(data) == count:
+            parts.append(self.read(at, min(end, segment.end) - at))
+            at += len(parts[-1])
+        data = b"".join(parts)
+        if at == end:
             return data
-        raise FaultError(address + len(data), data)
+        raise FaultError(at, data)
 
     def place(self, offset: int) -> int:
         """The guest physical address of a file offset. :raises FaultError: no memory is stored there"""
-        for segment in self.segments:
-            if 0 <= offset - segment.offset < segment.end - segment.start:
-                return offset - segment.offset + segment.start
+        segment = self._by_offset[bisect_right(self._offsets, offset) - 1]
+        if 0 <= offset - segment.offset < segment.end - segment.start:
+            return offset - segment.offset + segment.start
         raise FaultError(offset)
 
-    def find(self, pattern: bytes) -> Iterator[int]:
-        """File offsets of ``pattern``, outside the file's holes."""
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(guest physical address, file offset, bytes) of the parts between two addresses that are no holes."""
+        for segment in islice(self.segments, max(bisect_right(self._starts, start) - 1, 0), None):
+            if segment.start >= end:
+                return
+            moved = segment.start - segment.offset
+            first, last = max(segment.start, start) - moved, min(segment.end, end) - moved
+            for low, high in islice(self.data, max(bisect_right(self.data, (first, 0)) - 1, 0), None):
+                if low >= last:
+                    break
+                if max(low, first) < min(high, last):
+                    yield max(low, first) + moved, max(low, first), min(high, last) - max(low, first)
+
+    def words(self, start: int, end: int, at: int) -> Iterator[tuple[int, list[int]]]:
+        """The 64-bit word ``at`` bytes into each page between two addresses: (the first page, words of those after it).
+
+        Holes are left out.
+        """
+        assert self.map is not None
+        for address, offset, count in self.within(start, end):
+            skipped = -address % PAGE_SIZE
+            pages = (count - skipped) // PAGE_SIZE
+            if pages > 0:
+                first = offset + skipped
+                with memoryview(self.map) as memory, memory[first : first + pages * PAGE_SIZE] as part:
+                    words = part.cast("Q")[at // 8 :: PAGE_SIZE // 8].tolist()
+                yield address + skipped, words
+
+    def blocks(self, pattern: bytes) -> Iterator[int]:
+        """File offsets of the first ``pattern`` in each block of guest physical memory, outside the file's holes."""
         assert self.map is not None
         for start, end in self.data:
             at = self.map.find(pattern, start, end)
             while at >= 0:
+                skipped = 1
+                with suppress(FaultError):
+                    skipped = BLOCK - self.place(at) % BLOCK
+                    yield at
+                at = self.map.find(pattern, at + skipped, end)
+
+    def find(self, pattern: bytes, image: Image) -> Iterator[int]:
+        """File offsets of ``pattern`` in an image, outside the file's holes."""
+        assert self.map is not None
+        for _, start, count in self.within(*image):
+            at = self.map.find(pattern, start, start + count)
+            while at >= 0:
                 yield at
-                at = self.map.find(pattern, at + 1, end)
+                at = self.map.find(pattern, at + 1, start + count)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -153,24 +204,23 @@ class Kernel:
     def __init__(self, ram: Ram, symbols: str | os.PathLike[str] | None = None) -> None:
         self._ram = ram
         self._members: dict[tuple[str, str], Member] = {}
-        banners = [at for at in ram.find(BANNER) if _is_banner(ram, at)]
-        if not banners:
+        tables, given = _Tables(ram), None if symbols is None else [_map(symbols)]
+        image = None
+        for image in _images(ram):
+            for self._symbols in given or tables.of(image):
+                if any(self._locate(banner) for banner in ram.find(BANNER, image) if _is_banner(ram, banner)):
+                    return
+        if image is None:
             raise LibvmiError(
                 "OS: no Linux kernel found in the guest's memory: has it booted, and is the file all of its memory?"
             )
-        for self._symbols in _tables(ram) if symbols is None else _map(symbols):
-            for banner, layout in product(banners, ram.layouts):
-                ram.arrange(layout)
-                if self._locate(banner):
-                    self._describe(banner)
-                    return
         what = "kallsyms tables" if symbols is None else os.fspath(symbols)
         raise LibvmiError(
             f"OS: {what} do not match the kernel in the guest's memory; set symbols to a copy of its /proc/kallsyms"
         )
 
     def _locate(self, banner: int) -> bool:
-        """Whether the banner is the kernel's, by this symbol table and layout; if so, compute where everything is."""
+        """Whether the banner is the kernel's, by this symbol table and layout; if so, find where everything is."""
         names = self._symbols.addresses
         try:
             # The image is one piece. Its variable phys_base says how far it was moved physically; the rest is how far
@@ -187,6 +237,7 @@ class Kernel:
             return False
         for self.levels in (4, 5):
             if self._maps(names["linux_banner"] + self._moved, self._ram.place(banner)) and self._maps_end():
+                self._describe(banner)
                 return True
         return False
 
@@ -244,6 +295,10 @@ class Kernel:
         except KeyError:
             raise KeyError(f"Linux {self.release} has no symbol {name!r}") from None
 
+    def symbols(self) -> dict[str, int]:
+        """All symbols of the kernel image, KASLR applied."""
+        return {name: (address + self._moved) % ADDRESSES for name, address in self._symbols.addresses.items()}
+
     def symbol_at(self, address: int) -> str:
         """See ``Profile.symbol_at``."""
         return self._symbols.names[address - self._moved]
@@ -279,21 +334,62 @@ def _is_banner(ram: Ram, at: int) -> bool:
     return version[:1].isdigit() and b" (" in version
 
 
-def _tables(ram: Ram) -> Iterator[kallsyms.Symbols]:
-    """Every symbol table that can be decoded."""
-    assert ram.map is not None
-    for at in ram.find(kallsyms.DIGITS):
-        start = max(at - kallsyms.BEFORE, 0) & -PAGE_SIZE
-        try:
-            yield kallsyms.decode(ram.map[start : at + kallsyms.AFTER], at - start)
-        except (ValueError, IndexError):
-            continue
+def _images(ram: Ram) -> Iterator[Image]:
+    """The kernel images near a version text, in each layout of the RAM, which is then arranged so."""
+    finders = [(layout, Images(ram), set[Image]()) for layout in ram.layouts]
+    for at in ram.blocks(BANNER):
+        for layout, images, seen in finders:
+            ram.arrange(layout)
+            for image in images.at(ram.place(at)) - seen:
+                seen.add(image)
+                yield image
 
 
-def _map(path: str | os.PathLike[str]) -> Iterator[kallsyms.Symbols]:
+class _Tables:
+    """The symbol tables in kernel images, decoded as they are asked for. The last one is kept, for another layout."""
+
+    def __init__(self, ram: Ram) -> None:
+        self._ram = ram
+        self._unfit: set[int] = set()
+        self._tried = 0
+        self._last: tuple[int, kallsyms.Symbols] | None = None
+
+    def of(self, image: Image) -> Iterator[kallsyms.Symbols]:
+        """Every symbol table in an image that can be decoded.
+
+        :raises LibvmiError: ``OS``: too much of it looks like symbol tables
+        """
+        for address, offset, count in self._ram.within(*image):
+            for at in self._ram.find(kallsyms.DIGITS, Image(address, address + count)):
+                if at not in self._unfit:
+                    yield from self._decode(at, offset, count)
+
+    def _decode(self, at: int, offset: int, count: int) -> Iterator[kallsyms.Symbols]:
+        assert self._ram.map is not None
+        if self._last is None or self._last[0] != at:
+            if len(self._unfit) >= DIGITS_MAX or self._tried >= TABLES_MAX:
+                raise LibvmiError(
+                    f"OS: gave up: {len(self._unfit)} places in the guest's kernel look like symbol tables, but cannot "
+                    "be decoded; set symbols to a copy of its /proc/kallsyms"
+                )
+            try:
+                with memoryview(self._ram.map) as memory, memory[offset : offset + count] as image:
+                    self._last = at, kallsyms.decode(image, at - offset)
+            except kallsyms.NotTokensError:
+                self._unfit.add(at)
+                return
+            except ValueError:
+                self._unfit.add(at)
+                self._tried += 1
+                return
+            self._tried += 1
+        yield self._last[1]
+
+
+def _map(path: str | os.PathLike[str]) -> kallsyms.Symbols:
     try:
-        lines = files.read_trusted(path).decode("ascii", errors="replace").splitlines()
-        yield kallsyms.Symbols((int(words[0], 16), words[2]) for line in lines if len(words := line.split()) >= 3)
+        lines = (line.decode("ascii", "replace").split(None, 3) for line in BytesIO(files.read_trusted(path)))
+        return kallsyms.Symbols((int(words[0], 16), words[2]) for words in lines if len(words) >= 3)
     except (OSError, ValueError) as error:
         raise LibvmiError(f"OS: symbols {os.fspath(path)} cannot be read: {error}") from None
 

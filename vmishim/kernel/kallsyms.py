@@ -3,7 +3,8 @@
 The tables lie in the kernel's read-only data, one after another, without pointers to each other. The token table is
 easy to find, because each digit is a token in it. The others are recognised from there by what must hold for them.
 
-Pure: bytes in, symbols out.
+Pure: bytes in, symbols out. The bytes may come from a hostile guest: what is read, tried and kept is bounded by the
+kernel's own limits, and nothing is copied before it is known to be a table.
 
 Source: ``scripts/kallsyms.c`` and ``kernel/kallsyms.c`` of the kernel. The order of the tables changed in 6.6
 (404bad70fcf7): before it, offsets and base come first, since then last.
@@ -12,7 +13,7 @@ Source: ``scripts/kallsyms.c`` and ``kernel/kallsyms.c`` of the kernel. The orde
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 from struct import unpack_from
 
@@ -21,15 +22,23 @@ DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
 
 BEFORE = 48 << 20
 """Bytes before the token table that hold the other tables: names and offsets of half a million symbols."""
-AFTER = 16 << 20
-"""Bytes after the token table that hold the other tables."""
-
-_LONGEST = 514
-"""Bytes of a name in the table, its length included (``KSYM_NAME_LEN``)."""
-CANDIDATES = 4
-"""Sequences of numbers tried as the markers: a kernel's are the first, hostile memory could hold thousands."""
+NAME_MAX = 512
+"""Characters of a name, its type included (``KSYM_NAME_LEN``, b8a94bfb3395). A token is part of a name."""
+SYMBOLS_MAX, TEXT_MAX = 1 << 20, 64 << 20
+"""Symbols of a kernel, and characters of all their names: twice as many as a kernel with everything built in."""
+CANDIDATES, STARTS = 4, 256
+"""Sequences of numbers tried as the markers, and places tried as the start of the names: a kernel's are among the first
+few, hostile memory could hold thousands."""
 TOKENS, MARKED = 256, 256
 """Number of tokens; symbols from one marker to the next."""
+_LONGEST = NAME_MAX + 2
+"""Bytes of a name in the table, its length included."""
+_MARKERS = 4 << 20
+"""Bytes before the token table in which markers are searched: a marker and three bytes for each of ``SYMBOLS_MAX``."""
+
+
+class NotTokensError(ValueError):
+    """These digits are not in a token table."""
 
 
 class Symbols:
@@ -37,31 +46,36 @@ class Symbols:
 
     :ivar addresses: by name; the first, if a name occurs twice
     :ivar names: the first name at each address
+    :raises ValueError: more than ``SYMBOLS_MAX``
     """
 
-    def __init__(self, pairs: Iterator[tuple[int, str]]) -> None:
+    def __init__(self, pairs: Iterable[tuple[int, str]]) -> None:
         self.addresses: dict[str, int] = {}
         self.names: dict[int, str] = {}
         for address, name in pairs:
             self.addresses.setdefault(name, address)
             self.names.setdefault(address, name)
+            if len(self.addresses) > SYMBOLS_MAX or len(self.names) > SYMBOLS_MAX:
+                raise ValueError(f"it has more than {SYMBOLS_MAX} symbols")
 
 
-def decode(memory: bytes, digits: int) -> Symbols:
+def decode(memory: bytes | memoryview, digits: int) -> Symbols:
     """Decode the tables around a token table.
 
-    :param memory: the kernel's read-only data, starting at a multiple of 8; only ``BEFORE`` bytes before the token
-        table and ``AFTER`` bytes after it are searched
+    :param memory: what holds the kernel's read-only data, starting at a multiple of 8; names are searched in the
+        ``BEFORE`` bytes before the token table
     :param digits: where in ``memory`` ``DIGITS`` was found
-    :raises ValueError: this is not a token table, or the tables around it cannot be decoded
+    :raises NotTokensError: this is not a token table
+    :raises ValueError: the tables around it cannot be decoded
     """
     table, index_at, tokens = _tokens(memory, digits)
     try:
-        count, names_at = next(_names(memory, table), (0, 0))
+        count, names_at, names_end = next(_names(memory, table), (0, 0, 0))
         if not count:
             raise ValueError("no names before the tokens")
         addresses = _addresses(memory, names_at, index_at + 2 * TOKENS, count)
-        return Symbols(zip(addresses, _expand(memory, names_at, count, tokens), strict=True))
+        names = bytes(memory[names_at:names_end])
+        return Symbols(zip(addresses, _expand(names, count, tokens), strict=True))
     except IndexError:
         raise ValueError("the names reach beyond the memory") from None
 
@@ -70,31 +84,37 @@ def _aligned(position: int) -> int:
     return (position + 7) & -8
 
 
-def _tokens(memory: bytes, digits: int) -> tuple[int, int, list[bytes]]:
+def _tokens(memory: bytes | memoryview, digits: int) -> tuple[int, int, list[bytes]]:
     """(where the token table is, where its index is, the tokens)."""
     # 256 tokens of 1 to some 20 bytes; the index of their starts follows, aligned.
     for index_at in range(_aligned(digits + len(DIGITS)), digits + 8192, 8):
         if index_at + 2 * TOKENS > len(memory):
             break
+        if memory[index_at] or memory[index_at + 1]:
+            continue
         index = unpack_from(f"<{TOKENS}H", memory, index_at)
         table = digits - index[ord("0")]
-        if index[0] or table < 0 or any(low >= high for low, high in pairwise(index)):
+        if table < 0 or any(not 0 < high - low <= NAME_MAX for low, high in pairwise(index)):
             continue
-        if any(memory[table + start - 1] for start in index[1:]):
+        # Each token ends with a 0, and the last one up to 7 bytes of padding before the index.
+        if index_at - table - index[-1] > NAME_MAX + 7:
             continue
-        ends = [*(start - 1 for start in index[1:]), memory.find(b"\0", table + index[-1]) - table]
+        text = bytes(memory[table:index_at])
+        if any(text[start - 1] for start in index[1:]):
+            continue
+        ends = [*(start - 1 for start in index[1:]), text.find(b"\0", index[-1])]
         if _aligned(table + ends[-1] + 1) == index_at:
-            return table, index_at, [memory[table + a : table + b] for a, b in zip(index, ends, strict=True)]
-    raise ValueError("no index of tokens after the digits")
+            return table, index_at, [text[a:b] for a, b in zip(index, ends, strict=True)]
+    raise NotTokensError("no index of tokens after the digits")
 
 
-def _markers(memory: bytes, table: int) -> Iterator[tuple[int, list[int]]]:
+def _markers(memory: bytes | memoryview, table: int) -> Iterator[tuple[int, list[int]]]:
     """(where the markers may be, their values): the 32-bit place in the names of every 256th symbol, the first being 0.
 
     They end at the token table; or, from 6.2 to 6.5 (60443c88f3a8), at the sequence numbers before it, which take three
     bytes for each symbol.
     """
-    start = max(table - (4 << 20), table % 4)
+    start = max(table - _MARKERS, table % 4)
     words = array("I")
     words.frombytes(memory[start:table])
     first = len(words)
@@ -109,33 +129,41 @@ def _markers(memory: bytes, table: int) -> Iterator[tuple[int, list[int]]]:
         symbols = 4 * (len(words) - end) // 3
         if (
             words[first] == 0
-            and count > 1
+            and 1 < count <= SYMBOLS_MAX // MARKED
             and (end == len(words) or (count - 1) * MARKED <= symbols <= count * MARKED + 2)
         ):
             yield start + 4 * first, list(words[first : last + 1])
 
 
-def _names(memory: bytes, table: int) -> Iterator[tuple[int, int]]:
-    """(how many symbols, where their names are)."""
+def _names(memory: bytes | memoryview, table: int) -> Iterator[tuple[int, int, int]]:
+    """(how many symbols, where their names are, where these end)."""
     for markers_at, markers in islice(_markers(memory, table), CANDIDATES):
-        yield from _names_before(memory, markers_at, markers)
+        first = max(markers_at - markers[-1] - MARKED * _LONGEST, table - BEFORE, 8)
+        yield from _names_before(memory, markers_at, markers, first)
 
 
-def _names_before(memory: bytes, markers_at: int, markers: list[int]) -> Iterator[tuple[int, int]]:
+def _names_before(
+    memory: bytes | memoryview, markers_at: int, markers: list[int], first: int
+) -> Iterator[tuple[int, int, int]]:
     last = markers[-1]
     most = len(markers) * MARKED
+    tried = 0
     # After the last marker there are at most 256 names of at most 512 bytes.
-    for names_at in range((markers_at - last) & -8, max(markers_at - last - MARKED * _LONGEST, 8), -8):
+    for names_at in range((markers_at - last) & -8, first, -8):
         count: int = unpack_from("<I", memory, names_at - 8)[0]
         if not most - MARKED < count <= most:
             continue
-        first = _end(memory, names_at, MARKED, markers_at) - names_at
+        tried += 1
+        if tried > STARTS:
+            return
+        if _end(memory, names_at, MARKED, markers_at) - names_at != markers[1]:
+            continue
         end = _end(memory, names_at + last, count - most + MARKED, markers_at)
-        if first == markers[1] and _aligned(end) == markers_at:
-            yield count, names_at
+        if _aligned(end) == markers_at:
+            yield count, names_at, end
 
 
-def _end(memory: bytes, at: int, entries: int, limit: int) -> int:
+def _end(memory: bytes | memoryview, at: int, entries: int, limit: int) -> int:
     """Where the next ``entries`` names end, or a position past ``limit``."""
     for _ in range(entries):
         if at >= limit:
@@ -144,7 +172,7 @@ def _end(memory: bytes, at: int, entries: int, limit: int) -> int:
     return at
 
 
-def _entry(memory: bytes, at: int) -> tuple[int, int]:
+def _entry(memory: bytes | memoryview, at: int) -> tuple[int, int]:
     """(start, end) of the tokens of the name at ``at``. Since 6.1 (73bbb94466fd) a set top bit means a longer name."""
     length = memory[at]
     at += 1
@@ -154,14 +182,21 @@ def _entry(memory: bytes, at: int) -> tuple[int, int]:
     return at, at + length
 
 
-def _expand(memory: bytes, at: int, count: int, tokens: list[bytes]) -> Iterator[str]:
+def _expand(names: bytes, count: int, tokens: list[bytes]) -> Iterator[str]:
+    at = length = 0
     for _ in range(count):
-        start, at = _entry(memory, at)
+        start, at = _entry(names, at)
+        if at - start > NAME_MAX:
+            raise ValueError(f"a name has {at - start} tokens, more than the kernel's limit of {NAME_MAX} characters")
+        name = b"".join([tokens[token] for token in names[start:at]])
+        length += len(name)
+        if len(name) > NAME_MAX or length > TEXT_MAX:
+            raise ValueError(f"a name is longer than the kernel's limit of {NAME_MAX}, or all of them than {TEXT_MAX}")
         # The first character is the symbol's type, as nm shows it.
-        yield b"".join([tokens[token] for token in memory[start:at]])[1:].decode("ascii", "replace")
+        yield name[1:].decode("ascii", "replace")
 
 
-def _addresses(memory: bytes, names_at: int, index_end: int, count: int) -> list[int]:
+def _addresses(memory: bytes | memoryview, names_at: int, index_end: int, count: int) -> list[int]:
     size = _aligned(4 * count)
     before = names_at - 16 - size
     places = [(_aligned(index_end), _aligned(index_end) + size), (before, before + size)]
