@@ -47,7 +47,7 @@ TABLE: dict[str, set[str]] = {
         *("guest_agent.serve", "vmishim.errors", "vmishim.files", "vmishim.version", "vmishim.wire"),
     },
     # The IDS's side.
-    "vmishim.attestation": {"vmishim.errors", "vmishim.wire"},
+    "vmishim.attestation": {"vmishim.errors", "vmishim.files", "vmishim.wire"},
     "vmishim.memory": {"vmishim.errors"},
     "vmishim.link": {"vmishim.errors", "vmishim.wire"},
     "vmishim.client": {"vmishim.errors", "vmishim.memory", "vmishim.version", "vmishim.wire"},
@@ -59,14 +59,16 @@ TABLE: dict[str, set[str]] = {
     "vmishim.inject": {
         *("vmishim.errors", "vmishim.guests", "vmishim.isolated", "vmishim.kernel", "vmishim.memory", "vmishim.wire"),
     },
-    "vmishim.libvmi": {"vmishim.errors", "vmishim.guests", "vmishim.inject", "vmishim.kernel", "vmishim.memory"},
+    "vmishim.libvmi": {
+        *("vmishim.errors", "vmishim.files", "vmishim.guests", "vmishim.inject", "vmishim.kernel", "vmishim.memory"),
+    },
     "vmishim": {"vmishim.errors", "vmishim.libvmi", "vmishim.version"},
     "libvmi": {"vmishim.libvmi"},
     "vmishim.inspection": {"vmishim.errors", "vmishim.guests", "vmishim.libvmi"},
     "vmishim.script": {"vmishim.errors", "vmishim.guests"},
     "vmishim.output": set(),
     "vmishim.compare": {
-        *("libvmi", "vmishim.errors", "vmishim.guests", "vmishim.kernel", "vmishim.libvmi", "vmishim.output"),
+        *("libvmi", "vmishim.errors", "vmishim.guests", "vmishim.libvmi", "vmishim.output"),
         *("vmishim.isolated", "vmishim.script", "vmishim.version"),
     },
     "vmishim.bundle": {"vmishim.errors", "vmishim.files"},

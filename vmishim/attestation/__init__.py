@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vmishim.attestation.chain import ROOTS, Endorsement, endorse, read, signer, table
+from vmishim import files
+from vmishim.attestation.chain import FILE_MAX, ROOTS, Endorsement, endorse, read, signer, table
 from vmishim.attestation.errors import BindingError, ChainError, FormatError, NoReportError
 from vmishim.attestation.report import Report
 from vmishim.attestation.requirements import Requirements
@@ -92,7 +93,7 @@ def verify(
     certificates = table(evidence[REPORT_SIZE:])
     for file in chain:
         try:
-            certificates += read(file.read_bytes())
+            certificates += read(files.read(file, FILE_MAX))
         except OSError as error:
             raise ChainError(f"cannot read the certificates in {file}: {error.strerror}") from None
     leaf = signer(raw, certificates)

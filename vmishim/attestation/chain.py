@@ -35,6 +35,9 @@ ROOTS = {
 """AMD's root keys (ARK) by `fingerprint`, with the processors that each vouches for. Compared with the certificates
 that two independent projects ship, google/go-sev-guest and virtee/sev."""
 
+FILE_MAX = 1 << 20
+"""Bytes of a file of certificates."""
+
 _AMD = "1.3.6.1.4.1.3704.1"
 _TCB = {
     f"{_AMD}.3.1": "bootloader", f"{_AMD}.3.2": "tee", f"{_AMD}.3.3": "snp", f"{_AMD}.3.8": "microcode",

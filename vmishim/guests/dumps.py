@@ -15,6 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from struct import Struct, calcsize, unpack_from
 from typing import IO, NamedTuple
 
@@ -22,6 +23,15 @@ from vmishim.memory.reader import PAGE_SIZE
 
 HIGHEST = 1 << 52
 """All physical addresses are below this."""
+# A dump may be sparse, so its size says nothing about what it holds.
+PROGRAMS_MAX = 1 << 18
+"""Program headers of a core: each piece of memory is one."""
+SEGMENTS_MAX = 1 << 20
+"""Runs of dumped pages of a compressed dump; a dump without free and user pages has the most."""
+RECORD_MIN = 1
+"""Bytes of a record of a flattened dump: a hole is full of records without any."""
+BITMAP_MAX = 1 << 30
+"""Bytes of a compressed dump's bitmap, of 32 TiB of memory."""
 
 
 class Segment(NamedTuple):
@@ -60,9 +70,7 @@ def unpacked(file: IO[bytes]) -> Iterator[tuple[IO[bytes], tuple[Segment, ...]]]
 def _at(file: IO[bytes], offset: int, count: int) -> bytes:
     """:raises ValueError: the file ends before that"""
     # Checked before a buffer is allocated: a damaged dump may ask for any number of bytes.
-    left = os.fstat(file.fileno()).st_size - offset
-    if count > left:
-        raise ValueError(f"the dump is cut off: {count} bytes are due at {offset}, {max(left, 0)} are there")
+    _check(file, offset, count)
     data = os.pread(file.fileno(), count, offset)
     while 0 < len(data) < count:  # one call gives 2 GiB at most
         more = os.pread(file.fileno(), count - len(data), offset + len(data))
@@ -72,6 +80,13 @@ def _at(file: IO[bytes], offset: int, count: int) -> bytes:
     if len(data) != count:
         raise ValueError(f"the dump is cut off: {count} bytes are due at {offset}, {len(data)} are there")
     return data
+
+
+def _check(file: IO[bytes], offset: int, count: int) -> None:
+    """:raises ValueError: the file ends before that"""
+    left = os.fstat(file.fileno()).st_size - offset
+    if count > left:
+        raise ValueError(f"the dump is cut off: {count} bytes are due at {offset}, {max(left, 0)} are there")
 
 
 # ELF
@@ -90,6 +105,8 @@ def _elf(file: IO[bytes], start: bytes) -> tuple[Segment, ...]:
         raise ValueError("this is ELF, but not a 64-bit core with a guest's memory")
     if count == _MANY:
         (count,) = _SECTION_INFO.unpack(_at(file, sections, _SECTION_INFO.size))
+    if count > PROGRAMS_MAX:
+        raise ValueError(f"this ELF core has {count} pieces of memory, more than the limit of {PROGRAMS_MAX}")
     length = os.fstat(file.fileno()).st_size
     found = []
     for part, _, offset, _, physical, stored, _, _ in _PROGRAM.iter_unpack(_at(file, programs, count * size)):
@@ -133,6 +150,8 @@ def _unflatten(file: IO[bytes], target: IO[bytes]) -> None:
         at += _FLAT_RECORD.size
         if offset < 0 or size < 0:
             return  # the record that ends it
+        if size < RECORD_MIN:
+            raise ValueError("a record of the dump is empty")
         if offset + size > HIGHEST:
             raise ValueError(f"a record of the dump belongs at {offset:#x}, above all physical memory")
         for done in range(0, size, _CHUNK):
@@ -154,8 +173,13 @@ def _expand(file: IO[bytes], target: IO[bytes]) -> tuple[Segment, ...]:
         (pages,) = unpack_from("<Q", _at(file, block + _PAGES_64, calcsize("<Q")))
     # Two bitmaps: the first has the pages of the machine, the second those that were dumped.
     half = bitmap_blocks * block // 2
-    bitmap = _at(file, (1 + sub_blocks) * block + half, half)
-    segments = tuple(_runs(bitmap, min(pages, 8 * half, _MOST_PAGES)))
+    _check(file, (1 + sub_blocks) * block + half, half)
+    if half > BITMAP_MAX:
+        raise ValueError(f"the dump's bitmap has {half} bytes, more than the limit of {BITMAP_MAX}")
+    runs = _runs(file, (1 + sub_blocks) * block + half, min(pages, 8 * half, _MOST_PAGES))
+    segments = tuple(islice(runs, SEGMENTS_MAX + 1))
+    if len(segments) > SEGMENTS_MAX:
+        raise ValueError(f"the dump has more than {SEGMENTS_MAX} separate pieces of memory")
     if not segments:
         raise ValueError("this dump holds no memory")
     count = sum(end - start for start, end, _ in segments) // PAGE_SIZE
@@ -163,6 +187,7 @@ def _expand(file: IO[bytes], target: IO[bytes]) -> tuple[Segment, ...]:
     numbers = (page for start, end, _ in segments for page in range(start, end, PAGE_SIZE))
     os.ftruncate(target.fileno(), segments[-1].end)
     zeros = -1
+    left = os.fstat(file.fileno()).st_size
     for first in range(0, count, _CHUNK // _DESCRIPTOR.size):
         part = min(_CHUNK // _DESCRIPTOR.size, count - first)
         descriptors = _at(file, descriptors_at + first * _DESCRIPTOR.size, part * _DESCRIPTOR.size)
@@ -172,6 +197,9 @@ def _expand(file: IO[bytes], target: IO[bytes]) -> tuple[Segment, ...]:
                 continue  # QEMU stores one page for all that are zero; they stay holes
             if size > PAGE_SIZE:
                 raise ValueError(f"a page of the dump has {size} bytes")
+            left -= size
+            if left < 0:
+                raise ValueError("pages of the dump share their bytes")
             data = _page(_at(file, offset, size), flags)
             if data.strip(b"\0"):
                 os.pwrite(target.fileno(), data, page)
@@ -194,19 +222,24 @@ def _page(data: bytes, flags: int) -> bytes:
     return data
 
 
-def _runs(bitmap: bytes, pages: int) -> Iterator[Segment]:
-    """Pages whose bits are set, adjacent ones joined."""
-    at = 0
+def _runs(file: IO[bytes], bitmap_at: int, pages: int) -> Iterator[Segment]:
+    """Pages whose bits are set in the bitmap, adjacent ones joined."""
     first = -1
-    while at < pages:
-        byte = bitmap[at // 8]
-        if at % 8 == 0 and byte == (0xFF if first >= 0 else 0):
-            at += 8  # nothing changes here
-            continue
-        if bool(byte >> at % 8 & 1) != (first >= 0):
-            if first >= 0:
-                yield Segment(first * PAGE_SIZE, at * PAGE_SIZE, first * PAGE_SIZE)
-            first = at if first < 0 else -1
-        at += 1
+    for start in range(0, pages, 8 * _CHUNK):
+        bits = min(8 * _CHUNK, pages - start)
+        bitmap = _at(file, bitmap_at + start // 8, (bits + 7) // 8)
+        if bitmap.count(0xFF if first >= 0 else 0) == len(bitmap) and bits == 8 * _CHUNK:
+            continue  # nothing changes here
+        at = 0
+        while at < bits:
+            byte = bitmap[at // 8]
+            if at % 8 == 0 and byte == (0xFF if first >= 0 else 0):
+                at += 8
+                continue
+            if bool(byte >> at % 8 & 1) != (first >= 0):
+                if first >= 0:
+                    yield Segment(first * PAGE_SIZE, (start + at) * PAGE_SIZE, first * PAGE_SIZE)
+                first = start + at if first < 0 else -1
+            at += 1
     if first >= 0:
         yield Segment(first * PAGE_SIZE, pages * PAGE_SIZE, first * PAGE_SIZE)

@@ -30,10 +30,17 @@ _SIZED = frozenset({_INT, _STRUCT, _UNION, _ENUM, _FLOAT, _ENUM64})
 _FIXED_WORDS = {_INT: 1, _ARRAY: 3, _VAR: 1, _DECL_TAG: 1}
 _ENTRY_WORDS = {_STRUCT: 3, _UNION: 3, _ENUM: 2, _FUNC_PROTO: 2, _DATASEC: 3, _ENUM64: 3}
 
+# The bytes may come from a hostile guest. The first four are the kernel's own limits: BTF_MAX_TYPE,
+# BTF_MAX_NAME_OFFSET, KSYM_NAME_LEN (__btf_name_valid), and more than what the others allow together.
+TYPES_MAX, STRINGS_MAX, NAME_MAX, SIZE_MAX = 0xFFFFF, 0xFFFFFF, 512, 128 << 20
+"""Types of a blob, bytes of its strings, bytes of a name, bytes of the blob."""
 _DEEPEST = 64
-"""Types nested deeper than this count as a loop: the bytes may come from a hostile guest."""
-_MEMBERS_MAX = 1 << 17
-"""Most members of one structure, those of anonymous members included; and most places searched for one pointer."""
+"""Types nested deeper than this count as a loop."""
+_MEMBERS_MAX, _LAYOUTS_MAX = 1 << 17, 1 << 18
+"""Most members of one structure, those of anonymous members included, and most places searched for one pointer; most
+members of all structures asked for, which is three times what all of a kernel's have."""
+_SHARED = 2
+"""Bytes of all names for each byte of the strings: names may share their ends, but few do."""
 _INDEX_MAX = 1 << 32
 """BTF's own limit on the elements of an array."""
 
@@ -55,12 +62,16 @@ class Btf:
         self._tags: dict[str, int] = {}
         self._typedefs: dict[str, int] = {}
         self._layouts: dict[int, dict[str, tuple[Member, int]]] = {}
+        self._laid_out = 0
+        self._sizes: dict[int, int] = {}
         fixed = [_FIXED_WORDS.get(kind, 0) for kind in range(32)]
         entry = [_ENTRY_WORDS.get(kind, 0) for kind in range(32)]
-        at, end, number = 0, len(words), 0
+        at, end, number, left = 0, len(words), 0, _SHARED * len(self._strings)
         try:
             while at < end:
                 number += 1
+                if number > TYPES_MAX:
+                    raise ValueError(f"BTF has more types than the kernel's limit of {TYPES_MAX}")
                 starts.append(at)
                 info = words[at + 1]
                 kind = info >> 24 & 31
@@ -69,7 +80,13 @@ class Btf:
                     raise ValueError(f"BTF type {number} is of unknown kind {kind}; update vmishim")
                 if words[at] and kind in (_STRUCT, _UNION, _TYPEDEF):
                     named = self._typedefs if kind == _TYPEDEF else self._tags
-                    named.setdefault(self._string(words[at]), number)
+                    name = self._string(words[at])
+                    left -= len(name)
+                    if left < 0:
+                        raise ValueError(
+                            f"the names of BTF's types are longer than all of its strings, {_SHARED} times"
+                        )
+                    named.setdefault(name, number)
                 at += 3 + fixed[kind] + entry[kind] * (info & 0xFFFF)
         except IndexError:
             at = end + 1
@@ -137,12 +154,13 @@ class Btf:
         if not 0 <= number < len(self._starts):
             raise KeyError(of_type)
         size = self._size(number)
-        return self._pointee(number, offset % size, 0, set()) if size else None
+        return self._pointee(number, offset % size, 0, {}) if size else None
 
-    def _pointee(self, number: int, offset: int, depth: int, met: set[tuple[int, int]]) -> tuple[int, int] | None:
-        if (number, offset) in met or len(met) > _DEEPEST**2:
+    def _pointee(self, number: int, offset: int, depth: int, met: dict[tuple[int, int], int]) -> tuple[int, int] | None:
+        """As ``pointee``. ``met``: the types and offsets that were searched, and how many members that took."""
+        if (number, offset) in met:
             return None
-        met.add((number, offset))
+        met[number, offset] = 0
         kind, at, target = self._type(number)
         if kind == _PTR:
             return (target, self._size(target)) if offset == 0 else None
@@ -152,6 +170,9 @@ class Btf:
         if depth < _DEEPEST and kind in (_STRUCT, _UNION):
             words = self._words
             info = words[at + 1]
+            met[number, offset] = info & 0xFFFF
+            if len(met) > _DEEPEST**2 or sum(met.values()) > _MEMBERS_MAX:
+                raise KeyError(f"BTF type {number} is nested too often to be searched for a pointer")
             for entry in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
                 place = self._place(words[entry + 1], words[entry + 2], bool(info >> 31))
                 if place.offset <= offset < place.offset + place.size:
@@ -169,9 +190,9 @@ class Btf:
         return number
 
     def _string(self, offset: int) -> str:
-        end = self._strings.find(b"\0", offset)
+        end = self._strings.find(b"\0", offset, offset + NAME_MAX + 1)
         if end < 0:
-            raise KeyError(f"BTF string {offset} has no end")
+            raise KeyError(f"BTF string {offset} has no end within the kernel's limit of {NAME_MAX} bytes")
         return self._strings[offset:end].decode("ascii", "replace")
 
     def _type(self, number: int) -> tuple[int, int, int]:
@@ -196,7 +217,9 @@ class Btf:
         if kind == _PTR:
             return POINTER_SIZE
         if kind == _ARRAY and depth < _DEEPEST:
-            return self._words[at + 5] * self._size(self._words[at + 3], depth + 1)
+            if number not in self._sizes:
+                self._sizes[number] = self._words[at + 5] * self._size(self._words[at + 3], depth + 1)
+            return self._sizes[number]
         return 0
 
     def _element(self, number: int) -> tuple[int, int]:
@@ -215,6 +238,7 @@ class Btf:
         # Each structure is expanded once, and one that contains itself finds itself empty: in a hostile blob the
         # combinations of nesting could be too many to enumerate.
         members = self._layouts[number] = {}
+        self._laid_out += 1
         looked = 0
         if kind in (_STRUCT, _UNION) and depth < _DEEPEST:
             words = self._words
@@ -222,13 +246,14 @@ class Btf:
             for entry in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
                 name, of_type, where = words[entry], words[entry + 1], words[entry + 2]
                 member = self._place(of_type, where, bool(info >> 31))
+                inside = {} if name else self._members(of_type, depth + 1)
+                looked += len(inside)
+                self._laid_out += len(inside) + 1
+                if looked > _MEMBERS_MAX or self._laid_out > _LAYOUTS_MAX:
+                    del self._layouts[number]
+                    raise KeyError(f"BTF type {number} has too many members")
                 if name:
                     members.setdefault(self._string(name), (member, of_type))
-                    continue
-                inside = self._members(of_type, depth + 1)
-                looked += len(inside)
-                if looked > _MEMBERS_MAX:
-                    raise KeyError(f"BTF type {number} has more than {_MEMBERS_MAX} members")
                 for inner, (place, inner_type) in inside.items():
                     members.setdefault(inner, (Member(member.offset + place.offset, place.size), inner_type))
         return members
@@ -252,6 +277,8 @@ def _sections(data: bytes) -> tuple[bytes, bytes]:
     magic, version, _, header, type_off, type_len, str_off, str_len = _HEADER.unpack_from(data)
     if magic != MAGIC or version != 1:
         raise ValueError(f"not BTF: magic {magic:#06x} version {version}, expected {MAGIC:#06x} version 1")
+    if str_len > STRINGS_MAX or type_len > SIZE_MAX:
+        raise ValueError(f"BTF has {str_len} bytes of strings, more than the kernel's limit of {STRINGS_MAX}")
     types = data[header + type_off : header + type_off + type_len]
     strings = data[header + str_off : header + str_off + str_len]
     if len(types) != type_len or type_len % 4 or len(strings) != str_len or not strings.endswith(b"\0"):
@@ -262,11 +289,14 @@ def _sections(data: bytes) -> tuple[bytes, bytes]:
 def length(header: bytes) -> int:
     """Bytes of the whole blob that starts with ``header`` (24 bytes or more).
 
-    :raises ValueError: this is not BTF
+    :raises ValueError: this is not BTF, or it is too large to be a kernel's
     """
     if len(header) < _HEADER.size:
         raise ValueError(f"BTF needs a header of {_HEADER.size} bytes, this is {len(header)} bytes long")
     magic, _, _, start, type_off, type_len, str_off, str_len = _HEADER.unpack_from(header)
     if magic != MAGIC:
         raise ValueError(f"not BTF: magic {magic:#06x}, expected {MAGIC:#06x}")
-    return int(start + max(type_off + type_len, str_off + str_len))
+    size = int(start + max(type_off + type_len, str_off + str_len))
+    if size > SIZE_MAX:
+        raise ValueError(f"BTF of {size} bytes is larger than any kernel's, {SIZE_MAX} at most")
+    return size

@@ -33,10 +33,10 @@ class Offsets:
         try:
             found = json.loads(files.read_trusted(path))
             for name, place in found["members"].items():
-                if len(place) != 2 or not all(type(number) is int and number >= 0 for number in place):
+                if len(place) != 2 or not all(type(number) is int and 0 <= number < 1 << 32 for number in place):
                     raise ValueError(f"{name!r} is not [offset, size]")
             return cls(str(found["release"]), found["members"])
         except OSError as error:
             raise LibvmiError(f"cannot read the offsets in {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LibvmiError(f"{path} holds no offsets as `vmishim offsets` writes them: {error}") from None

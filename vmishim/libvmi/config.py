@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vmishim import files
 from vmishim.errors import LibvmiError
 from vmishim.kernel.profile import Profile
 from vmishim.libvmi.constants import LibvmiInitError, VMIConfig
@@ -40,6 +41,9 @@ _NUMBERS = {
 }  # fmt: skip
 _PATHS = {"sysmap", "rekall_profile", "volatility_ist"}
 _WORDS = {"ostype", "pagemode", "aarch64_ttbr0_granule_size", "aarch64_ttbr1_granule_size"}
+
+TEXT_MAX, TOKEN_MAX, NUMBER_MAX = 1 << 20, 4096, 32
+"""Bytes of a ``libvmi.conf``, which has room for ten thousand domains; of a path in it (``PATH_MAX``); of a number."""
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+|\#[^\n]*(?:\n|$))
@@ -121,7 +125,7 @@ def read(mode: VMIConfig, config: Any, domain: str) -> Config | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
+        return files.read(path, TEXT_MAX).decode("utf-8", "surrogateescape")
     except OSError as error:
         raise ConfigError(LibvmiInitError.NO_CONFIG, f"{path} cannot be read: {error.strerror}") from None
 
@@ -164,7 +168,7 @@ def parse(text: str, source: str) -> dict[str, Config]:
             take("=")
             if key in _NUMBERS:
                 value = take()
-                if not _NUMBER.fullmatch(value):
+                if not _NUMBER.fullmatch(value) or len(value) > NUMBER_MAX:
                     raise wrong(f"{key} needs a number such as 0x450, found {value}")
                 numbers[key] = _c_number(value)
             elif key in _PATHS | _WORDS:
@@ -192,6 +196,8 @@ def _tokens(text: str, source: str) -> Iterator[tuple[str, int]]:
         if match is None:
             raise ConfigError(LibvmiInitError.NO_CONFIG, f"{source}:{line}: unexpected character {text[at]!r}")
         if match.lastgroup != "space":
+            if match.end() - at > TOKEN_MAX:
+                raise ConfigError(LibvmiInitError.NO_CONFIG, f"{source}:{line}: a word of more than {TOKEN_MAX} bytes")
             yield match.group(), line
         line += match.group().count("\n")
         at = match.end()

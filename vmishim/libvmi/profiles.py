@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import json
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from pathlib import Path
+from io import BytesIO
 from typing import Any, Protocol
 
+from vmishim import files
 from vmishim.kernel.profile import Member, Profile
 from vmishim.libvmi.config import MEMBERS, Config, ConfigError
 from vmishim.libvmi.constants import LibvmiInitError
+
+MAP_MAX, SYMBOLS_MAX, PROFILE_MAX = 128 << 20, 1 << 20, 256 << 20
+"""Bytes of a symbol map, its symbols, and bytes of a JSON profile: several times as many as any kernel's."""
 
 
 class _File(Protocol):
@@ -35,13 +40,14 @@ class SystemMap:
     def __init__(self, path: str) -> None:
         self._path = path
         try:
-            text = Path(path).read_text(encoding="ascii", errors="replace")
+            data = files.read(path, MAP_MAX)
         except OSError as error:
             raise ConfigError(
                 LibvmiInitError.OS, f"symbol map {path} cannot be read: {error.strerror}; vmishim does not need one"
             ) from None
         self._symbols: dict[str, int] = {}
-        for line in text.splitlines():
+        for raw in BytesIO(data):
+            line = raw.decode("ascii", "replace")
             columns = line.split(None, 3)
             if len(columns) < 3:
                 continue
@@ -49,6 +55,8 @@ class SystemMap:
                 self._symbols.setdefault(columns[2], int(columns[0], 16))
             except ValueError:
                 raise ConfigError(LibvmiInitError.OS, f"{path} is not a symbol map: {line[:80]!r}") from None
+            if len(self._symbols) > SYMBOLS_MAX:
+                raise ConfigError(LibvmiInitError.OS, f"{path} has more than {SYMBOLS_MAX} symbols")
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -79,14 +87,33 @@ class JsonProfile:
 
     def __init__(self, path: str) -> None:
         try:
-            self._data: dict[str, Any] = json.loads(Path(path).read_bytes())
+            self._data: dict[str, Any] = json.loads(files.read(path, PROFILE_MAX))
+        except RecursionError:
+            raise ConfigError(LibvmiInitError.OS, f"profile {path} cannot be read: it is nested too deeply") from None
         except (OSError, ValueError) as error:
             raise ConfigError(LibvmiInitError.OS, f"profile {path} cannot be read: {error}") from None
+        self._path = path
+        with self._checked("its symbols"):
+            self._read_symbols()
+
+    @contextmanager
+    def _checked(self, what: str) -> Iterator[None]:
+        """For the length of the block, anything that the file does not have as its format says is a clear error."""
+        try:
+            yield
+        except (AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError) as error:
+            raise ConfigError(
+                LibvmiInitError.OS, f"profile {self._path} is damaged at {what[:80]}: {str(error)[:80]}"
+            ) from None
+
+    def _read_symbols(self) -> None:
+        path = self._path
         if isinstance(self._data, dict) and "user_types" in self._data:
-            self._symbols = {name: entry["address"] for name, entry in self._data.get("symbols", {}).items()}
+            symbols = self._data.get("symbols", {}).items()
+            self._symbols = {name: int(entry.get("address", "no address")) for name, entry in symbols}
             self._rekall = False
         elif isinstance(self._data, dict) and "$STRUCTS" in self._data:
-            self._symbols = dict(self._data.get("$CONSTANTS", {}))
+            self._symbols = {name: int(address) for name, address in self._data.get("$CONSTANTS", {}).items()}
             self._rekall = True
         else:
             raise ConfigError(
@@ -109,29 +136,34 @@ class JsonProfile:
 
     def size(self, struct: str) -> int:
         """Bytes of the structure. :raises KeyError: not in the file."""
-        if self._rekall:
-            return int(self._data["$STRUCTS"][struct][0])
-        return int(self._data["user_types"][struct]["size"])
+        with self._checked(struct):
+            if self._rekall:
+                return int(self._data["$STRUCTS"][struct][0])
+            return int(self._data["user_types"][struct]["size"])
 
     def member(self, struct: str, member: str) -> Member:
         """As ``Profile.member``. :raises KeyError: not in the file."""
-        if self._rekall:
-            offset, _ = self._data["$STRUCTS"][struct][1][member]
-            return Member(int(offset), 0)
-        offset, entry = 0, {"kind": "struct", "name": struct}
-        for part in member.split("."):
-            within, entry = self._field(entry["name"], part)
-            offset += within
-        return Member(offset, self._size(entry))
+        with self._checked(f"{struct}.{member}"):
+            if self._rekall:
+                offset, _ = self._data["$STRUCTS"][struct][1][member]
+                return Member(int(offset), 0)
+            offset, entry = 0, {"kind": "struct", "name": struct}
+            for part in member.split("."):
+                within, entry = self._field(entry["name"], part, set())
+                offset += within
+            return Member(offset, self._size(entry))
 
-    def _field(self, struct: str, member: str) -> tuple[int, dict[str, Any]]:
+    def _field(self, struct: str, member: str, met: set[str]) -> tuple[int, dict[str, Any]]:
+        if struct in met:  # a structure that was searched does not have it, wherever else it is embedded
+            raise KeyError(member)
+        met.add(struct)
         fields = self._data["user_types"][struct]["fields"]
         if member in fields:
             return int(fields[member]["offset"]), fields[member]["type"]
         for entry in fields.values():
             if entry.get("anonymous"):
                 try:
-                    within, of_type = self._field(entry["type"]["name"], member)
+                    within, of_type = self._field(entry["type"]["name"], member, met)
                 except KeyError:
                     continue
                 return int(entry["offset"]) + within, of_type

@@ -71,12 +71,15 @@ class PageTables(OpenedGuest):
 
         Tables that cannot be read map nothing; that is not an error.
 
-        :raises LibvmiError: ``VMI_FAILURE``: more than ``PAGES_LIMIT`` pages
+        :raises LibvmiError: ``VMI_FAILURE``: more than ``PAGES_LIMIT`` pages, or too many tables
 
         Source: ``vmi_get_va_pages``. The genuine binding raises ``AttributeError``.
         """
         pages = pagetable.pages(self._read_physical, unsigned(dtb), self._profile.levels, self._encryption())
-        found = list(islice(pages, limits.PAGES_LIMIT + 1))
+        try:
+            found = list(islice(pages, limits.PAGES_LIMIT + 1))
+        except ValueError:
+            raise LibvmiError(FAILURE) from None
         if len(found) > limits.PAGES_LIMIT:
             raise LibvmiError(FAILURE)
         return [

@@ -10,7 +10,7 @@ from functools import partial
 from struct import Struct
 
 from vmishim.errors import FaultError
-from vmishim.memory.reader import ADDRESSES
+from vmishim.memory.reader import ADDRESSES, PAGE_SIZE
 
 Read = Callable[[int, int], bytes]
 """``read(virtual address, count)``; raises ``FaultError``."""
@@ -27,6 +27,10 @@ _SECTION_UNDEFINED = 0
 
 MOST_SEGMENTS, MOST_TAGS, MOST_SYMBOLS, MOST_STRINGS, LONGEST_NAME = 64, 256, 1 << 20, 64 << 20, 4096
 """Bounds above any real object's: the image may be hostile."""
+MOST_TEXT = 64 << 20
+"""Characters of all names, which may share their ends."""
+_BLOCK = 4096
+"""Entries read at a time."""
 
 
 def exports(read: Read, base: int) -> Iterator[tuple[str, int]]:
@@ -58,10 +62,20 @@ def exports(read: Read, base: int) -> Iterator[tuple[str, int]]:
     except KeyError:
         raise FaultError(base) from None
     names = read(strings, length)
-    for name, _, _, section, value, _ in _SYMBOL.iter_unpack(read(symbols, entries * _SYMBOL.size)):
+    left = MOST_TEXT
+    for name, _, _, section, value, _ in _symbols(read, symbols, entries):
         if section != _SECTION_UNDEFINED and name < length:
             text = names[name : name + LONGEST_NAME].split(b"\0", 1)[0]
+            left -= len(text)
+            if left < 0:
+                raise FaultError(base)
             yield text.decode("utf-8", "replace"), value - first
+
+
+def _symbols(read: Read, at: int, entries: int) -> Iterator[tuple[int, ...]]:
+    for done in range(0, entries, _BLOCK):
+        count = min(_BLOCK, entries - done)
+        yield from _SYMBOL.iter_unpack(read(at + done * _SYMBOL.size, count * _SYMBOL.size))
 
 
 def _wrapped(read: Read, address: int, count: int) -> bytes:
@@ -92,8 +106,13 @@ def _count(read: Read, tags: dict[int, int], place: Callable[[int], int]) -> int
     if last < first:
         return int(first)
     at += 4 * buckets
+    block = 1
     while last < MOST_SYMBOLS:  # the last chain ends with a set lowest bit
-        if read(at + 4 * (last - first), 1)[0] & 1:
-            break
-        last += 1
-    return int(last) + 1
+        chain = memoryview(read(at + 4 * (last - first), 4 * block)).cast("I")
+        end = next((number for number, word in enumerate(chain) if word & 1), None)
+        if end is not None:
+            return int(last) + end + 1
+        last += block
+        # Most chains are short, and what follows the last one may be unmapped.
+        block = max(min(2 * block, (PAGE_SIZE - (at + 4 * (last - first)) % PAGE_SIZE) // 4), 1)
+    return MOST_SYMBOLS

@@ -20,6 +20,8 @@ PRESENT, LARGE = 1 << 0, 1 << 7
 FRAME = 0x000F_FFFF_FFFF_F000
 """Bits 12 to 51 of an entry: the physical address of what it refers to."""
 ENTRY_SIZE, ENTRIES = 8, 512
+TABLES_MAX = 1 << 16
+"""Page tables that ``pages`` reads, 256 MiB of them: a hostile guest's can point to one another."""
 _TABLE = Struct("<512Q")
 
 
@@ -103,9 +105,20 @@ def pages(read: ReadPhysical, root: int, levels: int = 4, encrypted: int = 0) ->
     """Every page that is mapped below ``root``, in the order of addresses, kernel and user half alike.
 
     Parameters as of ``walk``. A table that cannot be read counts as empty. The tables of a hostile guest can point to
-    one another and so map 2^36 pages and more.
+    one another and so map 2^25 pages.
+
+    :raises ValueError: more than ``TABLES_MAX`` tables
     """
-    return _pages(read, root & FRAME & ~encrypted, 0, levels, levels, encrypted, ())
+    left = TABLES_MAX
+
+    def limited(address: int, count: int) -> bytes:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {TABLES_MAX} page tables")
+        return read(address, count)
+
+    return _pages(limited, root & FRAME & ~encrypted, 0, levels, levels, encrypted, ())
 
 
 def _pages(
@@ -114,6 +127,8 @@ def _pages(
     try:
         values = _TABLE.unpack(read(table, _TABLE.size))
     except FaultError:
+        return
+    if not any(values):
         return
     shift = 12 + 9 * (level - 1)
     for index, value in enumerate(values):
