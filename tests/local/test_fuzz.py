@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("atheris", reason="atheris has no build for this Python: nothing is fuzzed")
 
+from trials.fuzz.bombs import BOMBS
+from trials.fuzz.budget import OverBudgetError, within_budget
 from trials.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
@@ -36,3 +39,15 @@ def test_the_seeds_lead_somewhere(target: str) -> None:
     assert all(TARGETS[target].seeds())
     for seed in TARGETS[target].seeds():
         TARGETS[target].run(seed)
+
+
+@pytest.mark.parametrize("name", [name for name, bomb in BOMBS.items() if bomb.bounds])
+def test_without_its_bound_a_bomb_is_a_finding(name: str) -> None:
+    bomb = BOMBS[name]
+    data = bomb.make()
+    with bomb.unbounded(), pytest.raises((OverBudgetError, RecursionError, ValueError)):
+        within_budget(partial(bomb.parse, data))
+
+
+def test_each_bomb_belongs_to_a_target() -> None:
+    assert {bomb.target for bomb in BOMBS.values()} <= TARGETS.keys()

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import atheris
@@ -14,11 +15,13 @@ import atheris
 from vmishim import isolated
 
 with atheris.instrument_imports(include=["vmishim", "guest_agent"]):
+    from trials.fuzz.bombs import BOMBS
+    from trials.fuzz.budget import MEMORY_MIB, within_budget
     from trials.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
-MEMORY_MIB, SLOWEST_S, LONGEST = 1024, 10, 65536
-"""Limits for one input: its time, and its size in bytes."""
+SLOWEST_S, LONGEST = 60, 65536
+"""Limits for one input, beside its budget: its time on a busy machine, and its size in bytes."""
 
 
 def main() -> int:
@@ -39,14 +42,18 @@ def main() -> int:
         print(f"fuzz: {len(TARGETS)} targets, failed: {', '.join(failed) or 'none'}")
         return 1 if failed else 0
     logging.disable()
+    for name, bomb in BOMBS.items():
+        if bomb.target == options.target:
+            print(f"fuzz: {name}", flush=True)
+            within_budget(partial(bomb.parse, bomb.make()))
     target = TARGETS[options.target]
     with tempfile.TemporaryDirectory() as seeds:
         for number, seed in enumerate(target.seeds()):
             Path(seeds, str(number)).write_bytes(seed)
         limits = [f"-max_total_time={options.time}", f"-runs={options.runs}", f"-max_len={LONGEST}"]
-        limits += [f"-timeout={SLOWEST_S}", f"-rss_limit_mb={MEMORY_MIB}", "-print_final_stats=1"]
+        limits += [f"-timeout={SLOWEST_S}", f"-rss_limit_mb={8 * MEMORY_MIB}", "-print_final_stats=1"]
         folders = [str(options.corpus)] if options.corpus else []
-        atheris.Setup([sys.argv[0], *limits, *folders, seeds], target.run)
+        atheris.Setup([sys.argv[0], *limits, *folders, seeds], lambda data: within_budget(partial(target.run, data)))
         atheris.Fuzz()
     return 0
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from struct import Struct, pack
@@ -15,19 +15,23 @@ from typing import Any
 
 from guest_agent.agent import Agent
 from guest_agent.kernel import Gathered
+from trials.fuzz import ram
 from vmishim import attestation
 from vmishim.attestation.errors import AttestationError
 from vmishim.attestation.report import Report
 from vmishim.errors import FaultError, LibvmiError, LinkError
 from vmishim.guests import dumps
 from vmishim.guests.agent import AgentGuest
+from vmishim.guests.ramfile import RamFile
 from vmishim.inspection import objects
 from vmishim.kernel import btf as types
 from vmishim.kernel.btf import Btf
 from vmishim.kernel.kallsyms import DIGITS
 from vmishim.kernel.kallsyms import decode as decode_symbols
-from vmishim.libvmi import Libvmi
-from vmishim.memory import elf
+from vmishim.kernel.offsets import Offsets
+from vmishim.libvmi import Libvmi, config
+from vmishim.libvmi.profiles import JsonProfile, SystemMap
+from vmishim.memory import elf, pagetable
 from vmishim.wire import messages as wire
 from vmishim.wire.attestation import REPORT_SIZE
 from vmishim.wire.keys import generate
@@ -272,6 +276,78 @@ def _symbols() -> list[bytes]:
     return [front.rjust(max(len(front), len(back)), b"\0") + back.ljust(max(len(front), len(back)), b"\0")]
 
 
+def _ramfile(data: bytes) -> None:
+    """What a process has in its memory hides no kernel."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(ram.guest(_blob()[0], data * (ram.IMAGE // max(len(data), 1))))
+        file.flush()
+        guest = RamFile("fuzz", file.name)
+        assert guest.profile.release == "6.12.0-small"
+        assert guest.profile.btf.layout("a")
+        guest.close()
+
+
+def _kernel(data: bytes) -> None:
+    """Nothing that is where the kernel has its page tables, symbols and types is more than an error."""
+    memory = bytearray(ram.guest(_blob()[0]))
+    for number, (place, value) in enumerate(Struct("<IQ").iter_unpack(data[: len(data) // 12 * 12])):
+        at = ram.IMAGE + (place if number % 2 else place % 0x10_8000) % (ram.SIZE - ram.IMAGE - 8)
+        memory[at : at + 8] = WORD.pack(value)
+    with tempfile.NamedTemporaryFile() as file, suppress(LibvmiError, KeyError):
+        file.write(memory)
+        file.flush()
+        guest = RamFile("fuzz", file.name)
+        guest.profile.btf.layout("a")
+        guest.close()
+
+
+def _pagetable(data: bytes) -> None:
+    def read(address: int, count: int) -> bytes:
+        if address + count > len(data):
+            raise FaultError(address)
+        return data[address : address + count]
+
+    with suppress(ValueError):
+        for page in islice(pagetable.pages(read, 0), MOST):
+            with suppress(FaultError):
+                pagetable.walk(read, 0, page.address)
+
+
+def _config(data: bytes) -> None:
+    with suppress(LibvmiError):
+        config.parse(data.decode("utf-8", "surrogateescape"), "fuzz")
+
+
+def _file(parse: Callable[[str], Any]) -> Callable[[bytes], None]:
+    """A target that parses a file."""
+
+    def run(data: bytes) -> None:
+        with tempfile.NamedTemporaryFile() as file, suppress(LibvmiError, KeyError):
+            file.write(data)
+            file.flush()
+            parse(file.name)
+
+    return run
+
+
+def _profile(path: str) -> None:
+    profile = JsonProfile(path)
+    for name in ("a", "b"):
+        for ask in (profile.symbol, profile.size, partial(profile.member, "a"), partial(profile.member, "b")):
+            with suppress(KeyError, LibvmiError):
+                ask(name)
+
+
+def _profiles() -> list[bytes]:
+    """One of Volatility 3, one of Rekall."""
+    fields = {"b": {"offset": 8, "type": {"kind": "base", "name": "int"}}}
+    embedded = {"c": {"offset": 0, "anonymous": True, "type": {"kind": "struct", "name": "b"}}}
+    types = {"a": {"size": 16, "fields": embedded}, "b": {"size": 16, "fields": fields}}
+    isf = {"symbols": {"a": {"address": BASE}}, "base_types": {"int": {"size": 4}}, "user_types": types}
+    rekall = {"$CONSTANTS": {"a": 1}, "$STRUCTS": {"a": [16, {"b": [8, ["int"]]}]}}
+    return [json.dumps(each).encode() for each in (isf, rekall)]
+
+
 def _elf(data: bytes) -> None:
     def read(address: int, count: int) -> bytes:
         if not BASE <= address <= address + count <= BASE + len(data):
@@ -422,6 +498,15 @@ TARGETS = {
     "kallsyms": Target(_kallsyms, _symbols),
     "elf": Target(_elf, _image),
     "dumps": Target(_dumps, _dumped),
+    "ramfile": Target(_ramfile, lambda: [ram.BANNER + bytes(6) + ram.tokens()]),
+    "kernel": Target(_kernel, lambda: [pack("<IQ", 0x4000, 300)]),
+    "pagetable": Target(_pagetable, lambda: [pack("<512Q", *[0x1003] * 512) + pack("<512Q", *[0xE3] * 512)]),
+    "config": Target(_config, lambda: [b'domain { ostype = "Linux"; linux_tasks = 0x10; }']),
+    "profiles": Target(_file(_profile), _profiles),
+    "maps": Target(_file(SystemMap), lambda: [b"ffffffff81000000 T _text\n"]),
+    "offsets": Target(
+        _file(lambda path: Offsets.read(Path(path))), lambda: [b'{"release": "6.1", "members": {"a b": [0, 8]}}']
+    ),
     "attestation": Target(_attestation, _reports),
     "agent": Target(_agent, lambda: list(_requests())),
     "plan": Target(_plan, _plans),
