@@ -46,6 +46,18 @@ def test_a_connection_that_proves_nothing_is_due_and_one_that_does_is_not() -> N
     assert 3 in connections.due(100.0 + SILENT_S)
 
 
+def test_what_has_proved_nothing_goes_first_when_memory_is_short() -> None:
+    connections = Connections()
+    for at, event in ((1, None), (2, Event.GREETED), (3, Event.PROVEN)):
+        connections.accepted(at, "here", now=0.0)
+        if event:
+            connections.heard(at, event, "key", now=0.0)
+    assert connections.unproven() == [1, 2]
+    assert connections.waiting == 2
+    assert connections.heard(4, Event.PROVEN, "key", now=0.0) == []  # it has ended
+    assert list(connections) == [1, 2, 3]
+
+
 def test_one_source_takes_no_place_from_another() -> None:
     connections = Connections()
     assert connections.accepted(1, "modest", now=0.0) == []

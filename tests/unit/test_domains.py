@@ -83,6 +83,16 @@ def test_requirements_are_those_of_the_file(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(found)) == expected  # a fleet's workers are sent it
 
 
+def test_numbers_may_have_their_least_and_greatest_value() -> None:
+    for least in (0, 255):
+        assert Requirements.from_table(
+            {"measurement": [HEX], "minimum_tcb": {"snp": least}, "vmpl": min(least, 3)}
+        ).minimum_tcb == {"snp": least}
+    for setting in ({"minimum_tcb": {"snp": 256}}, {"minimum_tcb": {"snp": -1}}, {"vmpl": 4}, {"vmpl": -1}):
+        with pytest.raises(ValueError, match="must"):
+            Requirements.from_table({"measurement": [HEX], **setting})
+
+
 @pytest.mark.parametrize(
     ("setting", "warned"),
     [("", True), ("minimum_tcb = {}", True), ("minimum_tcb = 'current'", False), ("minimum_tcb = {snp = 1}", False)],

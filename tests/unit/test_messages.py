@@ -107,6 +107,52 @@ def test_any_values_are_a_valid_message_or_refused(kind: type[Message], values: 
         assert isinstance(value, getattr(hint, "__origin__", hint)), name
 
 
+GOOD: dict[Any, Any] = {
+    int: 0, bool: True, str: "x", list[str]: ["x"], list[int]: [0], list[Any]: [0], dict[str, Any]: {"x": 0},
+    Plan: Plan(0, Step.SELF, (Take(0, 0, 8),)).to_json(),
+}  # fmt: skip
+WRONG: dict[Any, list[Any]] = {
+    int: [None, True, 0.0, -1, 1 << 64, "0", []],
+    bool: [None, 0, 1, "true"],
+    str: [None, 0, True, ["x"], {}],
+    list[str]: [None, "x", {}, {"x": 0}, [0], ["x", 0], ["x", None]],
+    list[int]: [None, "0", {}, 0, [True], [0.0], [-1], [1 << 64], [0, "0"], [0, -1]],
+    list[Any]: [None, "x", {}, 0],
+    dict[str, Any]: [None, [], "x", 0],
+    Plan: [None, "x", {}, 0],
+}
+"""A value of each type of field, and values of other types, or out of range."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_field_is_refused_with_a_value_of_another_type(kind: type[Message]) -> None:
+    hints = [hint for name, hint in fields(kind).items() if name != "bulk"]
+    good = [GOOD[hint] for hint in hints]
+    decode(raw(kind.KIND, good))
+    for at, hint in enumerate(hints):
+        for wrong in WRONG[hint]:
+            with pytest.raises(LinkError):
+                decode(raw(kind.KIND, [*good[:at], wrong, *good[at + 1 :]]))
+    for values in ([*good, 0], good[:-1] if good else [0], dict(zip("abcdefgh", good, strict=False)) or None, "x"):
+        with pytest.raises(LinkError):
+            decode(raw(kind.KIND, values))
+    # An object is no list, though its keys are strings.
+    with pytest.raises(LinkError):
+        decode(raw(kind.KIND, {str(at): 0 for at in range(len(good))}))
+    if "bulk" not in fields(kind):
+        with pytest.raises(LinkError):
+            decode(raw(kind.KIND, good, b"x"))
+
+
+def test_the_json_part_has_a_limit() -> None:
+    room = messages.JSON_MAX - len(json.dumps(["", ""]))
+    decode(raw(Failure.KIND, ["x" * room, ""]))
+    with pytest.raises(LinkError, match="more than the limit"):
+        decode(raw(Failure.KIND, ["x" * (room + 1), ""]))
+    with pytest.raises(LinkError, match="longer than the message"):
+        decode(raw(Failure.KIND, ["", ""])[:-1])
+
+
 @given(ANY, st.data())
 def test_a_message_with_a_changed_byte_is_valid_or_refused(message: Message, data: st.DataObject) -> None:
     altered = bytearray(encode(message))

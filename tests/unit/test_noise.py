@@ -10,7 +10,7 @@ import pytest
 
 from vmishim.errors import LinkError
 from vmishim.wire.keys import PrivateKey, PublicKey, generate
-from vmishim.wire.noise import AES_GCM, CHACHA_POLY, CipherState, HandshakeState
+from vmishim.wire.noise import AES_GCM, CHACHA_POLY, MAX_HANDSHAKE, CipherState, HandshakeState
 
 
 def vectors(pattern: str) -> list[dict[str, Any]]:
@@ -104,6 +104,23 @@ def test_another_prologue_is_refused() -> None:
     hello = HandshakeState(b"one", generate(), agent.public).write()
     with pytest.raises(LinkError, match="not authentic"):
         HandshakeState(b"two", agent).read(hello)
+
+
+@pytest.mark.parametrize("size", [0, 1, MAX_HANDSHAKE - 96, MAX_HANDSHAKE - 95])
+def test_a_handshake_message_may_have_its_smallest_and_its_largest_size(size: int) -> None:
+    """Key, sealed key and tag are 32 + 48 + 16 bytes of the first message, key and tag 32 + 16 of the second."""
+    agent = generate()
+    initiator, responder = HandshakeState(b"", generate(), agent.public), HandshakeState(b"", agent)
+    first = initiator.write(bytes(size))
+    assert len(first) == 96 + size
+    if len(first) > MAX_HANDSHAKE:
+        with pytest.raises(LinkError, match="has 96 to 65535 bytes"):
+            responder.read(first)
+        return
+    assert responder.read(first) == bytes(size)
+    second = responder.write(bytes(size))
+    assert len(second) == 48 + size
+    assert initiator.read(second) == bytes(size)
 
 
 @pytest.mark.parametrize("size", [0, 31, 95, 65536])

@@ -416,6 +416,18 @@ def test_a_walk_that_an_agent_lost_is_reported(remote: Remote, kernel: Kernel) -
     assert lost.value.code == "walk"
 
 
+def test_the_walk_begun_longest_ago_is_forgotten_beyond_a_number(remote: Remote) -> None:
+    walks = [remote.walk(PLAN, [1, 2, 3]) for _ in range(65)]
+    for walk in walks:
+        next(walk)
+    with pytest.raises(AgentError) as forgotten:
+        next(walks[0])
+    assert forgotten.value.code == "walk"
+    # The next one is asked for; this kernel has gone on to other walks, so its answer is another walk's.
+    with pytest.raises(LinkError, match="not authentic"):
+        next(walks[1])
+
+
 class Lying(Link):
     """A session with an agent that accepts any program."""
 

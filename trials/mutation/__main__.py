@@ -1,8 +1,9 @@
 """``python -m trials.mutation``: make each security check wrong in turn, and see whether a unit test fails.
 
 A mutant that all tests pass survives: a check that no test holds, or a change that changes nothing. Each mutant runs in
-a process forked from this one, which has imported the libraries already; no file is changed. Results are kept by the
-text of the module and of its tests, so a run after a change repeats only what the change touches.
+a process forked from this one, which has imported the libraries already; no file is changed. Results are kept: a
+mutant is tried again when its module changes, a survivor also when its tests do. So if you weaken a test, give
+``--again``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from types import CodeType, ModuleType
 import cryptography.x509
 import hypothesis
 import pytest
+import pytest_timeout
 import zmq
 
 from trials.mutation.mutants import Mutant, mutants
@@ -51,7 +53,11 @@ TESTS = {
 }
 """Modules whose checks are made wrong, each with the tests of tests/unit that must notice."""
 KILLED, SURVIVED, TIMEOUT = "killed", "survived", "timeout"
-_WARM = cryptography.x509, hypothesis, zmq
+_PLUGINS = ("-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "-p", "pytest_timeout")
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+# The same examples each time, and few: a wrong check that only luck finds counts as a survivor.
+hypothesis.settings.register_profile("mutation", max_examples=15, derandomize=True, deadline=None, database=None)
+_WARM = cryptography.x509, pytest_timeout, zmq
 """Imported once, before the first fork."""
 
 
@@ -65,29 +71,31 @@ def main() -> int:
     survivors: list[Mutant] = []
     skipped = 0
     work: list[tuple[Mutant, str]] = []
+    tests: dict[str, str] = {}
     for module in chosen:
         text = _file(module).read_text(encoding="utf-8")
-        basis = hashlib.sha256("".join([text, *(_test(name).read_text() for name in TESTS[module])]).encode())
-        work += [(each, hashlib.sha256(f"{basis.hexdigest()} {each.name}".encode()).hexdigest())
-                 for each in mutants(module, text)]  # fmt: skip
+        work += [(each, _hash(text, repr(each))) for each in mutants(module, text)]
+        tests[module] = f"{SURVIVED} {_hash(*(_test(name).read_text() for name in TESTS[module]))}"
     random.Random(options.seed).shuffle(work)
-    sound: dict[str, bool] = {}
+    sound: dict[tuple[str, ...], bool] = {}
     for mutant, key in work:
-        if key not in known:
+        result = "" if options.again else known.get(key, "")
+        if not result or (result.startswith(SURVIVED) and result != tests[mutant.module]):
             if time.monotonic() > deadline:
                 skipped += 1
                 continue
-            if mutant.module not in sound:
-                original = ast.parse(_file(mutant.module).read_text(encoding="utf-8"))
-                sound[mutant.module] = _run(mutant.module, original, options.limit) == SURVIVED
-            if not sound[mutant.module]:
+            text, names = _file(mutant.module).read_text(encoding="utf-8"), TESTS[mutant.module]
+            if names not in sound:
+                sound[names] = _run(mutant.module, ast.parse(text), options.limit) == SURVIVED
+            if not sound[names]:
                 print(f"{mutant.module}: its tests fail without any mutation", file=sys.stderr)
                 return 1
-            known[key] = _run(mutant.module, mutant.tree, options.limit)
+            result = _run(mutant.module, mutant.tree(text), options.limit)
+            known[key] = result = tests[mutant.module] if result == SURVIVED else result
             options.cache.parent.mkdir(parents=True, exist_ok=True)
             options.cache.write_text(json.dumps(known))
-        seen[known[key]] += 1
-        if known[key] == SURVIVED:
+        seen[result] += 1
+        if result.startswith(SURVIVED):
             survivors.append(mutant)
             if options.verbose:
                 print(mutant.name, flush=True)
@@ -129,7 +137,7 @@ def _in_child(module: str, code: CodeType) -> None:
         sys.meta_path.insert(0, _Changed(module, code))
         os.chdir(ROOT)
         tests = [str(_test(name)) for name in TESTS[module]]
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=quick", *tests])
+        status = pytest.main(["-x", "-q", *_PLUGINS, "--hypothesis-profile=mutation", *tests])
     finally:
         os._exit(int(status != 0))
 
@@ -153,6 +161,10 @@ class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self._code, module.__dict__)  # noqa: S102 (the mutant)
 
 
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
 def _file(module: str) -> Path:
     path = ROOT.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -168,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     whole.add_argument("--time", type=float, default=600, metavar="S", help="seconds in all (%(default)s)")
     whole.add_argument("--limit", type=float, default=60, metavar="S", help="seconds for one mutant (%(default)s)")
     whole.add_argument("--seed", type=int, default=1, help="in which order mutants are drawn (%(default)s)")
+    whole.add_argument("--again", action="store_true", help="use no results of earlier runs")
     whole.add_argument("--verbose", "-v", action="store_true", help="print each survivor at once")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vmishim" / "mutation.json"
     whole.add_argument("--cache", type=Path, default=cache, metavar="FILE", help="results so far (%(default)s)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 SWAPS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -20,42 +19,47 @@ _TOLD = ("__repr__", "__str__")
 class Mutant:
     """One change.
 
-    :ivar line: in the original
+    :ivar line: in the original, as ``column``
     :ivar what: the change
     :ivar source: the line
-    :ivar tree: the whole module with the change
     """
 
     module: str
     line: int
+    column: int
     what: str
     source: str
-    tree: ast.Module
+    _number: int
+    _kind: int
 
     @property
     def name(self) -> str:
-        """The same for the same change as long as the line keeps its text."""
-        return f"{self.module}:{self.line}: {self.what}: {self.source}"
+        """Where and what."""
+        return f"{self.module}:{self.line}:{self.column}: {self.what}: {self.source}"
+
+    def tree(self, text: str) -> ast.Module:
+        """The whole module with the change. :param text: the module's source"""
+        tree = ast.parse(text)
+        _apply(tree, list(ast.walk(tree))[self._number], self._kind)
+        return ast.fix_missing_locations(tree)
 
 
-def mutants(module: str, text: str) -> Iterator[Mutant]:
-    """All mutants of a module's source, from its beginning to its end."""
+def mutants(module: str, text: str) -> list[Mutant]:
+    """All mutants of a module, from its beginning to its end."""
     tree, lines = ast.parse(text), text.splitlines()
-    for number, node in enumerate(ast.walk(tree)):
-        node.number = number  # type: ignore[attr-defined]
-    for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in _TOLD]:
-        for node in ast.walk(function):
-            node.told = True  # type: ignore[attr-defined]
-    found = []
-    for node in ast.walk(tree):
-        if hasattr(node, "told"):
-            continue
-        for kind, (what, _) in enumerate(_changes(copy.deepcopy(node))):
-            found.append((getattr(node, "lineno", 0), getattr(node, "number"), kind, what))  # noqa: B009
-    for line, number, kind, what in sorted(found):
-        changed = copy.deepcopy(tree)
-        _apply(changed, number, kind)
-        yield Mutant(module, line, what, lines[line - 1].strip(), ast.fix_missing_locations(changed))
+    told = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef) and function.name in _TOLD
+        for node in ast.walk(function)
+    }
+    found = [
+        Mutant(module, node.lineno, node.col_offset, what, lines[node.lineno - 1].strip(), number, kind)  # type: ignore[attr-defined]
+        for number, node in enumerate(ast.walk(tree))
+        if id(node) not in told
+        for kind, (what, _) in enumerate(_changes(node))
+    ]
+    return sorted(found, key=lambda each: (each.line, each.column))
 
 
 def _changes(node: ast.AST) -> list[tuple[str, ast.AST]]:
@@ -87,34 +91,18 @@ def _changes(node: ast.AST) -> list[tuple[str, ast.AST]]:
         flipped = copy.deepcopy(node)
         flipped.value = ast.Constant(not node.value.value)
         changes.append(("return the opposite", flipped))
-    if isinstance(node, ast.Assign) and _is_limit(node):
-        more = copy.deepcopy(node)
-        more.value = ast.BinOp(more.value, ast.Add(), ast.Constant(1))
-        changes.append(("the limit is one more", more))
     return changes
 
 
-def _is_limit(node: ast.Assign) -> bool:
-    target = node.targets[0]
-    return (
-        isinstance(target, ast.Name)
-        and target.id.strip("_").isupper()
-        and isinstance(node.value, (ast.Constant, ast.BinOp))
-        and not any(isinstance(part, ast.Constant) and not isinstance(part.value, int) for part in ast.walk(node.value))
-        and ("MAX" in target.id or "PER_" in target.id or target.id.endswith("_S"))
-    )
-
-
-def _apply(tree: ast.AST, number: int, kind: int) -> None:
-    """Put a change in place of the node with this number."""
+def _apply(tree: ast.AST, node: ast.AST, kind: int) -> None:
+    """Put a change in place of a node."""
+    change = _changes(node)[kind][1]
     for parent in ast.walk(tree):
         for field, value in ast.iter_fields(parent):
-            if isinstance(value, ast.AST) and getattr(value, "number", None) == number:
-                setattr(parent, field, _changes(value)[kind][1])
+            if value is node:
+                setattr(parent, field, change)
                 return
-            if isinstance(value, list):
-                for at, each in enumerate(value):
-                    if getattr(each, "number", None) == number:
-                        value[at] = _changes(each)[kind][1]
-                        return
+            if isinstance(value, list) and any(each is node for each in value):
+                value[:] = [change if each is node else each for each in value]
+                return
     raise AssertionError("a node of the tree")
