@@ -6,9 +6,9 @@
  * carries it out, `seal` encrypts the result. User space cannot map the data that they share, and what user space can
  * write is copied once, before it is checked.
  *
- * AES-CBC under one key, its IV a counter encrypted under another, then AES-CMAC (RFC 4493) of the question and the
- * ciphertext under a third, which also authenticates an IDS's questions. The kfuncs offer ECB and CBC only. For the
- * security argument see docs/security.md.
+ * AES-CBC under one key, its IV a CBC-MAC under another of challenge, counter and time, then AES-CMAC (RFC 4493) of the
+ * question and the ciphertext under a third, which also authenticates an IDS's questions. The kfuncs offer ECB and CBC
+ * only. For the security argument see docs/security.md.
  */
 #define SEALED
 #include "memory.bpf.c"
@@ -66,6 +66,7 @@ struct job {
 	__u32 key;
 	__u32 slot;
 	__u64 tag[2], chain[2], last[2];
+	__u64 nonce[4];
 	struct bpf_crypto_params params;
 };
 
@@ -372,12 +373,16 @@ static __always_inline int seal_job(struct job *d, struct sealed *s)
 		return -1;
 
 	d->counter++;
-	d->iv[0] = d->counter;
-	d->iv[1] = d->chain[0] = d->chain[1] = 0;
-	if (encrypt(iv, d->iv, d->iv, BLOCK, d->chain))
+	/* A host that rolls memory back also rolls back the counter, but not what an IDS asks next, nor the time. */
+	d->nonce[0] = d->question.challenge[0];
+	d->nonce[1] = d->question.challenge[1];
+	d->nonce[2] = d->counter;
+	d->nonce[3] = bpf_ktime_get_ns();
+	d->chain[0] = d->chain[1] = 0;
+	if (encrypt(iv, d->nonce, d->nonce, sizeof(d->nonce), d->chain))
 		return -1;
-	d->chain[0] = d->iv[0];
-	d->chain[1] = d->iv[1];
+	d->iv[0] = d->chain[0] = d->nonce[2];
+	d->iv[1] = d->chain[1] = d->nonce[3];
 	if (encrypt(cipher, &d->report, &d->report, sizeof(d->report), d->chain))
 		return -1;
 	bpf_probe_read_kernel(o->bytes + length, BLOCK, 0); /* zeroes it */

@@ -21,6 +21,7 @@ from bench.machine import Machine, here
 from bench.variants import RunningAgent
 from tests.ground.walks import Ground, LongWalks, Walks
 from tests.guest.ids import Ids
+from tests.local.bpf_root import maps_of
 from vmishim import cli
 from vmishim.client import Remote
 from vmishim.errors import FaultError, LinkError
@@ -389,6 +390,36 @@ def test_no_counter_and_no_iv_comes_twice(machine: Machine) -> None:
     assert len(counters) >= 3 * 4
     assert counters == sorted(set(counters))
     assert len(ivs) == len(counters)
+
+
+def test_a_rollback_of_the_kernels_memory_repeats_no_iv(on_this_machine: Machine) -> None:
+    """A host that restores a snapshot brings the counter back; neither another question nor the same gets its IV again.
+
+    The rollback is emulated: root writes back the map with the counter.
+    """
+    plan, _ = plant(on_this_machine)
+    maps = maps_of(on_this_machine.sealing.pid)
+    seen: list[tuple[int, bytes]] = []
+
+    def note(answer: Sealed) -> Sealed:
+        seen.extend((counter, iv) for counter, _, _, iv in map(HEAD.unpack_from, sealed.parts(answer.bulk)))
+        return answer
+
+    with closing(Tampered(on_this_machine.sealing)) as connection:
+        connection.answers = note
+        snapshot = maps["job"].read()
+        for address in (plan.start, plan.start + NODE):
+            maps["job"].write(snapshot)
+            connection.remote.read(address, NODE)
+            maps["job"].write(snapshot)
+            reply = connection.ask()
+            assert isinstance(reply, Sealed)
+            note(reply)
+    for found in maps.values():
+        found.close()
+    assert len(seen) == 4
+    assert len({counter for counter, _ in seen}) == 1
+    assert len({iv for _, iv in seen}) == 4
 
 
 # ---- who may, and who must -------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 At its start an agent makes a random root key for each permitted IDS, gives the kernel the keys derived from it
 (``bpf/sealed.bpf.c``), encrypts it for that IDS with the one-way pattern Noise X (an *envelope*), and forgets it. From
 then on the kernel accepts only questions with an IDS's AES-CMAC (RFC 4493, NIST SP 800-38B). It answers with
-AES-256-CBC and an AES-CMAC of question and ciphertext (encrypt-then-MAC). The IV is a counter encrypted under a key
-that only the kernel has. docs/security.md explains why this is secure. Layouts are those of ``bpf/plan.h``;
+AES-256-CBC and an AES-CMAC of question and ciphertext (encrypt-then-MAC). The IV is a CBC-MAC, under a key that only
+the kernel has, of the question's challenge, a counter and the time. docs/security.md explains why this is secure. Layouts are those of ``bpf/plan.h``;
 ``tests/unit/test_sealed_frames.py`` checks that they agree.
 """
 
