@@ -65,6 +65,15 @@ struct {
 	__type(value, struct heads);
 } heads SEC(".maps");
 
+/* Neither the programs nor, once it is frozen, anybody in user space can write it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_RDONLY_PROG);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct layout);
+} layout SEC(".maps");
+
 struct context {
 	struct walk *walk;
 	struct out *out;
@@ -429,12 +438,18 @@ static __always_inline void look_up(struct context *c)
 static __always_inline int find(struct context *c, __u32 slot)
 {
 	__u32 zero = 0;
+	struct layout *l = bpf_map_lookup_elem(&layout, &zero);
 
 	c->walk = bpf_map_lookup_elem(&walk_state, &slot);
 	c->read = bpf_map_lookup_elem(&read_state, &zero);
 	c->out = bpf_map_lookup_elem(&out, &zero);
 	c->heads = bpf_map_lookup_elem(&heads, &zero);
-	return c->walk && c->read && c->out && c->heads;
+	if (!l || !c->walk || !c->read || !c->out || !c->heads)
+		return 0;
+	c->read->page_offset = l->page_offset;
+	c->read->levels = l->levels;
+	c->read->encrypted = l->encrypted;
+	return 1;
 }
 
 #ifndef SEALED

@@ -110,12 +110,17 @@ struct read {
 	__u64 address;
 	__u64 count;             /* wanted, at most OUT_SIZE */
 	__u64 dtb;               /* 0: kernel virtual; else the page-table root to translate with */
-	__u64 page_offset;       /* the direct map */
-	__u64 levels;            /* of page tables: 4 or 5 */
+	__u64 page_offset, levels, encrypted; /* copies of struct layout */
 	__u64 done;              /* bytes read */
 	__u64 entry[5];          /* the last translation, from the root down */
 	__u64 physical;
 	__u64 page_size;         /* 0: not mapped */
+};
+
+/* How this machine translates addresses: written and frozen before the first request. */
+struct layout {
+	__u64 page_offset;       /* the direct map */
+	__u64 levels;            /* of page tables: 4 or 5 */
 	__u64 encrypted;         /* bits of an entry that are not address bits: AMD SEV's C-bit, Intel TDX's shared bit */
 };
 
@@ -145,10 +150,9 @@ struct question {
 	__u64 heads;             /* bytes of listed heads */
 };
 
-/* For `store_keys`: the keys of one IDS, and this machine's memory layout. */
+/* For `store_keys`: the keys of one IDS. */
 struct kernel_keys {
 	__u64 number;            /* of the IDS, below KEYS_MAX */
-	__u64 page_offset, levels, encrypted; /* as in struct read */
 	__u64 cipher[4], iv[4], mac[4];
 	__u64 subkey[2];         /* RFC 4493's K1 of `mac` */
 };

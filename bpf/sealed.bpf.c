@@ -57,7 +57,6 @@ enum phase {
 struct job {
 	__u64 phase;
 	__u64 counter;
-	__u64 page_offset, levels, encrypted;
 	struct question question;
 	struct plan plan;
 	__u64 iv[2];
@@ -145,9 +144,6 @@ int store_keys(struct kernel_keys *given)
 	__builtin_memcpy(params->type, "skcipher", sizeof("skcipher"));
 	__builtin_memcpy(params->algo, "cbc(aes)", sizeof("cbc(aes)"));
 	params->key_len = KEY_SIZE;
-	d->page_offset = given->page_offset;
-	d->levels = given->levels;
-	d->encrypted = given->encrypted;
 	key->subkey[0] = given->subkey[0];
 	key->subkey[1] = given->subkey[1];
 	error = install(params, &key->cipher, given->cipher);
@@ -287,9 +283,6 @@ static __always_inline int gather_read(struct job *d, struct context *c)
 	r->address = q->address;
 	r->count = q->count;
 	r->dtb = q->space > 1 ? q->space : 0;
-	r->page_offset = d->page_offset;
-	r->levels = d->levels;
-	r->encrypted = d->encrypted;
 	d->length = 0;
 	if (q->kind == ASK_LOOKUP) {
 		look_up(c);
@@ -300,7 +293,7 @@ static __always_inline int gather_read(struct job *d, struct context *c)
 		return 0;
 	}
 	if (q->space == 1) {
-		r->address += d->page_offset;
+		r->address += r->page_offset;
 		if (r->address < q->address || r->address + r->count < r->address)
 			return 0; /* past the end of the direct map there is no memory */
 	}

@@ -72,6 +72,7 @@ class Gathered:
 class Kernel:
     """The running kernel.
 
+    :ivar layout: ``struct layout``: how to translate addresses here
     :raises LoadError: the eBPF programs can't be loaded, or the kernel hides its symbols; the text says what to do
     """
 
@@ -95,9 +96,8 @@ class Kernel:
         # AMD SEV sets the C-bit in every private page-table entry, Intel TDX the shared bit in every shared one.
         for at in filter(None, map(self.symbol, ("sme_me_mask", "cc_mask"))):
             self.encrypted |= _U64.unpack(self.read(at, 8))[0]
-        # Translation parameters, the same for every request; the programs only read them.
-        self._read["page_offset"], self._read["levels"] = self.page_offset, self.levels
-        self._read["encrypted"] = self.encrypted
+        self.layout = struct.pack("<3Q", self.page_offset, self.levels, self.encrypted)
+        self._programs.fix("layout", self.layout)
         # Read once, now: the process that answers hellos can no longer open files.
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._memory_end = self._memory_size()

@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
-from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -136,6 +136,8 @@ def libbpf() -> ctypes.CDLL:
         ("bpf_map__max_entries", c_uint32, [c_void_p]),
         ("bpf_prog_test_run_opts", c_int, [c_int, POINTER(_TestRun)]),
         ("bpf_obj_get_info_by_fd", c_int, [c_int, c_void_p, POINTER(c_uint32)]),
+        ("bpf_map_update_elem", c_int, [c_int, c_char_p, c_char_p, c_uint64]),
+        ("bpf_map_freeze", c_int, [c_int]),
         ("libbpf_set_print", c_void_p, [_PRINT]),
         ("bpf_object__next_program", c_void_p, [c_void_p, c_void_p]),
         ("bpf_object__next_map", c_void_p, [c_void_p, c_void_p]),
@@ -234,6 +236,17 @@ class Programs:
             size = -(-self._lib.bpf_map__value_size(found) // 8) * 8 * self._lib.bpf_map__max_entries(found)
             self._maps[name] = mmap.mmap(self._lib.bpf_map__fd(found), -(-size // PAGE) * PAGE)
         return self._maps[name]
+
+    def fix(self, name: str, value: bytes) -> None:
+        """Set the only element of an array map, for good: nobody in user space can change it any more, not even root.
+
+        :raises KeyError: there is no such map
+        :raises LoadError: the kernel refused
+        """
+        descriptor = self.map_descriptor(name)
+        result = self._lib.bpf_map_update_elem(descriptor, bytes(4), value, 0) or self._lib.bpf_map_freeze(descriptor)
+        if result:
+            raise LoadError(f"the kernel did not freeze the map {name!r} ({errno.errorcode.get(-result, result)})")
 
     def run(self, name: str, *, context: bytes = b"", packet: bytes = b"") -> int:
         """Run a program and return its return value.

@@ -33,7 +33,7 @@ KEYS_MAX, WALKS_MAX = 64, 16
 """As in ``bpf/plan.h``."""
 _PACKET = bytes(64)
 """``SEC("tc")`` programs run on a packet; ours do not look at it."""
-_KERNEL_KEYS = struct.Struct("<4Q32s32s32s16s")
+_KERNEL_KEYS = struct.Struct("<Q32s32s32s16s")
 _ASKED = struct.Struct("<16sII")
 """``struct ask`` from ``tag`` on."""
 _LENGTH = struct.Struct("<QQ")
@@ -67,7 +67,8 @@ class Sealer:
         except LoadError as error:
             raise LoadError(f"--kernel-key: {_explain(error)}", error.log) from None
         try:
-            self.public, self._envelopes = self._set_up(kernel, key, list(permitted))
+            self._programs.fix("layout", kernel.layout)
+            self.public, self._envelopes = self._set_up(key, list(permitted))
             self._ask = self._programs.map("ask")
             self._heads = self._programs.map("asked_heads")
             self._sealed = self._programs.map("sealed")
@@ -157,7 +158,7 @@ class Sealer:
             raise OSError("the eBPF programs gather or seal failed, so there is no sealed answer")
         return state
 
-    def _set_up(self, kernel: Kernel, key: Path, permitted: list[PublicKey]) -> tuple[PublicKey, dict[str, str]]:
+    def _set_up(self, key: Path, permitted: list[PublicKey]) -> tuple[PublicKey, dict[str, str]]:
         """Return the key's public half, and envelopes by the IDSs' keys. A child process makes them, and its secrets
         end with it."""
         reads, writes = os.pipe()
@@ -166,7 +167,7 @@ class Sealer:
             try:
                 os.close(reads)
                 with open(writes, "w") as pipe:
-                    json.dump(self._make_keys(kernel, key, permitted), pipe)
+                    json.dump(self._make_keys(key, permitted), pipe)
             except Exception:  # the log shows it; the child must exit here in any case
                 traceback.print_exc()
             finally:
@@ -182,7 +183,7 @@ class Sealer:
             raise LoadError(made["error"])
         return PublicKey(bytes.fromhex(made.pop(_PUBLIC))), made
 
-    def _make_keys(self, kernel: Kernel, key: Path, permitted: list[PublicKey]) -> dict[str, str]:
+    def _make_keys(self, key: Path, permitted: list[PublicKey]) -> dict[str, str]:
         if len(permitted) > KEYS_MAX:
             return {"error": f"{len(permitted)} IDSs are permitted, but the kernel keeps keys for at most {KEYS_MAX}"}
         try:
@@ -190,10 +191,7 @@ class Sealer:
             envelopes = {_PUBLIC: static.public.raw.hex()}
             for number, public in enumerate(permitted):
                 root = os.urandom(KEY_SIZE)
-                reading = kernel.page_offset, kernel.levels, kernel.encrypted
-                failed = self._programs.run(
-                    "store_keys", context=_KERNEL_KEYS.pack(number, *reading, *kernel_keys(root))
-                )
+                failed = self._programs.run("store_keys", context=_KERNEL_KEYS.pack(number, *kernel_keys(root)))
                 if failed:
                     error = os.strerror(-struct.unpack("<i", struct.pack("<I", failed))[0])
                     return {"error": f"the kernel could not create the cipher cbc(aes): {error}"}
