@@ -104,6 +104,7 @@ class Agent:
         self._freezer = freezer or Freezer()
         self._walks: OrderedDict[int, _UnfinishedWalk] = OrderedDict()
         self._numbers = itertools.count(1)
+        self._found: list[str] = []
 
     def answer(self, session: bytes, request: bytes) -> bytes:
         """Return the reply to a request, both in the clear. No request, however malformed, makes it raise.
@@ -200,10 +201,19 @@ class Agent:
                 facts = kernel.facts()
                 facts["version"] = __version__
                 facts["kernel_encryption"] = self._sealer is not None
+                facts["self_check"] = self._check()
                 facts["symbols"] = [kernel.symbol(name) for name in symbols]
                 facts["members"] = [kernel.member(name) for name in members]
                 return Welcome(facts)
         return Failure("malformed", f"{type(request).__name__} is not a request")
+
+    def _check(self) -> str:
+        """ "ok", or what of our programs and maps was found changed, now or since our start."""
+        for found in (*self._kernel.changed(), *(self._sealer.changed() if self._sealer else ())):
+            if found not in self._found:
+                log.error("self-check: %s by another process, which has root's rights on this machine", found)
+                self._found.append(found)
+        return "; ".join(self._found) or "ok"
 
     def _refusal(self, request: Asking) -> Failure | None:
         """Why a request about memory can't be answered; None if it can."""

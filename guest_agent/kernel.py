@@ -78,13 +78,15 @@ class Kernel:
 
     def __init__(self) -> None:
         self._kallsyms = _Kallsyms()
+        self._closed = False
         self._programs = Programs(object_bytes("memory"))
         btf = self._programs.btf
         self._out = self._programs.map("out")
         self._heads = self._programs.map("heads")
         self._state = self._programs.map("walk_state")
         self._walk = Struct(btf, "walk", self._state)
-        self._read = Struct(btf, "read", self._programs.map("read_state"))
+        self._read_map = self._programs.map("read_state")
+        self._read = Struct(btf, "read", self._read_map)
         self._start = lru_cache(64)(lambda plan: plan.to_c().ljust(self._walk.size, b"\0"))
         self.btf = _read_btf()
         self._located = self._locate() if self.btf else {}
@@ -98,6 +100,9 @@ class Kernel:
             self.encrypted |= _U64.unpack(self.read(at, 8))[0]
         self.layout = struct.pack("<3Q", self.page_offset, self.levels, self.encrypted)
         self._programs.fix("layout", self.layout)
+        self._programs.measure("read", "lookup", "walk")
+        # What the last runs left in the maps, which nothing else may write.
+        self._left = {"read_state": b"", "walk_state": b"", "heads": b"", "out": b""}
         # Read once, now: the process that answers hellos can no longer open files.
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._memory_end = self._memory_size()
@@ -179,16 +184,21 @@ class Kernel:
 
         :param dtb: 0 for kernel virtual addresses, else the page-table root to translate ``address`` with
         """
+        self._left |= {"read_state": b"", "out": b""}  # unknown, should the run fail
         request = self._read
         request["address"], request["count"], request["dtb"] = address, min(count, 1 << 20), dtb
         self._programs.run("read")
-        return self._out[: request["done"]]
+        data = self._out[: request["done"]]
+        self._left["read_state"], self._left["out"] = self._read_map[: request.size], data
+        return data
 
     def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
         """Translate an address: (physical address, page size or 0 if not mapped, entries from the root down)."""
+        self._left["read_state"] = b""
         request = self._read
         request["address"], request["dtb"] = address, dtb
         self._programs.run("lookup")
+        self._left["read_state"] = self._read_map[: request.size]
         return request["physical"], request["page_size"], list(request.words("entry")[: self.levels])
 
     def walk(self, plan: Plan, heads: bytes = b"", state: bytes | None = None) -> Gathered:
@@ -197,16 +207,20 @@ class Kernel:
         :param heads: u64 addresses, for a plan that lists its heads
         :param state: `Gathered.more` of the chunk before; None starts the walk
         """
+        self._left |= {"walk_state": b"", "out": b""}
         start = state or self._start(plan)
         self._state[: len(start)] = start
         if heads:
             self._heads[: len(heads)] = heads
+            self._left["heads"] = heads
         self._programs.run("walk")
         walk = self._walk
         over = walk["state"]
+        records, after = self._out[: walk["cursor"]], self._state[: walk.size]
+        self._left["out"], self._left["walk_state"] = records, after
         return Gathered(
-            records=self._out[: walk["cursor"]],
-            more=self._state[: walk.size] if over == _MORE else None,
+            records=records,
+            more=after if over == _MORE else None,
             truncated=over == _TRUNCATED,
             faulted=walk["faulted"],
             fault_at=walk["fault_at"],
@@ -216,8 +230,18 @@ class Kernel:
             head=walk.words("head_link"),  # type: ignore[arg-type]
         )
 
+    def changed(self) -> list[str]:
+        """What is not any more what this process loaded, or its programs left: for each a few words."""
+        if self._closed:
+            return []
+        names = {"read_state": self._read_map, "walk_state": self._state, "heads": self._heads, "out": self._out}
+        written = [name for name, data in self._left.items() if names[name][: len(data)] != data]
+        programs = [f"program {name} was exchanged" for name in self._programs.changed()]
+        return [*(f"map {name} was rewritten" for name in written), *programs]
+
     def close(self) -> None:
         """Unload the programs: memory can't be read any more, names can still be resolved."""
+        self._closed = True
         self._programs.close()
 
 

@@ -104,6 +104,13 @@ def program_info(descriptor: int) -> ProgramInfo:
     return ProgramInfo(*_PROGRAM_INFO.unpack(_object_info(descriptor, _PROGRAM_INFO.size)))
 
 
+def _info_or_none(descriptor: int) -> ProgramInfo | None:
+    try:
+        return program_info(descriptor)
+    except OSError:
+        return None
+
+
 def _object_info(descriptor: int, size: int) -> bytes:
     data, length = ctypes.create_string_buffer(size), c_uint32(size)
     if libbpf().bpf_obj_get_info_by_fd(descriptor, data, byref(length)):
@@ -223,6 +230,7 @@ class Programs:
         self._maps: dict[str, mmap.mmap] = {}
         self._programs: dict[str, int] = {}
         self._kept: list[int] = []
+        self._infos: dict[str, ProgramInfo] = {}
 
     def map(self, name: str) -> mmap.mmap:
         """The memory of an array map made with ``BPF_F_MMAPABLE``, shared with the programs.
@@ -268,8 +276,18 @@ class Programs:
         """
         self._kept = [os.dup(self.program(name)) for name in names]
         self._programs = dict(zip(names, self._kept, strict=True))
+        self._infos = {name: program_info(descriptor) for name, descriptor in self._programs.items()}
         self._lib.bpf_object__close(self._object)
         self._object = None
+
+    def measure(self, *names: str) -> None:
+        """Note what the kernel says of these programs, for `changed`. :raises KeyError: no such program"""
+        self._programs |= {name: self.program(name) for name in names}
+        self._infos |= {name: program_info(self._programs[name]) for name in names}
+
+    def changed(self) -> list[str]:
+        """Names of the measured programs whose descriptors are not those of what was loaded any more."""
+        return [name for name, info in self._infos.items() if _info_or_none(self._programs[name]) != info]
 
     def program(self, name: str) -> int:
         """A program's descriptor, valid until `close`. :raises KeyError: no such program"""

@@ -26,7 +26,7 @@ from vmishim.errors import LibvmiError
 
 CAP_SETGID, CAP_SETUID = 6, 7
 """include/uapi/linux/capability.h"""
-BPF_PROG_TEST_RUN = 10
+BPF_PROG_TEST_RUN, BPF_OBJ_GET_INFO_BY_FD = 10, 15
 """enum bpf_cmd"""
 
 
@@ -83,8 +83,11 @@ def serving() -> list[Call]:
     )
     return [
         *map(Call, names.split()),
-        # Run loaded programs. Nothing else of bpf(2): no program can be loaded, no map looked up.
+        # Run loaded programs, and ask whether they still are the ones. Nothing else of bpf(2): no program can be
+        # loaded, no map looked up. The second tells kind, sizes, name and ids of what a descriptor leads to, and
+        # shows a program's instructions to CAP_BPF only.
         Call("bpf", 0, INT, BPF_PROG_TEST_RUN),
+        Call("bpf", 0, INT, BPF_OBJ_GET_INFO_BY_FD),
         # Without an address: only to the connected peer.
         Call("sendto", 4, _POINTER, 0),
         # How much of a reply a peer has left unread.

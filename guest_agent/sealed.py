@@ -80,6 +80,7 @@ class Sealer:
         self._numbers_of = {name_of(bytes.fromhex(text)): at for at, text in enumerate(self._envelopes.values())}
         self._walks: OrderedDict[int, _UnfinishedWalk] = OrderedDict()
         self._numbers = itertools.count(1)
+        self._left = b""
 
     def envelope(self, public: str) -> str | None:
         """The envelope for an IDS's public key, both hexadecimal; None if the IDS was not permitted at the start."""
@@ -119,7 +120,8 @@ class Sealer:
                 return Failure(
                     "kernel-refused", "the kernel rejected this question: its tag is not from a permitted IDS"
                 )
-            answers.append(self._sealed[: sealed_size(_LENGTH.unpack_from(self._sealed)[1])])
+            self._left = self._sealed[: sealed_size(_LENGTH.unpack_from(self._sealed)[1])]
+            answers.append(self._left)
         if unfinished:
             unfinished.walk.began = unfinished.walk.began or _LENGTH.unpack_from(self._sealed)[0]
             self._walks[number] = unfinished
@@ -131,6 +133,11 @@ class Sealer:
         """Forget a session's unfinished walks."""
         for number in [number for number, walk in self._walks.items() if walk.session == session]:
             del self._walks[number]
+
+    def changed(self) -> list[str]:
+        """As `Kernel.changed`, of what this process can see: the other maps are the kernel's alone."""
+        written = [] if self._sealed[: len(self._left)] == self._left else ["map sealed was rewritten"]
+        return [*written, *(f"program {name} was exchanged" for name in self._programs.changed())]
 
     def close(self) -> None:
         """Unload the programs, which destroys their keys."""
@@ -147,6 +154,7 @@ class Sealer:
 
         :param covered: the bytes that the tag covers: the question, then a walk's plan and heads
         """
+        self._left = b""
         ask, heads = self._ask, covered[self._asked :]
         ask[: len(covered) - len(heads)] = covered[: self._asked]
         _ASKED.pack_into(ask, self._asked, tag, owner, slot)

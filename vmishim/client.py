@@ -206,6 +206,8 @@ def checked_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
             raise LinkError(f"the agent did not send its {fact}")
         if not fits(facts[fact]):
             raise LinkError(f"the agent sent a malformed {fact}")
+    if not _is_word(facts.get("self_check", "")):  # which older agents don't send
+        raise LinkError("the agent sent a malformed self_check")
     return facts
 
 

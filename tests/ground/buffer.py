@@ -293,6 +293,9 @@ class BufferKernel:
     def pointee(self, question: str) -> list[int] | None:
         return None
 
+    def changed(self) -> list[str]:
+        return []
+
     def facts(self) -> dict[str, Any]:
         return {
             "release": "0.0.0-buffer",

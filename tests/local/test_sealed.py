@@ -405,21 +405,26 @@ def test_a_rollback_of_the_kernels_memory_repeats_no_iv(on_this_machine: Machine
         seen.extend((counter, iv) for counter, _, _, iv in map(HEAD.unpack_from, sealed.parts(answer.bulk)))
         return answer
 
-    with closing(Tampered(on_this_machine.sealing)) as connection:
-        connection.answers = note
-        snapshot = maps["job"].read()
-        for address in (plan.start, plan.start + NODE):
+    snapshot = maps["job"].read()
+    for address in (plan.start, plan.start + NODE):
+        with closing(Tampered(on_this_machine.sealing)) as connection:
+            connection.answers = note
             maps["job"].write(snapshot)
             connection.remote.read(address, NODE)
             maps["job"].write(snapshot)
             reply = connection.ask()
             assert isinstance(reply, Sealed)
             note(reply)
+            # And the IDS that saw the counter notices.
+            maps["job"].write(snapshot)
+            with pytest.raises(LinkError, match=r"has number .* the guest's memory was rolled back"):
+                connection.remote.read(address, NODE)
+            connection.answers = lambda answer: answer
     for found in maps.values():
         found.close()
-    assert len(seen) == 4
+    assert len(seen) == 6
     assert len({counter for counter, _ in seen}) == 1
-    assert len({iv for _, iv in seen}) == 4
+    assert len({iv for _, iv in seen}) == 6
 
 
 # ---- who may, and who must -------------------------------------------------------------------------------------------

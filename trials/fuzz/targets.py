@@ -444,6 +444,9 @@ class _Kernel:
     def pointee(self, question: str) -> list[int] | None:
         return None
 
+    def changed(self) -> list[str]:
+        return []
+
     def facts(self) -> dict[str, Any]:
         return {}
 

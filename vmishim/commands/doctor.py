@@ -293,6 +293,7 @@ def inside(target: Target, entry: domains.Domain | None = None) -> Iterator[Find
     yield Finding("kernel", "ok", f"Linux {profile.release}{named}, {profile.vcpus} CPUs")
     if agent is not None:
         yield _encryption(agent.sealed)
+        yield _self_check(getattr(profile, "self_check", ""))
     missing = []
     for name in _SYMBOLS:
         try:
@@ -331,6 +332,15 @@ def _encryption(by_kernel: bool) -> Finding:
         return Finding("encryption", "ok", "by the guest's kernel; the agent cannot read what it carries")
     remedy = "since Linux 6.10 the kernel can encrypt: agent.pyz serve --kernel-key, see docs/security.md"
     return Finding("encryption", "ok", "by the agent, which sees what it sends", remedy)
+
+
+def _self_check(found: str) -> Finding:
+    if found == "ok":
+        return Finding("self-check", "ok", "the agent's programs and maps are what it loaded")
+    if not found:
+        return Finding("self-check", "note", "this agent makes none", "install an agent of this version")
+    remedy = "another process in the guest has root's rights, and answers may be forged: investigate the guest"
+    return Finding("self-check", "bad", found, remedy)
 
 
 def _attestation(link: Link, entry: domains.Domain | None) -> Finding:

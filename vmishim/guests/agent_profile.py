@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 from vmishim.client import Remote, checked_facts
@@ -45,6 +46,13 @@ class AgentProfile:
         self.memory_size: int = facts["memory_size"]
         self.vcpus: int = facts["vcpus"]
         self.levels: int = facts["levels"]
+        self.self_check: str = facts.get("self_check", "")
+        if self.self_check not in ("", "ok"):
+            warnings.warn(
+                f"the agent on {self.hostname} found its programs or maps changed, so another process there has root's "
+                f"rights, and answers may be forged: {self.self_check}",
+                stacklevel=2,
+            )
         self.kernel_encryption: bool = facts.get("kernel_encryption") is True
         self._offsets = offsets.members if offsets else {}
         if offsets and offsets.release != self.release:

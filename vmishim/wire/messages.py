@@ -223,8 +223,9 @@ class Welcome(Message):
 
     ``facts``: ``release``, ``version`` (of the agent), ``hostname``, ``boot_id``, ``page_offset``, ``kaslr_offset``,
     ``memory_size``, ``vcpus``, ``levels``: see `vmishim.kernel.profile.Profile`. ``kernel_encryption``: whether
-    the kernel encrypts its answers, which requires `Sealing`. ``symbols`` and ``members`` answer the lists
-    of `Hello`, in their order.
+    the kernel encrypts its answers, which requires `Sealing`. ``self_check``: "ok", or what of its eBPF programs and
+    maps the agent found changed by another process since its start (older agents don't say). ``symbols`` and
+    ``members`` answer the lists of `Hello`, in their order.
     """
 
     KIND = 64

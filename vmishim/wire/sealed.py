@@ -4,8 +4,8 @@ At its start an agent makes a random root key for each permitted IDS, gives the 
 (``bpf/sealed.bpf.c``), encrypts it for that IDS with the one-way pattern Noise X (an *envelope*), and forgets it. From
 then on the kernel accepts only questions with an IDS's AES-CMAC (RFC 4493, NIST SP 800-38B). It answers with
 AES-256-CBC and an AES-CMAC of question and ciphertext (encrypt-then-MAC). The IV is a CBC-MAC, under a key that only
-the kernel has, of the question's challenge, a counter and the time. docs/security.md explains why this is secure. Layouts are those of ``bpf/plan.h``;
-``tests/unit/test_sealed_frames.py`` checks that they agree.
+the kernel has, of the question's challenge, a counter and the time. docs/security.md explains why this is secure.
+Layouts are those of ``bpf/plan.h``; ``tests/unit/test_sealed_frames.py`` checks that they agree.
 """
 
 from __future__ import annotations
@@ -181,6 +181,7 @@ class Opener:
     def __init__(self, root: bytes) -> None:
         cipher, mac = _derive(root)
         self._cipher, self._mac = AES(cipher), CMAC(AES(mac))
+        self._last = 0
 
     def tag(self, covered: bytes) -> bytes:
         """The MAC that shows the kernel that an IDS asks.
@@ -195,7 +196,7 @@ class Opener:
         """Check and decrypt an answer.
 
         :param covered: the question it must answer, as for `tag`
-        :raises LinkError: it was altered, cut short, or answers another question
+        :raises LinkError: it was altered, cut short, or answers another question; or the kernel's counter went back
         """
         body = len(sealed) - HEAD.size
         if body < REPORT.size or body % BLOCK:
@@ -211,6 +212,12 @@ class Opener:
                 "the kernel's answer is not authentic: altered by the agent or in transit, or it answers another "
                 "question"
             ) from None
+        if counter <= self._last:
+            raise LinkError(
+                f"the kernel's answer has number {counter}, but number {self._last} came before: the guest's memory "
+                "was rolled back, or its kernel's counter was rewritten"
+            )
+        self._last = counter
         decryptor = Cipher(self._cipher, CBC(iv)).decryptor()
         clear = decryptor.update(sealed[HEAD.size :]) + decryptor.finalize()
         return Opened(counter, REPORT.unpack_from(clear), clear[REPORT.size : REPORT.size + length])
@@ -250,7 +257,9 @@ class Unsealing:
                 f"the guest's kernel key is {handshake.remote!r}, not {self.kernel_key!r}: another machine, or a new "
                 "key; compare with the output of `agent.pyz keygen /etc/vmishim/kernel.key` in the guest"
             )
-        self._name, self._opener = name_of(envelope), Opener(root)
+        name = name_of(envelope)
+        if name != self._name:  # else the counter goes on from where it was
+            self._name, self._opener = name, Opener(root)
         self._walks.clear()
 
     def ask(self, exchange: Callable[[bytes], bytes], request: Asking) -> Message:
