@@ -35,7 +35,7 @@ from bench import report, variants
 from bench.variants import RunningAgent
 from lab.image import say
 from vmishim.guests.domains import Domain
-from vmishim.inspection import fleet
+from vmishim.inspection import cluster, fleet
 from vmishim.inspection.fleet import Answer
 from vmishim.inspection.objects import Task
 from vmishim.wire.keys import save_private
@@ -107,9 +107,9 @@ def main() -> int:
         ask: Ask = partial(fleet.over, what=chosen.list, deadline=DEADLINE)
         measured("one after the other", partial(in_turn, ask), [os.getpid()])
         measured(f"{fleet.WIDTH} threads", ask, [os.getpid()])
-        with cluster(chosen.workers) as client:
-            address = str(client.scheduler.address).removeprefix("tcp://")
-            by_dask: Ask = partial(fleet.by_dask, address, what=chosen.list, deadline=DEADLINE)
+        with local_cluster(chosen.workers) as client:
+            scheduler = cluster.Scheduler(str(client.scheduler.address))
+            by_dask: Ask = partial(cluster.by_dask, scheduler, what=chosen.list, deadline=DEADLINE)
             workers = list(client.run(os.getpid).values())
             measured(f"Dask, {chosen.workers} workers", by_dask, [os.getpid(), *workers])
             say("fleet: a worker is killed")
@@ -167,7 +167,7 @@ def planted(stack: ExitStack) -> set[int]:
 
 
 @contextmanager
-def cluster(workers: int) -> Iterator[Any]:
+def local_cluster(workers: int) -> Iterator[Any]:
     """A Dask cluster on this machine, and a client to look at it."""
     import distributed
 

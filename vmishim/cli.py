@@ -47,7 +47,7 @@ sudo vmishim lsmod --local
 """
 SS = """\
 vmishim ss web-1
-vmishim ss --domains '*' --engine dask://10.0.0.9:8786
+vmishim ss --domains '*' --engine dask://10.0.0.9:8786 --engine-tls ca.pem cert.pem key.pem
 sudo vmishim ss --local --stats
 """
 
@@ -312,7 +312,17 @@ def _guests(command: argparse.ArgumentParser) -> None:
         "--deadline", type=float, default=30.0, metavar="S", help="time limit for --domains, seconds (%(default)g)"
     )
     command.add_argument(
-        "--engine", default="", metavar="dask://HOST:PORT", help="read --domains from the workers of a Dask cluster"
+        "--engine",
+        default="",
+        metavar="dask://HOST:PORT",
+        help="read --domains from the workers of a Dask cluster, by TLS; dask+tcp:// for 127.0.0.1 only",
+    )
+    command.add_argument(
+        "--engine-tls",
+        nargs=3,
+        default=(),
+        metavar=("CA", "CERT", "KEY"),
+        help="PEM files for --engine (default: those that Dask's configuration files name)",
     )
 
 

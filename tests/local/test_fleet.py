@@ -9,17 +9,17 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from importlib import import_module
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.ground import dask
 from tests.until import until
 from vmishim import cli
 from vmishim.guests import local
-from vmishim.inspection import fleet
+from vmishim.inspection import cluster, fleet
 from vmishim.inspection.objects import Task
 from vmishim.wire.keys import generate
 
@@ -67,20 +67,6 @@ def planted() -> Iterator[set[int]]:
     for child in children:
         child.kill()
         child.wait()
-
-
-@contextmanager
-def cluster() -> Iterator[Any]:
-    """A Dask cluster of two workers, each a process."""
-    distributed: Any = import_module("distributed")
-    options = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": ":0", "silence_logs": "ERROR"}
-    with distributed.LocalCluster(**options) as made, distributed.Client(made, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
-        yield client
-
-
-def address(client: Any) -> str:
-    return str(client.scheduler.address).removeprefix("tcp://")
 
 
 def sleeps(rows: list[dict[str, Any]], name: str, planted: set[int]) -> set[int]:
@@ -153,11 +139,11 @@ def test_what_is_late_has_failed_and_the_others_have_not(enrolled: Path, agents:
 
 
 def test_a_cluster_gives_the_same_and_survives_a_worker(
-    enrolled: Path, agents: dict[str, str], planted: set[int], capsys: pytest.CaptureFixture[str]
+    enrolled: Path, agents: dict[str, str], planted: set[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with cluster() as client:
-        engine = f"dask://{address(client)}"
-        assert cli.main(["ps", "--domains", "web-*", "--engine", engine, "--json", "--deadline", "60"]) == 0
+    with dask.cluster(workers=2, folder=tmp_path) as (client, scheduler):
+        engine = ["--engine", scheduler.address.replace("tls://", "dask://"), "--engine-tls", *scheduler.tls]
+        assert cli.main(["ps", "--domains", "web-*", *engine, "--json", "--deadline", "60"]) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert all(sleeps(rows, name, planted) == planted for name in AGENTS)
 
@@ -168,7 +154,7 @@ def test_a_cluster_gives_the_same_and_survives_a_worker(
         try:
             with ThreadPoolExecutor(1) as pool:
                 fleet_of_six = fleet.matching("web-*")
-                asked = pool.submit(lambda: list(fleet.by_dask(address(client), fleet_of_six, "ps", deadline=90.0)))
+                asked = pool.submit(lambda: list(cluster.by_dask(scheduler, fleet_of_six, "ps", deadline=90.0)))
 
                 def busy() -> list[str]:
                     working = {worker: tasks for worker, tasks in client.processing().items() if tasks}
@@ -189,7 +175,7 @@ def test_an_engine_that_is_not_there_is_one_line(enrolled: Path, capsys: pytest.
     assert cli.main(["ps", "--domains", "web-*", "--engine", "ray://x"]) == 1
     told = "--engine 'ray://x' is not valid; give dask://HOST:PORT, or leave --engine out to ask from this machine"
     assert capsys.readouterr().err == f"vmishim: {told}\n"
-    assert cli.main(["ps", "--domains", "web-*", "--engine", "dask://127.0.0.1:1", "--deadline", "1"]) == 1
+    assert cli.main(["ps", "--domains", "web-*", "--engine", "dask+tcp://127.0.0.1:1", "--deadline", "1"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("vmishim: no Dask scheduler answers at 127.0.0.1:1")
+    assert said.startswith("vmishim: no Dask scheduler answers at tcp://127.0.0.1:1")
     assert said.count("\n") == 1

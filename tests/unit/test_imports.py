@@ -64,7 +64,7 @@ TABLE: dict[str, set[str]] = {
     },
     "vmishim": {"vmishim.errors", "vmishim.libvmi", "vmishim.version"},
     "libvmi": {"vmishim.libvmi"},
-    "vmishim.inspection": {"vmishim.errors", "vmishim.guests", "vmishim.libvmi"},
+    "vmishim.inspection": {"vmishim.errors", "vmishim.guests", "vmishim.isolated", "vmishim.libvmi"},
     "vmishim.script": {"vmishim.errors", "vmishim.guests"},
     "vmishim.output": set(),
     "vmishim.compare": {

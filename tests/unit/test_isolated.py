@@ -21,6 +21,7 @@ OS_STARTS = {"system", "popen", "posix_spawn", "posix_spawnp", "startfile"}
 CHILDREN = {
     # A module of ours, isolated.
     "vmishim/guests/local.py: agent": 1,
+    "vmishim/inspection/cluster.py: by_dask": 1,
     "lab/demo.py: _show": 1,
     "trials/fuzz/__main__.py: _alone": 1,
     # A file or text of ours, by an interpreter with -I.

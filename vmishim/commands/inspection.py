@@ -12,7 +12,7 @@ from typing import Any
 
 from vmishim.commands import CommandError
 from vmishim.commands.guests import libvmi
-from vmishim.inspection import fleet, objects
+from vmishim.inspection import cluster, fleet, objects
 from vmishim.inspection.changes import ends
 from vmishim.inspection.fleet import Answer
 from vmishim.inspection.objects import Module, Socket, Task
@@ -102,7 +102,8 @@ def _lists(options: argparse.Namespace, name: str) -> int:
         raise CommandError(f"no domain matches {options.domains!r}; list them with `vmishim domains`")
     shape, begun = SHAPES[name], time.monotonic()
     answers = {}
-    for answer in watched(fleet.engine(options.engine)(chosen, name, options.strategy, options.deadline), "guests"):
+    asking = cluster.engine(options.engine, options.engine_tls)
+    for answer in watched(asking(chosen, name, options.strategy, options.deadline), "guests"):
         answers[answer.domain] = answer
         if options.json:
             rows = [_plain(entry) for entry in answer.entries] if not answer.error else [{"error": answer.error}]

@@ -1,7 +1,7 @@
 """One list of many guests at once. A guest that does not answer never delays the others: its error is its answer.
 
-`over` asks from threads of this process, which only wait for agents; `by_dask` from the workers of an existing Dask
-cluster. Both call `ask` for each guest.
+`over` asks from threads of this process, which only wait for agents; `vmishim.inspection.cluster.by_dask` from the
+workers of an existing Dask cluster. Both call `ask` for each guest.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from importlib import import_module
 from queue import Empty, SimpleQueue
-from typing import Any
 
-from vmishim.errors import LibvmiError, LinkError
+from vmishim.errors import LibvmiError
 from vmishim.guests import domains
 from vmishim.guests.agent import Strategy
 from vmishim.guests.domains import Domain
@@ -30,8 +28,6 @@ WIDTH = 32
 """Guests that one process asks at the same time."""
 DEADLINE = 30.0
 """Seconds after which a guest that has not answered has failed."""
-RETRIES = 3
-"""Workers that may die while they ask one guest before it counts as failed."""
 LISTS: dict[str, Callable[[Libvmi], Iterator[Entry]]] = {
     "ps": objects.tasks,
     "lsmod": objects.modules,
@@ -111,41 +107,6 @@ def over(
         yield late(domain, deadline)
 
 
-def by_dask(
-    address: str, fleet: Sequence[Domain], what: str, strategy: Strategy = "batch", deadline: float = DEADLINE
-) -> Iterator[Answer]:
-    """Ask guests from the workers of a Dask cluster; otherwise like `over`.
-
-    If a worker dies, another one asks its guest. Workers need this version of vmishim, a network path to the agents,
-    and the private keys at the paths that the entries give.
-
-    :param address: the scheduler's ``HOST:PORT``
-    :raises LinkError: no scheduler answers there, or ``vmishim[dask]`` is not installed
-    """
-    try:
-        # Not fully typed.
-        distributed: Any = import_module("distributed")
-    except ModuleNotFoundError:
-        raise LinkError("--engine dask:// needs Dask: pip install 'vmishim[dask]'") from None
-    until = time.monotonic() + deadline
-    try:
-        client = distributed.Client(f"tcp://{address}", timeout=min(deadline, 10), set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise LinkError(f"no Dask scheduler answers at {address}: {error}") from None
-    with client:
-        waiting = {client.submit(ask, each, what, strategy, pure=False, retries=RETRIES): each for each in fleet}
-        try:
-            left = max(until - time.monotonic(), 0.1)
-            for future in distributed.as_completed(list(waiting), loop=client.loop, timeout=left):
-                domain = waiting.pop(future)
-                went_wrong = future.exception()
-                yield failed(domain, went_wrong) if went_wrong else Answer(domain.name, future.result())
-        except TimeoutError:
-            client.cancel(list(waiting))
-        for domain in waiting.values():
-            yield late(domain, deadline)
-
-
 def failed(domain: Domain, error: BaseException) -> Answer:
     """The answer for a guest that could not be read."""
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
@@ -155,22 +116,3 @@ def failed(domain: Domain, error: BaseException) -> Answer:
 def late(domain: Domain, deadline: float) -> Answer:
     """The answer for a guest that did not answer in time."""
     return Answer(domain.name, error=f"no answer within {deadline:g} s")
-
-
-def engine(named: str) -> Callable[..., Iterator[Answer]]:
-    """The function that asks guests: `over` for an empty name, `by_dask` for ``dask://HOST:PORT``.
-
-    :raises LinkError: any other name
-    """
-    if not named:
-        return over
-    scheme, _, address = named.partition("://")
-    if scheme != "dask" or not address:
-        raise LinkError(
-            f"--engine {named!r} is not valid; give dask://HOST:PORT, or leave --engine out to ask from this machine"
-        )
-
-    def asked(*arguments: Any, **more: Any) -> Iterator[Answer]:
-        return by_dask(address, *arguments, **more)
-
-    return asked
