@@ -18,6 +18,7 @@ from vmishim.errors import LibvmiError
 PARTS = (
     "vmishim/__init__.py",
     "vmishim/errors.py",
+    "vmishim/foreign.py",
     "vmishim/files.py",
     "vmishim/version.py",
     "vmishim/wire",

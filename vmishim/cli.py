@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import indent
+from types import TracebackType
 from typing import NoReturn
 
 from vmishim.version import __version__
@@ -360,6 +361,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole = parser()
     options = whole.parse_args(arguments)
     options.parser = whole
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _hook
     module, _, name = options.function.partition(":")
     try:
         command: Command = getattr(importlib.import_module(f"vmishim.commands.{module}"), name)
@@ -382,11 +385,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.status if isinstance(error, CommandError) else 1
 
 
+def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    from vmishim.output import show_error
+
+    show_error(kind, error, trace)
+
+
 def _explain(error: Exception) -> str | None:
     """An error's message for people, on one line; None if the error is a bug."""
     from vmishim.commands import CommandError
     from vmishim.errors import LibvmiError
-    from vmishim.output import printable
+    from vmishim.foreign import printable
 
     if isinstance(error, CommandError):
         text = str(error)

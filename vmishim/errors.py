@@ -12,6 +12,8 @@ and in a note that a traceback shows.
 
 from __future__ import annotations
 
+from vmishim.foreign import paragraph, printable
+
 FAILURE = "VMI_FAILURE"
 """LibVMI's name for most failures."""
 
@@ -19,8 +21,14 @@ FAILURE = "VMI_FAILURE"
 class LibvmiError(Exception):
     """A LibVMI call failed. ``str(error)`` is LibVMI's name for the failure, such as ``VMI_FAILURE`` or ``OS``.
 
+    Its text may quote a guest, an agent or a file, so unprintable characters are escaped: a traceback, a log or a
+    terminal can show it as it is.
+
     Source: ``libvmi.LibvmiError`` of the libvmi Python bindings, which carry only that name.
     """
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(paragraph(word) if isinstance(word, str) else word for word in words))
 
 
 class FaultError(LibvmiError):
@@ -49,7 +57,7 @@ class UnknownNameError(LibvmiError):
     def __init__(self, name: str) -> None:
         super().__init__(FAILURE)
         self.name = name
-        self.add_note(f"this kernel has no {name}")
+        self.add_note(f"this kernel has no {printable(name)}")
 
     def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str]]:
         return type(self), (self.name,)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
 from typing import Any, TypeVar
+
+from vmishim.foreign import paragraph, printable
 
 Item = TypeVar("Item")
 
 PATIENCE = 0.5
 """Seconds after which progress is shown."""
-
-
-def printable(text: str) -> str:
-    """``text`` with unprintable characters escaped: names come from a guest that may be hostile, and must not control
-    the terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -50,6 +48,13 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for row in zip(*(texts[title] for title in widths), strict=True):
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An uncaught exception's traceback on standard error, for ``sys.excepthook``: as Python shows it, but what a guest
+    wrote into the error's text is escaped."""
+    shown = "".join(traceback.format_exception(kind, error, trace))
+    print(paragraph(shown), end="", file=sys.stderr)
 
 
 def dump(value: Any) -> None:

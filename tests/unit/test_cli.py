@@ -23,9 +23,10 @@ import vmishim.guests.agent
 import vmishim.inspection.fleet
 from vmishim import cli
 from vmishim.commands import CommandError, enrolment, inspection
+from vmishim.foreign import printable
 from vmishim.guests import domains
 from vmishim.inspection.objects import Task
-from vmishim.output import printable, watched
+from vmishim.output import watched
 from vmishim.wire.keys import generate, load_private, save_private, save_public
 
 AGENT = generate().public

@@ -14,11 +14,12 @@ ROOT = Path(__file__).parents[2]
 
 TABLE: dict[str, set[str]] = {
     # What both sides have.
-    "vmishim.errors": set(),
+    "vmishim.foreign": set(),
+    "vmishim.errors": {"vmishim.foreign"},
     "vmishim.version": set(),
     "vmishim.isolated": set(),
     "vmishim.files": set(),
-    "vmishim.wire": {"vmishim.errors", "vmishim.files"},
+    "vmishim.wire": {"vmishim.errors", "vmishim.foreign", "vmishim.files"},
     "vmishim.kernel": {"vmishim.errors", "vmishim.files"},
     # The guest's side.
     "guest_agent": set(),
@@ -53,10 +54,12 @@ TABLE: dict[str, set[str]] = {
     "vmishim.client": {"vmishim.errors", "vmishim.memory", "vmishim.version", "vmishim.wire"},
     "vmishim.readahead": {"vmishim.client", "vmishim.errors", "vmishim.kernel", "vmishim.memory", "vmishim.wire"},
     "vmishim.guests": {
+        "vmishim.foreign",
         *("vmishim.attestation", "vmishim.client", "vmishim.errors", "vmishim.kernel", "vmishim.link"),
         *("vmishim.files", "vmishim.isolated", "vmishim.memory", "vmishim.readahead", "vmishim.wire"),
     },
     "vmishim.inject": {
+        "vmishim.foreign",
         *("vmishim.errors", "vmishim.guests", "vmishim.isolated", "vmishim.kernel", "vmishim.memory", "vmishim.wire"),
     },
     "vmishim.libvmi": {
@@ -66,18 +69,20 @@ TABLE: dict[str, set[str]] = {
     "libvmi": {"vmishim.libvmi"},
     "vmishim.inspection": {"vmishim.errors", "vmishim.guests", "vmishim.isolated", "vmishim.libvmi"},
     "vmishim.script": {"vmishim.errors", "vmishim.guests"},
-    "vmishim.output": set(),
+    "vmishim.output": {"vmishim.foreign"},
     "vmishim.compare": {
-        *("libvmi", "vmishim.errors", "vmishim.guests", "vmishim.libvmi", "vmishim.output"),
+        "vmishim.foreign",
+        *("libvmi", "vmishim.errors", "vmishim.guests", "vmishim.libvmi"),
         *("vmishim.isolated", "vmishim.script", "vmishim.version"),
     },
     "vmishim.bundle": {"vmishim.errors", "vmishim.files"},
     "vmishim.commands": {
+        "vmishim.foreign",
         *("vmishim.attestation", "vmishim.bundle", "vmishim.compare", "vmishim.errors", "vmishim.guests"),
         *("vmishim.inject", "vmishim.inspection", "vmishim.libvmi", "vmishim.link", "vmishim.output"),
         *("vmishim.files", "vmishim.readahead", "vmishim.script", "vmishim.version", "vmishim.wire"),
     },
-    "vmishim.cli": {"vmishim.commands", "vmishim.errors", "vmishim.output", "vmishim.version"},
+    "vmishim.cli": {"vmishim.commands", "vmishim.errors", "vmishim.foreign", "vmishim.output", "vmishim.version"},
     # What is not shipped.
     "lab": {
         *("guest_agent.programs", "vmishim.bundle", "vmishim.commands", "vmishim.compare", "vmishim.errors"),

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vmishim.errors import FaultError, LibvmiError, LinkError
+from vmishim.foreign import printable
 from vmishim.guests import domains
 from vmishim.guests.resolver import reach
 from vmishim.guests.target import Target
-from vmishim.output import dump, printable
+from vmishim.output import dump
 from vmishim.version import __version__
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vmishim.commands import CommandError
 from vmishim.errors import LibvmiError, LinkError
+from vmishim.foreign import printable
 from vmishim.guests import domains as known
 from vmishim.guests.domains import Domain
 from vmishim.guests.resolver import reach
@@ -69,7 +70,8 @@ def enroll(options: argparse.Namespace) -> int:
         raise CommandError(f"{options.name} was added but can't be reached yet: {error}") from None
     try:
         guest = target.profile
-        print(f"{options.name} answers: Linux {guest.release}, {guest.vcpus} CPUs, {guest.memory_size >> 20:,} MiB")
+        release = printable(guest.release)
+        print(f"{options.name} answers: Linux {release}, {guest.vcpus} CPUs, {guest.memory_size >> 20:,} MiB")
     finally:
         target.close()
     return 0
@@ -80,7 +82,7 @@ def domains(options: argparse.Namespace) -> int:
     found = known.load()
     if options.names:
         for name in found:
-            print(name)
+            print(printable(name))
     elif options.json:
         shown = ("name", "id", "agent", "ramfile", "key")
         dump([{setting: getattr(domain, setting) for setting in shown} for domain in found.values()])

@@ -12,6 +12,7 @@ from typing import Any
 
 from vmishim.commands import CommandError
 from vmishim.commands.guests import libvmi
+from vmishim.foreign import printable
 from vmishim.inspection import cluster, fleet, objects
 from vmishim.inspection.changes import ends
 from vmishim.inspection.fleet import Answer
@@ -87,7 +88,7 @@ def _list(options: argparse.Namespace, name: str) -> int:
     elif entries:
         show(shape.columns, map(shape.row, entries))
     else:
-        print(f"Linux {release} has no {shape.what}", file=sys.stderr)
+        print(f"Linux {printable(release)} has no {shape.what}", file=sys.stderr)
     return 0
 
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from vmishim.commands import CommandError
 from vmishim.commands.guests import target
 from vmishim.errors import LibvmiError, LinkError, RebootedError
+from vmishim.foreign import printable
 from vmishim.guests.target import Agent
 from vmishim.inspection.changes import Sight, changes, findings, look
 from vmishim.libvmi import Libvmi
-from vmishim.output import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -52,7 +52,7 @@ class Screen:
 
     def add(self, sign: str, kind: str, text: str, finding: str = "") -> Line:
         """Add an event at the top."""
-        line = time.strftime("%H:%M:%S"), sign, kind, printable(text), finding
+        line = time.strftime("%H:%M:%S"), sign, kind, printable(text), printable(finding)
         self.lines.appendleft(line)
         return line
 
@@ -84,7 +84,7 @@ class Watch:
             self._before = None  # another boot: nothing from before is still there
         self._boot = boot
         self._handshakes = self._count()
-        self.screen.title = f"{self._name}, Linux {reached.profile.release}"
+        self.screen.title = f"{printable(self._name)}, Linux {printable(reached.profile.release)}"
 
     def close(self) -> None:
         """Disconnect."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
-from vmishim.output import printable
+from vmishim.foreign import printable
 
 Report = dict[str, Any]
 

@@ -23,6 +23,7 @@ from struct import unpack_from
 
 from vmishim import files
 from vmishim.errors import FaultError, LibvmiError, LinkError
+from vmishim.foreign import printable
 from vmishim.guests import dumps
 from vmishim.guests.dumps import Segment
 from vmishim.guests.image import BLOCK, Image, Images
@@ -40,6 +41,8 @@ TEXT = 0xFFFF_FFFF_8100_0000
 IMAGE_ALIGN = 2 << 20
 """Alignment of the kernel image, virtual and physical (``CONFIG_PHYSICAL_ALIGN`` of x86-64)."""
 BANNER = b"Linux version "
+RELEASE_MAX = 64
+"""Characters of a kernel's release (``__NEW_UTS_LEN``)."""
 DIGITS_MAX, TABLES_MAX = 4096, 16
 """Places in kernel images tried as token tables, and token tables whose neighbours are tried as symbol tables. A kernel
 has one, and few of the other; hostile memory could hold any number."""
@@ -263,7 +266,8 @@ class Kernel:
         return int.from_bytes(self._ram.read(place.physical, 8), "little")
 
     def _describe(self, banner: int) -> None:
-        self.release = self._ram.read(self._ram.place(banner), 256).split()[2].decode("ascii", "replace")
+        release = self._ram.read(self._ram.place(banner), 256).split()[2].decode("ascii", "replace")
+        self.release = printable(release, RELEASE_MAX)
         self.hostname = self.boot_id = ""
         self.page_offset = self._find_page_offset()
         self.kaslr_offset = self.symbol("_text") - TEXT

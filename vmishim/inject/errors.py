@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmishim.errors import LibvmiError
+from vmishim.foreign import paragraph, printable
 
 
 class InjectError(LibvmiError):
@@ -10,8 +11,8 @@ class InjectError(LibvmiError):
     verifier's log, or the compiler's messages."""
 
     def __init__(self, text: str, log: str = "") -> None:
-        super().__init__(text)
-        self.log = log
+        super().__init__(printable(text))
+        self.log = paragraph(log)
 
 
 class CompileError(InjectError):

@@ -52,6 +52,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
+_RELEASE = re.compile(r"[a-zA-Z0-9._+~-]{1,64}")
 _WORD = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]+")
 
 
@@ -228,13 +229,15 @@ def export_entry(profile: Profile, name: str) -> str:
 
     :param profile: the guest's own
     :param name: the domain's name, as LibVMI will be asked for it
-    :raises ValueError: LibVMI's grammar cannot express the name
+    :raises ValueError: LibVMI's grammar cannot express the name, or the kernel's release is not valid
     :raises KeyError: the kernel lacks one of the structures
     """
     if not _WORD.fullmatch(name) or _NUMBER.fullmatch(name) or name in _NUMBERS | _PATHS | _WORDS:
         raise ValueError(
             f"libvmi.conf cannot hold a domain named {name!r}: two or more of a-z A-Z 0-9 . _ -, not only digits"
         )
+    if not _RELEASE.fullmatch(profile.release):
+        raise ValueError(f"libvmi.conf cannot hold the kernel's release {profile.release!r}")
     lines = [
         f"# Linux {profile.release}, written by vmishim from the running guest",
         f"{name} {{",

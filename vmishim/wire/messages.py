@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from vmishim.errors import LinkError
+from vmishim.foreign import printable
 from vmishim.wire.plan import Plan, PlanError
 
 _HEAD = struct.Struct("<BI")
@@ -398,9 +399,7 @@ class AgentError(LinkError):
     """The agent refused a request with a `Failure`, whose ``code`` this carries."""
 
     def __init__(self, failure: Failure) -> None:
-        # The agent's text reaches a terminal: escape control characters.
-        code, text = (part if part.isprintable() else repr(part) for part in (failure.code, failure.text))
-        super().__init__(f"the agent refused ({code}): {text}")
+        super().__init__(f"the agent refused ({printable(failure.code)}): {printable(failure.text)}")
         self.code = failure.code
 
 
