@@ -46,7 +46,7 @@ from vmishim.attestation.errors import (
     TcbError,
     VmplError,
 )
-from vmishim.attestation.report import Tcb
+from vmishim.attestation.report import Report, Tcb
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests.agent import connect
 from vmishim.guests.domains import Domain
@@ -430,6 +430,12 @@ def test_a_table_may_hold_other_things_and_is_never_read_beyond_its_end() -> Non
 def test_a_report_that_is_too_short_is_refused(size: int) -> None:
     with pytest.raises(FormatError, match=f"not {size}"):
         verify(evidence()[:size])
+
+
+@pytest.mark.parametrize("size", [0, SIZE - 1, SIZE + 1])
+def test_a_report_of_another_size_is_not_parsed(size: int) -> None:
+    with pytest.raises(FormatError, match=f"must have {SIZE} bytes, not {size}"):
+        Report.parse(REPORT.ljust(SIZE + 1, b"\0")[:size])
 
 
 def test_too_many_certificates_are_refused_unparsed() -> None:

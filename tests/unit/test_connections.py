@@ -134,6 +134,7 @@ def test_what_must_be_dropped_for_unread_replies_is_of_the_key_that_reads_least(
     assert connections.owed == 26
     assert connections.in_debt() == [1, 2, 3]
     assert connections.deepest_in_debt() == [2, 3]
+    assert Connections().deepest_in_debt() == []
 
 
 def test_all_limits_fit_into_the_descriptors_of_the_process() -> None:

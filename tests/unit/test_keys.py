@@ -179,6 +179,20 @@ def test_a_change_takes_effect_at_once(tmp_path: Path, age: int) -> None:
     assert two in permitted
 
 
+def test_a_file_that_takes_the_place_of_the_old_one_counts_at_once(tmp_path: Path) -> None:
+    one, two = generate().public, generate().public
+    path = write(tmp_path / "permitted", one.text + "\n", 0o644)
+    permitted = PermittedKeys(path)
+    assert one in permitted
+    write(tmp_path / "new", two.text + "\n", 0o644).replace(path)
+    assert two in permitted
+    assert one not in permitted
+    path.unlink()
+    with pytest.raises(LinkError, match="no key is permitted"):
+        permitted.refresh()
+    assert two not in permitted
+
+
 def test_permitted_keys_fail_closed(tmp_path: Path) -> None:
     key = generate().public
     path = write(tmp_path / "permitted", key.text)

@@ -106,6 +106,14 @@ def test_another_prologue_is_refused() -> None:
         HandshakeState(b"two", agent).read(hello)
 
 
+def test_a_key_is_used_for_no_more_messages_than_it_has_nonces() -> None:
+    state = CipherState(AES_GCM, bytes(32))
+    state._count = 2**64 - 2
+    state.encrypt_with_ad(b"", b"")
+    with pytest.raises(LinkError, match="reached its message limit"):
+        state.encrypt_with_ad(b"", b"")
+
+
 @pytest.mark.parametrize("size", [0, 1, MAX_HANDSHAKE - 96, MAX_HANDSHAKE - 95])
 def test_a_handshake_message_may_have_its_smallest_and_its_largest_size(size: int) -> None:
     """Key, sealed key and tag are 32 + 48 + 16 bytes of the first message, key and tag 32 + 16 of the second."""

@@ -45,7 +45,7 @@ from vmishim.wire.messages import (
     encode,
 )
 from vmishim.wire.plan import OPS_MAX, Load, Plan, Step, Take
-from vmishim.wire.sealed import Ask, Opener, Unsealing, question
+from vmishim.wire.sealed import HEAD, REPORT, Ask, Opener, Unsealing, question
 
 unhurried = settings(deadline=None)  # a slow machine must not fail the test
 
@@ -417,6 +417,15 @@ def test_the_walk_begun_longest_ago_is_forgotten_beyond_a_number(remote: Remote)
     # The next one is asked for; this kernel has gone on to other walks, so its answer is another walk's.
     with pytest.raises(LinkError, match="not authentic"):
         next(walks[1])
+
+
+@pytest.mark.parametrize("size", [1, HEAD.size - 1, HEAD.size, HEAD.size + 1, HEAD.size + REPORT.size + 15])
+def test_sealed_answers_that_are_cut_short_are_refused(kernel: Kernel, size: int) -> None:
+    whole = kernel.seal(question(bytes(16), Ask.READ, 0, 8, 8), data=b"12345678")
+    assert sealed.parts(whole + whole) == [whole, whole]
+    for before in (b"", whole):
+        with pytest.raises(LinkError, match="cut short"):
+            sealed.parts(before + whole[:size])
 
 
 class Lying(Link):

@@ -340,6 +340,16 @@ def test_replayed_hellos_end_no_live_session() -> None:
         assert session.open(sessions.answer(session.seal(b"x"), echo)) == b"echo x"
 
 
+@pytest.mark.parametrize("at", range(1, HEADER.size))
+def test_a_hello_has_no_other_header_than_a_hellos(at: int) -> None:
+    host, agent = generate(), generate()
+    hello = Initiator(host, agent.public).hello()
+    altered = hello[:at] + bytes([hello[at] ^ 1]) + hello[at + 1 :]
+    with pytest.raises(LinkError):
+        Responder(agent, {host.public}).accept(altered)
+    Responder(agent, {host.public}).accept(hello)
+
+
 def test_the_same_hello_gets_the_same_welcome_and_slot() -> None:
     host, agent = generate(), generate()
     sessions = Sessions(agent, {host.public})
