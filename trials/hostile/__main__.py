@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from trials.hostile import Tally, flood, resident
 from trials.hostile.core import core
+from trials.hostile.port import port
 from trials.hostile.sockets import running, sockets
 from vmishim.errors import LibvmiError
 
@@ -33,6 +34,8 @@ def main() -> int:
                 pressed = flood.flood(replace(agent, endpoint=endpoint), pour)
                 print(f"flood: {pressed}", flush=True)
                 bad |= bool(pressed.wrong)
+        for line in port(options.seconds):
+            print(f"port: {line}", flush=True)
     except (LibvmiError, AssertionError) as error:
         print(f"hostile: {error}", file=sys.stderr)
         return 1
@@ -68,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=10_000,
         help="hostile frames sent between a real IDS and a real agent (%(default)s)",
+    )
+    whole.add_argument(
+        "--seconds", type=float, default=120.0, help="how long endless messages are poured into the port (%(default)s)"
     )
     whole.add_argument("--seed", type=int, default=1, help="seed of the random changes (%(default)s)")
     return whole
