@@ -78,6 +78,17 @@ def test_what_a_process_has_in_its_memory_hides_no_kernel(tmp_path: Path, what: 
     guest.close()
 
 
+@pytest.mark.parametrize("offset", [4096, 1236, 1001])
+def test_a_kernel_is_found_wherever_a_core_has_its_memory(tmp_path: Path, offset: int) -> None:
+    header = b"\x7fELF\2\1\1".ljust(16, b"\0") + pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    header += pack("<IIQQQQQQ", 1, 7, offset, 0, 0, ram.SIZE, ram.SIZE, 0)
+    path = tmp_path / "core"
+    path.write_bytes(header.ljust(offset, b"\0") + ram.guest(blob(), ram.BANNER * 100))
+    guest = RamFile("core", path)
+    assert guest.profile.symbol("function_399") == 0xFFFF_FFFF_8100_3000 + 399
+    guest.close()
+
+
 def test_what_looks_like_a_kernel_without_its_page_tables_is_none(tmp_path: Path) -> None:
     path = tmp_path / "ram"
     memory = ram.guest(blob())

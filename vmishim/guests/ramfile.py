@@ -106,6 +106,13 @@ class Ram:
             return self._read_across(address, count)
         return self.map[address - start + offset : address - start + offset + count]
 
+    def segment(self, address: int) -> Segment:
+        """The part that has this guest physical address. :raises FaultError: none"""
+        segment = self.segments[bisect_right(self._starts, address) - 1]
+        if not segment.start <= address < segment.end:
+            raise FaultError(address)
+        return segment
+
     def _read_across(self, address: int, count: int) -> bytes:
         """As ``read``, across segments: in a dump one may begin where another ends."""
         parts = []
@@ -363,13 +370,19 @@ class _Tables:
 
         :raises LibvmiError: ``OS``: too much of it looks like symbol tables
         """
-        for address, offset, count in self._ram.within(*image):
-            for at in self._ram.find(kallsyms.DIGITS, Image(address, address + count)):
-                if at not in self._unfit:
-                    yield from self._decode(at, offset, count)
+        for at in self._ram.find(kallsyms.DIGITS, image):
+            if at not in self._unfit:
+                yield from self._decode(at, image)
 
-    def _decode(self, at: int, offset: int, count: int) -> Iterator[kallsyms.Symbols]:
+    def _decode(self, at: int, image: Image) -> Iterator[kallsyms.Symbols]:
         assert self._ram.map is not None
+        # The part of the image that is in one piece in the file, from a page on: a dump may start anywhere in a file.
+        address = self._ram.place(at)
+        segment = self._ram.segment(address)
+        start = max(image.start, segment.start + -segment.start % PAGE_SIZE) - address + at
+        end = min(image.end, segment.end) - address + at
+        if at < start:
+            return
         if self._last is None or self._last[0] != at:
             if len(self._unfit) >= DIGITS_MAX or self._tried >= TABLES_MAX:
                 raise LibvmiError(
@@ -377,8 +390,8 @@ class _Tables:
                     "be decoded; set symbols to a copy of its /proc/kallsyms"
                 )
             try:
-                with memoryview(self._ram.map) as memory, memory[offset : offset + count] as image:
-                    self._last = at, kallsyms.decode(image, at - offset)
+                with memoryview(self._ram.map) as memory, memory[start:end] as part:
+                    self._last = at, kallsyms.decode(part, at - start)
             except kallsyms.NotTokensError:
                 self._unfit.add(at)
                 return
