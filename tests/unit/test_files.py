@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,7 +116,22 @@ def test_a_folder_of_a_group_is_refused_if_the_group_has_others(read: Callable[[
     file.parent.chmod(0o775)
     os.chown(file.parent, 0, 0)
     read(file)  # root's own group, as users have one on Debian and Ubuntu
-    os.chown(file.parent, 0, MALLORY)
+    for group in (MALLORY, pwd.getpwnam("nobody").pw_gid):  # one that nobody knows, one that is a user's own
+        os.chown(file.parent, 0, group)
+        assert f"run: chmod go-w {file.parent}" in refused(read, file)
+
+
+@as_root
+def test_a_folder_whose_acl_names_another_user_is_refused(read: Callable[[Path], object], file: Path) -> None:
+    """The group's place in its mode is then the list's mask (acl(5))."""
+    owner, user, group, mask, other, none = 1, 2, 4, 16, 32, 0xFFFFFFFF  # include/uapi/linux/posix_acl.h
+    entries = [(owner, 7, none), (user, 7, MALLORY), (group, 5, none), (mask, 7, none), (other, 5, none)]
+    listed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(file.parent, "system.posix_acl_access", listed)
+    except OSError as error:
+        pytest.skip(f"this file system has no ACLs: {error}")
+    assert file.parent.stat().st_mode & 0o777 == 0o775
     assert f"run: chmod go-w {file.parent}" in refused(read, file)
 
 

@@ -158,6 +158,20 @@ def test_a_tool_is_never_one_that_another_user_put_there(
     assert os.path.realpath(isolated.tool("sh", "/bin") or "") == os.path.realpath("/bin/sh")
 
 
+def test_a_tool_of_a_relative_folder_is_never_used(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile.chmod(0o755)
+    monkeypatch.setenv("PATH", ".::")
+    assert isolated.tool("clang-22") is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_tool_of_another_users_folder_is_never_used(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile.chmod(0o755)
+    os.chown(hostile, 4242, 4242)
+    monkeypatch.setenv("PATH", str(hostile))
+    assert isolated.tool("clang-22") is None
+
+
 def test_a_tool_of_a_folder_of_ours_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(tmp_path / "tools").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "tools"))
@@ -192,3 +206,18 @@ def test_a_script_is_run_as_python_runs_it(hostile: Path, tmp_path: Path) -> Non
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"{script.parent} False False\n" * 2), done.stderr
     assert ran(hostile) == set()
+
+
+@pytest.mark.parametrize("safe", ["", "1"])
+def test_only_the_user_keeps_a_script_from_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: str
+) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", safe)
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "script.py"
+    script.write_text("import sys; print(__file__.rpartition('/')[0] in sys.path)")
+    alone = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert alone.stdout == f"{not safe}\n"
+    for command in ([str(Path(sys.executable).with_name("vmishim"))], isolated.script_runner("vmishim.cli")):
+        ours = subprocess.run([*command, "run", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert ours.stdout == alone.stdout
