@@ -94,7 +94,7 @@ TABLE: dict[str, set[str]] = {
         "vmishim.wire",
     },
     "trials": {
-        *("guest_agent.agent", "guest_agent.kernel", "lab", "vmishim.attestation", "vmishim.client"),
+        *("bench", "guest_agent.agent", "guest_agent.kernel", "lab", "vmishim.attestation", "vmishim.client"),
         *("vmishim.errors", "vmishim.guests", "vmishim.inspection", "vmishim.kernel", "vmishim.libvmi"),
         *("vmishim.isolated", "vmishim.link", "vmishim.memory", "vmishim.wire"),
     },
