@@ -88,6 +88,8 @@ class Kernel:
         self._read_map = self._programs.map("read_state")
         self._read = Struct(btf, "read", self._read_map)
         self._start = lru_cache(64)(lambda plan: plan.to_c().ljust(self._walk.size, b"\0"))
+        # What the last runs left in the maps, which nothing else may write.
+        self._left = {"read_state": b"", "walk_state": b"", "heads": b"", "out": b""}
         self.btf = _read_btf()
         self._located = self._locate() if self.btf else {}
         self.levels = 5 if re.search(rb"^flags.*\bla57\b", Path("/proc/cpuinfo").read_bytes(), re.M) else 4
@@ -101,8 +103,6 @@ class Kernel:
         self.layout = struct.pack("<3Q", self.page_offset, self.levels, self.encrypted)
         self._programs.fix("layout", self.layout)
         self._programs.measure("read", "lookup", "walk")
-        # What the last runs left in the maps, which nothing else may write.
-        self._left = {"read_state": b"", "walk_state": b"", "heads": b"", "out": b""}
         # Read once, now: the process that answers hellos can no longer open files.
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._memory_end = self._memory_size()
