@@ -511,6 +511,11 @@ def test_a_session_is_attested_before_it_carries_anything(endpoint: str) -> None
             "vouches for another key",
         ),
         (Evidence("test", evidence()[:-1]), ChainError, "cut short"),
+        (
+            Evidence("test", evidence(report_data=report_data(AGENT.public), measurement=bytes(48))),
+            MeasurementError,
+            "not launched from the required image",
+        ),
         (Failure("malformed", "what is that"), LibvmiError, "refused .malformed.: what is that"),
     ],
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
@@ -142,10 +141,11 @@ def _in_child(module: str, code: CodeType) -> None:
         os._exit(int(status != 0))
 
 
-class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from changed code."""
+class _Changed(importlib.machinery.SourceFileLoader):
+    """Imports one module from changed code; a package keeps its other files."""
 
     def __init__(self, module: str, code: CodeType) -> None:
+        super().__init__(module, str(_file(module)))
         self._module, self._code = module, code
 
     def find_spec(
@@ -157,8 +157,8 @@ class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         places = [str(file.parent)] if file.name == "__init__.py" else None
         return importlib.util.spec_from_file_location(name, file, loader=self, submodule_search_locations=places)
 
-    def exec_module(self, module: ModuleType) -> None:
-        exec(self._code, module.__dict__)  # noqa: S102 (the mutant)
+    def get_code(self, fullname: str) -> CodeType:
+        return self._code
 
 
 def _hash(*texts: str) -> str:
