@@ -176,7 +176,7 @@ def test_the_agent_exits_cleanly_and_logs_to_the_journal(lab: LabVM, agent: Inst
     assert "ExecMainStatus=0" in shown
     journal = lab.run("journalctl", "-u", "vmishim-agent", "--no-pager", "-o", "cat").stdout.decode()
     assert "stopped" in journal
-    assert "listening at tcp://" in journal
+    assert "listening on tcp://" in journal
     assert agent.public.fingerprint in journal
 
 
