@@ -231,7 +231,7 @@ def test_an_agent_that_can_not_do_it_does_not_start(lab: LabVM, agent: Installed
     for option, why in (
         (
             ("--kernel-key", "/nowhere"),
-            "cannot read /nowhere" if can else r"6\.10 is the oldest whose eBPF can encrypt",
+            "cannot read /nowhere" if can else r"use Linux 6\.10 or newer",
         ),
         (("--kernel-key", f"{KEYS}/kernel.key", "--allow-injection"), "--allow-injection or --kernel-key"),
     ):
