@@ -386,6 +386,36 @@ def test_reads_that_did_not_come_are_an_error() -> None:
         list(lying.remote.walk(Plan(BASE, Step.SELF, ()), reads=[(BASE, 8)]))
 
 
+@pytest.mark.parametrize(
+    ("read", "unknown"),
+    [
+        (objects.modules, "module_memory size"),
+        (objects.modules, "module_memory base"),
+        (objects.sockets, "inet_ehash_bucket"),
+        (objects.sockets, "inet_listen_hashbucket"),
+    ],
+)
+def test_a_structure_that_the_guest_does_not_know_is_an_error(
+    read: Callable[[Libvmi], Iterator[Any]], unknown: str
+) -> None:
+    """It knows the one that the reader looks for, and not the next."""
+    honest = Liar(0, 0.0)
+
+    def reply(request: bytes) -> bytes:
+        asked, answer = decode(request), decode(honest.answer(request))
+        if isinstance(asked, Hello) and isinstance(answer, Welcome):
+            known = zip(asked.members, answer.facts["members"], strict=True)
+            answer = Welcome({**answer.facts, "members": [None if name == unknown else found for name, found in known]})
+        if isinstance(asked, Members) and isinstance(answer, Answer):
+            known = zip(asked.names, answer.values, strict=True)
+            answer = Answer([None if name == unknown else found for name, found in known])
+        return encode(answer)
+
+    link: Any = Wire(reply)
+    with pytest.raises(LibvmiError, match=unknown.replace(" ", r"\.")):
+        list(read(Libvmi.over(AgentGuest("liar", link))))
+
+
 def test_a_message_of_a_million_empty_lists_is_refused_unread() -> None:
     text = b"[" + b"[]," * (JSON_MAX // 3) + b"[]]"
     with pytest.raises(LinkError, match="JSON part has"):

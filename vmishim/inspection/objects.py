@@ -126,8 +126,11 @@ class Socket:
     """Address of its ``struct sock``, ``inet_timewait_sock`` or ``request_sock``."""
 
 
-def _within_64_bits(read: Callable[Arguments, Iterator[Entry]]) -> Callable[Arguments, Iterator[Entry]]:
-    """Wraps a reader of a list: an address above 64 bits, summed from the guest's values, is a ``LibvmiError``."""
+def _one_error(read: Callable[Arguments, Iterator[Entry]]) -> Callable[Arguments, Iterator[Entry]]:
+    """Wraps a reader of a list, so that a guest that lies about itself causes a ``LibvmiError`` and nothing else.
+
+    It may give values that sum to an address above 64 bits, or know one structure and not the next.
+    """
 
     @wraps(read)
     def checked(*arguments: Arguments.args, **options: Arguments.kwargs) -> Iterator[Entry]:
@@ -135,11 +138,13 @@ def _within_64_bits(read: Callable[Arguments, Iterator[Entry]]) -> Callable[Argu
             yield from read(*arguments, **options)
         except OverflowError:
             raise LibvmiError("a pointer in the list leads out of the address space") from None
+        except KeyError as unknown:
+            raise LibvmiError(unknown.args[0]) from None
 
     return checked
 
 
-@_within_64_bits
+@_one_error
 def tasks(vmi: Libvmi) -> Iterator[Task]:
     """The processes in the guest's task list, the idle task (pid 0) first.
 
@@ -163,7 +168,7 @@ def tasks(vmi: Libvmi) -> Iterator[Task]:
         )
 
 
-@_within_64_bits
+@_one_error
 def modules(vmi: Libvmi) -> Iterator[Module]:
     """The modules in the guest's module list, the last loaded first; none if its kernel does not support modules.
 
@@ -189,7 +194,7 @@ def modules(vmi: Libvmi) -> Iterator[Module]:
         )
 
 
-@_within_64_bits
+@_one_error
 def sockets(vmi: Libvmi, owners: bool = True) -> Iterator[Socket]:
     """The guest's TCP sockets: connections first, then listeners.
 
@@ -338,7 +343,7 @@ def _openers(vmi: Libvmi, inodes: set[int]) -> dict[int, tuple[int, str]]:
     return found
 
 
-@_within_64_bits
+@_one_error
 def without_file(vmi: Libvmi) -> Iterator[Task]:
     """Processes whose executable was deleted, or never was in a file system (only in memory).
 
@@ -354,7 +359,7 @@ def without_file(vmi: Libvmi) -> Iterator[Task]:
             yield task
 
 
-@_within_64_bits
+@_one_error
 def unlisted_modules(vmi: Libvmi) -> Iterator[tuple[str, int]]:
     """Modules in ``/sys/module`` that are not in the module list: the name and the address of ``struct module``.
 
