@@ -38,6 +38,8 @@ _SEEN: Final = {
     int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "what listens there does not speak ZeroMQ",
     int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "what listens there does not speak ZeroMQ",
 }
+_RECONNECT_MS = (50, 500)  # between two attempts to connect: at first, and at most
+_WATCHED: Final = sum(_SEEN)
 _BROKEN: Final = frozenset(_SEEN) - {int(zmq.EVENT_CONNECT_RETRIED), int(zmq.EVENT_CONNECTED)}
 
 
@@ -261,12 +263,15 @@ class _Line:
                 (zmq.SNDTIMEO, 0),  # a request is queued at once or not at all
                 (zmq.RCVTIMEO, _LOOK_UP_MS),
                 (zmq.RCVHWM, 1),
-                (zmq.RECONNECT_IVL, 50),
-                (zmq.RECONNECT_IVL_MAX, 500),
+                (zmq.RECONNECT_IVL, _RECONNECT_MS[0]),
+                (zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1]),
             ):
                 self._socket.setsockopt(option, value)
             self._monitor.setsockopt(zmq.LINGER, 0)
-            self._socket.monitor("inproc://monitor", zmq.EVENT_ALL)
+            # A link that is idle reads no events. With a bound, libzmq's own thread would wait for it to, and `close`
+            # for that thread, once the agent has been away for minutes.
+            self._monitor.setsockopt(zmq.RCVHWM, 0)
+            self._socket.monitor("inproc://monitor", _WATCHED)
             self._monitor.connect("inproc://monitor")
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:

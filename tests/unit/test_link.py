@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Self
@@ -19,6 +19,7 @@ import pytest
 import zmq
 
 import trials.hostile.relay
+import vmishim.link
 from guest_agent.serve import Listener, serve
 from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.guests.agent import connect
@@ -669,3 +670,30 @@ def test_a_peer_that_does_not_wait_for_replies_is_dropped(agent: Served) -> None
 def test_an_endpoint_that_is_not_valid_is_named(endpoint: str) -> None:
     with pytest.raises(LinkError, match="cannot listen on"):
         Listener(endpoint)
+
+
+def test_a_link_that_was_idle_while_its_agent_was_away_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libzmq connects again and again, and tells of each try: nobody reads that while the link is idle."""
+    monkeypatch.setattr(vmishim.link, "_RECONNECT_MS", (1, 1))
+    with Served("tcp://127.0.0.1:0") as served:
+        link = served.link()
+        link.exchange(b"1")
+    accepted, stop = 0, threading.Event()
+    with socket.create_server(("127.0.0.1", int(served.endpoint.rpartition(":")[2])), backlog=100) as server:
+        server.settimeout(0.1)
+
+        def hang_up() -> None:
+            nonlocal accepted
+            while not stop.is_set():
+                with suppress(OSError):
+                    server.accept()[0].close()
+                    accepted += 1
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        try:
+            wait_until(lambda: accepted > 1500, "1,500 attempts to connect", deadline_s=30.0)
+        finally:
+            stop.set()
+            thread.join()
+    link.close()
