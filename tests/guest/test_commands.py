@@ -110,7 +110,7 @@ def test_the_doctor_knows_another_agent(agent: InstalledAgent, vmishim: Command)
 def test_a_guest_that_can_attest_nothing_is_said_to_be_one(
     lab: LabVM, agent: InstalledAgent, vmishim: Command, tmp_path: Path
 ) -> None:
-    none = "there is the agent's machine gives no attestation report machine: /sys/kernel/config/tsm/report: "
+    none = "the agent's machine gives no attestation report: /sys/kernel/config/tsm/report: "
     status, out, err = vmishim("attest", "lab")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert none in err
