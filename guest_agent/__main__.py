@@ -21,6 +21,7 @@ from guest_agent.loader import Loader
 from guest_agent.sealed import Sealer, why_unsupported
 from vmishim import files
 from vmishim.errors import LibvmiError, LinkError
+from vmishim.foreign import paragraph
 from vmishim.version import __version__
 from vmishim.wire.keys import PermittedKeys, PublicKey, generate, load_private, save_private
 from vmishim.wire.sessions import Sessions
@@ -106,13 +107,19 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+class Printable(logging.Formatter):
+    """Log lines and tracebacks, whose text may come from peers or from programs they sent, for a terminal to show."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return paragraph(super().format(record))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the agent. Returns the exit status: 0, or 1 after one line on standard error that says what is wrong."""
     options = parser().parse_args(arguments)
-    # The journal adds the time and the unit.
-    logging.basicConfig(
-        format="%(message)s", level=logging.DEBUG if getattr(options, "verbose", False) else logging.INFO
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(Printable("%(message)s"))  # the journal adds the time and the unit
+    logging.basicConfig(handlers=[handler], level=logging.DEBUG if getattr(options, "verbose", False) else logging.INFO)
     try:
         if options.command == "keygen":
             return _keygen(options.path)
@@ -124,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     except LibvmiError as error:
         print(f"vmishim-agent: {error}", file=sys.stderr)
         if isinstance(error, LoadError) and error.log.strip():
-            print(f"the kernel's message:\n{error.log.strip()}", file=sys.stderr)
+            print(f"the kernel's message:\n{paragraph(error.log.strip())}", file=sys.stderr)
         return 1
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 LONGEST = 2000
 """Characters of one text that are shown: far more than any honest one has, and half a screen."""
 
+"\0".encode("unicode_escape")  # Python loads this codec when it is first used; a confined agent could not
+
 
 def printable(text: str, longest: int = LONGEST) -> str:
     """``text`` on one line, with every unprintable character escaped as in a Python string, and cut after ``longest``

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from guest_agent.__main__ import Printable
 from tests.unit.test_comparison import made
 from tests.unit.test_lying_guest import BASE
 from vmishim import cli
@@ -223,3 +225,15 @@ def test_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     assert [char for char in page if not char.isprintable() and char != "\n"] == []
     assert "gotcha" in page
     assert "<script>" not in page
+
+
+def test_the_agents_log() -> None:
+    """A program's log, a peer's version, the text of an exception: all of it may come from an attacker."""
+    formatter = Printable("%(message)s")
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        record = logging.LogRecord("agent", logging.ERROR, "", 0, "said %s", (HOSTILE,), sys.exc_info())
+    shown = formatter.format(record)
+    assert all(char.isprintable() or char == "\n" for char in shown)
+    assert "ValueError" in shown

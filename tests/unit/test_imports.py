@@ -45,7 +45,7 @@ TABLE: dict[str, set[str]] = {
     "guest_agent.__main__": {
         *("guest_agent.agent", "guest_agent.attestation", "guest_agent.freezer", "guest_agent.injections"),
         *("guest_agent.kernel", "guest_agent.loader", "guest_agent.sandbox", "guest_agent.sealed"),
-        *("guest_agent.serve", "vmishim.errors", "vmishim.files", "vmishim.version", "vmishim.wire"),
+        *("guest_agent.serve", "vmishim.errors", "vmishim.foreign", "vmishim.files", "vmishim.version", "vmishim.wire"),
     },
     # The IDS's side.
     "vmishim.attestation": {"vmishim.errors", "vmishim.files", "vmishim.wire"},
