@@ -210,7 +210,7 @@ def test_a_lost_frame_is_asked_for_once_more(agent: Served, silent: int) -> None
             return None
         return reply
 
-    with Relay(agent, lose_one) as relay, relay.link(4) as link:
+    with Relay(agent, lose_one) as relay, relay.link(2) as link:
         assert link.exchange(b"1") == b"echo 1"
         assert (link.requests, link.handshakes) == (1, 2)
 
