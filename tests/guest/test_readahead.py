@@ -360,7 +360,7 @@ def test_forked_children_and_their_parent_share_one_agent(lab: LabVM, guest: Age
 def test_an_agent_restarted_in_the_middle_of_a_walk(
     lab: LabVM, agent: InstalledAgent, guest: AgentGuest, ids: Ids
 ) -> None:
-    """Whole task_structs, more than one reply carries: the walk is begun anew with the new agent."""
+    """Whole task_structs, more than one reply carries: the walk begins again with the new agent."""
     planted = lab.spawn("sleep", "infinity", count=120)
     size = guest.profile.size("task_struct")
 

@@ -159,13 +159,13 @@ def test_a_guest_that_reboots_repeatedly_is_not_reported_as_empty(
     watched: tuple[Watch, list[Sight | LibvmiError]],
 ) -> None:
     made, coming = watched
-    again = RebootedError("'web-1' was booted anew")
+    again = RebootedError("'web-1' was rebooted")
     coming += [sight(tasks=(SHELL,)), again, again]
     assert list(made.step()) == []
     made._handshakes = 0  # each of these looks makes a session of its own
     assert [text for *_, text, _ in made.step()] == [
         "made a new session: the agent was restarted, or the connection broke",
-        "its lists can't be read: 'web-1' was booted anew",
+        "its lists can't be read: 'web-1' was rebooted",
     ]
     assert not coming
 
