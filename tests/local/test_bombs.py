@@ -11,7 +11,7 @@ import pytest
 
 from trials.fuzz import ram
 from trials.fuzz.bombs import BOMBS, btf_blob, btf_struct
-from trials.fuzz.budget import CPU_S, MEMORY_MIB, OverBudgetError, within_budget
+from trials.fuzz.budget import MEMORY_MIB, OverBudgetError, within_budget
 from vmishim.errors import LibvmiError
 from vmishim.guests import dumps
 from vmishim.guests.ramfile import RamFile
@@ -31,7 +31,7 @@ def test_the_budget_ends_what_takes_too_long() -> None:
         while True:
             pass
 
-    with pytest.raises(OverBudgetError, match=f"more than {CPU_S} s"):
+    with pytest.raises(OverBudgetError, match="too much CPU time"):
         within_budget(endless)
 
 

@@ -16,8 +16,8 @@ from vmishim import isolated
 
 with atheris.instrument_imports(include=["vmishim", "guest_agent"]):
     from trials.fuzz.bombs import BOMBS
-    from trials.fuzz.budget import MEMORY_MIB, within_budget
-    from trials.fuzz.targets import TARGETS
+    from trials.fuzz.budget import INSTRUMENTED_S, MEMORY_MIB, within_budget
+    from trials.fuzz.targets import TARGETS, Target
 
 ROOT = Path(__file__).parents[2]
 SLOWEST_S, LONGEST = 60, 65536
@@ -45,7 +45,7 @@ def main() -> int:
     for name, bomb in BOMBS.items():
         if bomb.target == options.target:
             print(f"fuzz: {name}", flush=True)
-            within_budget(partial(bomb.parse, bomb.make()))
+            within_budget(partial(bomb.parse, bomb.make()), INSTRUMENTED_S)
     target = TARGETS[options.target]
     with tempfile.TemporaryDirectory() as seeds:
         for number, seed in enumerate(target.seeds()):
@@ -53,9 +53,14 @@ def main() -> int:
         limits = [f"-max_total_time={options.time}", f"-runs={options.runs}", f"-max_len={LONGEST}"]
         limits += [f"-timeout={SLOWEST_S}", f"-rss_limit_mb={8 * MEMORY_MIB}", "-print_final_stats=1"]
         folders = [str(options.corpus)] if options.corpus else []
-        atheris.Setup([sys.argv[0], *limits, *folders, seeds], lambda data: within_budget(partial(target.run, data)))
+        run = partial(_run, target)
+        atheris.Setup([sys.argv[0], *limits, *folders, seeds], run)
         atheris.Fuzz()
     return 0
+
+
+def _run(target: Target, data: bytes) -> None:
+    within_budget(partial(target.run, data), INSTRUMENTED_S)
 
 
 def _alone(name: str, arguments: list[str]) -> bool:
