@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import resource
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -45,10 +47,12 @@ def listening(descriptors: int = 1024) -> Iterator[Agent]:
     """An agent of this machine that listens at a port, and may have so many descriptors."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, before[1]))
-    with running("--listen", endpoint) as agent:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    # The agent's limit only: this process has a test session's files open.
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setattr(subprocess, "Popen", partial(subprocess.Popen, preexec_fn=limit))
+        agent = stack.enter_context(running("--listen", endpoint))
+        patch.undo()
         yield replace(agent, endpoint=endpoint)
 
 
