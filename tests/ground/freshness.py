@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import struct
 import sys
 import threading
 import time
@@ -103,15 +104,24 @@ class Ground:
     @contextmanager
     def all_of_memory(self, mask: int) -> Iterator[None]:
         """The ground is all there is of memory, and page tables have ``mask`` in each entry."""
-        told = self.kernel._read
-        before = self.kernel.page_offset, told["encrypted"]
-        self.kernel.page_offset = told["page_offset"] = self.base
-        told["encrypted"] = mask
+        from guest_agent.kernel import Kernel
+        from guest_agent.programs import Programs
+
+        fix, levels, before = Programs.fix, self.kernel.levels, self.kernel
+
+        def other(programs: Programs, name: str, value: bytes) -> None:
+            fix(programs, name, struct.pack("<3Q", self.base, levels, mask) if name == "layout" else value)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Programs, "fix", other)  # what is frozen once can't be told otherwise later
+            kernel = Kernel()
+        kernel.page_offset = self.base
+        self.kernel = kernel
         try:
             yield
         finally:
-            self.kernel.page_offset = told["page_offset"] = before[0]
-            told["encrypted"] = before[1]
+            self.kernel = before
+            kernel.close()
 
 
 class BufferGround(Ground):
