@@ -5,11 +5,8 @@ from __future__ import annotations
 import resource
 import socket
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 
 import pytest
@@ -18,8 +15,10 @@ import zmq
 from bench.delay import delayed
 from guest_agent.connections import SILENT_PER_SOURCE
 from guest_agent.serve import MEMORY_MAX
+from tests.until import until
 from trials.hostile import flood, resident
-from trials.hostile.sockets import Agent, running
+from trials.hostile.port import listening
+from trials.hostile.sockets import Agent
 from vmishim.client import Remote
 from vmishim.link import Link
 from vmishim.wire.keys import generate
@@ -28,15 +27,6 @@ from vmishim.wire.session import Initiator, Session
 
 NEW = 20
 """Sessions that are made while the port is pressed."""
-
-
-@contextmanager
-def listening(*options: str) -> Iterator[Agent]:
-    """An agent of this machine that listens at a port of the loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    with running("--listen", endpoint, *options) as agent:
-        yield replace(agent, endpoint=endpoint)
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +38,12 @@ def agent() -> Iterator[Agent]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = 30.0) -> None:
-    until = time.monotonic() + deadline_s
-    never = threading.Event()
-    while not condition():
-        assert time.monotonic() < until, f"waited {deadline_s:g} s for {what}"
-        never.wait(0.02)
-
-
 def test_eleven_hundred_idle_connections_lock_out_no_new_session(agent: Agent) -> None:
     with agent.link() as live:
         remote = Remote(live.exchange)
         remote.symbols(["vsnprintf"])
         with flood.Idle(agent, 1100) as idle:
-            wait_until(lambda: idle.full, "1,100 greeted connections")
+            until(lambda: idle.full, what="1,100 greeted connections")
             outcome = flood.newcomers(agent, NEW)
             assert remote.symbols(["vsnprintf"]) != [None]
             assert live.handshakes == 1
@@ -75,7 +57,7 @@ def test_idle_connections_of_one_source_are_closed(agent: Agent) -> None:
         held = [stack.enter_context(flood.connected(agent)) for _ in range(SILENT_PER_SOURCE + 50)]
         for one in held:
             one.setblocking(False)
-        wait_until(lambda: sum(map(_closed, held)) == len(held), "the agent to close all of them")
+        until(lambda: sum(map(_closed, held)) == len(held), what="the agent to close all of them")
 
 
 def _closed(one: socket.socket) -> bool:
@@ -101,7 +83,7 @@ def test_replayed_hellos_lock_out_no_new_session(round_trip_ms: int, known: bool
         if round_trip_ms:
             endpoint = stack.enter_context(delayed(int(endpoint.rpartition(":")[2]), round_trip_ms / 1000))
         replayed = stack.enter_context(flood.Replayed(agent, recorded, rate=400))
-        wait_until(lambda: replayed.sent >= 100, "100 replayed hellos")
+        until(lambda: replayed.sent >= 100, what="100 replayed hellos")
         outcome = flood.newcomers(agent, NEW, endpoint)
         print(round_trip_ms, "ms:", outcome, f"{replayed.sent} replayed")
         assert outcome.failed == []
@@ -119,7 +101,7 @@ def test_messages_without_an_end_neither_end_the_agent_nor_fill_it(agent: Agent)
         assert live.handshakes == 1
     print(f"{pouring.bytes_poured >> 20} MiB poured, {answers} answers, at most {most >> 10} MiB resident")
     assert most << 10 < MEMORY_MAX + (256 << 20)
-    wait_until(lambda: resident(agent.pid) << 10 < MEMORY_MAX // 2, "the agent to give memory back")
+    until(lambda: resident(agent.pid) << 10 < MEMORY_MAX // 2, what="the agent to give memory back")
     assert flood.newcomers(agent, 3).failed == []
 
 

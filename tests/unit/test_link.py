@@ -21,6 +21,7 @@ import zmq
 import trials.hostile.relay
 import vmishim.link
 from guest_agent.serve import Listener, serve
+from tests.until import until
 from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.guests.agent import connect
 from vmishim.guests.domains import Domain
@@ -635,21 +636,18 @@ def test_each_key_has_its_turn(tmp_path: Path) -> None:
             asked = [pool.submit(first.exchange, b"first")]
             assert began.wait(10)
             asked += [pool.submit(link.exchange, b"greedy") for link in others]
-            wait_until(lambda: all(link.bytes_sent > sent[link] for link in others), "the greedy requests")
+            until(
+                lambda: all(link.bytes_sent > sent[link] for link in others),
+                deadline_s=10.0,
+                what="the greedy requests",
+            )
             asked.append(pool.submit(only.exchange, b"modest"))
-            wait_until(lambda: only.bytes_sent > sent[only], "the modest request")
+            until(lambda: only.bytes_sent > sent[only], what="the modest request")
             begin.set()
             for each in asked:
                 each.result()
     assert order[0] == b"first"
     assert order.index(b"modest") <= 2
-
-
-def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = 10.0) -> None:
-    until, never = monotonic() + deadline_s, threading.Event()
-    while not condition():
-        assert monotonic() < until, f"waited {deadline_s:g} s for {what}"
-        never.wait(0.01)
 
 
 def test_a_peer_that_does_not_wait_for_replies_is_dropped(agent: Served) -> None:
@@ -692,7 +690,7 @@ def test_a_link_that_was_idle_while_its_agent_was_away_can_be_closed(monkeypatch
         thread = threading.Thread(target=hang_up)
         thread.start()
         try:
-            wait_until(lambda: accepted > 1500, "1,500 attempts to connect", deadline_s=30.0)
+            until(lambda: accepted > 1500, deadline_s=30.0, what="1,500 attempts to connect")
         finally:
             stop.set()
             thread.join()
