@@ -10,6 +10,8 @@ from libvmi import VMIOS, Libvmi, LibvmiError
 # struct module begins with its state (an int, padded to 8 bytes), its list links, and its name.
 LIST = 8
 NAME = 24
+NAME_LENGTH = 56
+"""MODULE_NAME_LEN on 64-bit machines."""
 
 
 @contextlib.contextmanager
@@ -27,8 +29,18 @@ def modules(vmi):
     entry = vmi.read_addr_va(head, 0)
     while entry != head:
         module = entry - LIST
-        yield module, vmi.read_str_va(module + NAME, 0)
+        yield module, text(vmi.read_va(module + NAME, 0, NAME_LENGTH)[0])
         entry = vmi.read_addr_va(entry, 0)
+
+
+def text(data):
+    """A name in the guest's memory as text that is safe to print.
+
+    Names are any bytes up to a NUL: a process chooses its own. read_str_va() raises UnicodeDecodeError for one that is
+    not UTF-8, and characters that do not print could act on your terminal.
+    """
+    name = data.split(b"\0")[0].decode(errors="backslashreplace")
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 def main():

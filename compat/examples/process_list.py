@@ -7,6 +7,9 @@ import sys
 
 from libvmi import VMIOS, Libvmi, LibvmiError
 
+COMM = 16
+"""Bytes of task_struct.comm (TASK_COMM_LEN)."""
+
 
 @contextlib.contextmanager
 def paused(vmi):
@@ -26,10 +29,20 @@ def processes(vmi):
     entry = head
     while True:
         task = entry - tasks
-        yield task, vmi.read_32_va(task + pid, 0), vmi.read_str_va(task + name, 0)
+        yield task, vmi.read_32_va(task + pid, 0), text(vmi.read_va(task + name, 0, COMM)[0])
         entry = vmi.read_addr_va(entry, 0)
         if entry == head:
             return
+
+
+def text(data):
+    """A name in the guest's memory as text that is safe to print.
+
+    Names are any bytes up to a NUL: a process chooses its own. read_str_va() raises UnicodeDecodeError for one that is
+    not UTF-8, and characters that do not print could act on your terminal.
+    """
+    name = data.split(b"\0")[0].decode(errors="backslashreplace")
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 def main():

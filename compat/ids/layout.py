@@ -15,7 +15,8 @@ from libvmi import Libvmi, LibvmiError
 
 NAMES = """
     cred euid|cred uid
-    dentry d_name.name|dentry d_parent|dentry d_sb
+    dentry d_fsdata|dentry d_name.name|dentry d_parent|dentry d_sb
+    dma_buf name
     fdtable fd|fdtable max_fds
     file f_inode|file f_op|file f_path.dentry|file f_path.mnt|file private_data
     files_struct fdt
@@ -24,7 +25,7 @@ NAMES = """
     inet_ehash_bucket chain
     inet_hashinfo ehash|inet_hashinfo ehash_mask|inet_hashinfo lhash2|inet_hashinfo lhash2_mask
     inet_listen_hashbucket nulls_head
-    inode i_ino|inode i_mode|inode i_nlink|inode i_uid
+    inode i_ino|inode i_mode|inode i_nlink|inode i_private|inode i_uid
     kobject entry|kobject name
     kset list
     latch_tree_node node|latch_tree_root tree
@@ -33,8 +34,10 @@ NAMES = """
     module list|module name
     module_kobject kobj|module_kobject mod
     mount mnt|mount mnt_mountpoint|mount mnt_parent
+    ns_common ops
     pid tasks
     pid_namespace idr
+    proc_ns_operations name
     rb_node rb_left|rb_node rb_right
     signal_struct pids|signal_struct thread_head
     sock __sk_common.skc_daddr|sock __sk_common.skc_dport|sock __sk_common.skc_family|sock __sk_common.skc_nulls_node
@@ -50,7 +53,7 @@ NAMES = """
     xarray xa_head
 """
 NAMES = [name.strip() for line in NAMES.splitlines() for name in line.split("|") if name.strip()]
-"""All offsets that the programs in this folder need."""
+"""All offsets that the programs in this folder need. A kernel may lack some: without modules, mod_tree_node."""
 
 
 class Layout:
@@ -72,17 +75,30 @@ class Layout:
         return self.known[name]
 
 
+def offset_of(vmi, name):
+    """The offset, or None if the kernel or the bindings do not know it."""
+    try:
+        return vmi.get_kernel_struct_offset(*name.split(" "))
+    except LibvmiError as error:
+        if str(error) != "VMI_FAILURE":
+            raise
+        return None
+
+
 def main():
     parser = argparse.ArgumentParser(description="Print the offsets that the programs of this folder need, as JSON.")
     parser.add_argument("domain", help="name of the guest")
     domain = parser.parse_args().domain
     try:
         with Libvmi(domain) as vmi:
-            layout = Layout(vmi)
-            print(json.dumps({name: layout[name] for name in NAMES}, indent=1))
+            known = {name: offset for name in NAMES if (offset := offset_of(vmi, name)) is not None}
     except LibvmiError as error:
         print(f"{domain}: {error}", file=sys.stderr)
         return 2
+    if not known:
+        print(f"{domain}: these bindings do not know the types of the guest's kernel", file=sys.stderr)
+        return 2
+    print(json.dumps(known, indent=1))
     return 0
 
 

@@ -94,6 +94,16 @@ class Linux:
         data = self.vmi.read_va(address, 0, most)[0]
         return data.split(b"\0", 1)[0].decode(errors="backslashreplace")
 
+    def string(self, address, most=256):
+        """A string that ends with a NUL, as `text`; read page by page, as the page after its end may not be mapped."""
+        data = b""
+        while b"\0" not in data:
+            if len(data) == most:
+                return data.decode(errors="backslashreplace") + "..."
+            at = address + len(data)
+            data += self.vmi.read_va(at, 0, min(most - len(data), CHUNK - at % CHUNK))[0]
+        return data.split(b"\0", 1)[0].decode(errors="backslashreplace")
+
     def words(self, address, count):
         """``count`` pointers, from ``address`` on."""
         found = []
@@ -241,11 +251,9 @@ class Linux:
 
     def path(self, file):
         """A file's name, as /proc/PID/fd shows it, without the mark for a deleted file."""
-        inode = self.inode(file)
-        kind = {S_IFSOCK: "socket", S_IFIFO: "pipe"}.get(self.mode(inode) & S_IFMT)
         dentry, mnt = self.field(file, "file f_path.dentry"), self.field(file, "file f_path.mnt")
-        if kind and self._is_root(dentry):
-            return f"{kind}:[{self.field(inode, 'inode i_ino')}]"
+        if self._is_root(dentry) and self.field(mnt, "vfsmount mnt_root") != dentry:
+            return self._dname(self.inode(file), dentry)
         mount = mnt - self.layout["mount mnt"]
         names = []
         for _ in range(CHUNK):
@@ -255,25 +263,38 @@ class Linux:
                     return "/" + "/".join(reversed(names))
                 dentry, mount = self.field(mount, "mount mnt_mountpoint"), above
                 continue
-            names.append(self.name(dentry))
             if self._is_root(dentry):
-                # In no folder: a memfd, or the kernel's eventfd, epoll, BPF maps and the like.
-                prefix = "anon_inode:" if self.file_system(dentry) == "anon_inodefs" else "/"
-                return prefix + "/".join(reversed(names))
+                return "/" + "/".join(reversed(names))  # in a folder that this mount does not show
+            names.append(self.name(dentry))
             dentry = self.field(dentry, "dentry d_parent")
         raise LibvmiError(f"the path of the file at {file:#x} does not end")
 
+    def _dname(self, inode, dentry):
+        """The name of a file that is in no folder, as the kernel's d_dname functions make it."""
+        kind = {S_IFSOCK: "socket", S_IFIFO: "pipe"}.get(self.mode(inode) & S_IFMT) or self.file_system(dentry)
+        if kind == "anon_inodefs":  # eventfd, epoll, BPF maps, io_uring and the like
+            return f"anon_inode:{self.name(dentry)}"
+        if kind == "pidfs":  # since 6.9 (cb12fd8e0dab "pidfd: add pidfs"); the names of its files stayed
+            return "anon_inode:[pidfd]"
+        if kind == "nsfs":
+            operations = self.field(self.field(inode, "inode i_private"), "ns_common ops")
+            kind = self.string(self.field(operations, "proc_ns_operations name"))
+        elif kind == "dmabuf":
+            name = self.field(dentry, "dentry d_fsdata") + self.layout["dma_buf name"]
+            return f"/{self.name(dentry)}:{self.string(self.pointer(name)) if self.pointer(name) else ''}"
+        elif kind not in ("socket", "pipe"):
+            return f"/{self.name(dentry)}"  # a memfd, shared memory
+        return f"{kind}:[{self.field(inode, 'inode i_ino')}]"
+
     def file_system(self, dentry):
         kind = self.field(self.field(dentry, "dentry d_sb"), "super_block s_type")
-        return self.text(self.field(kind, "file_system_type name"), 32)
+        return self.string(self.field(kind, "file_system_type name"))
 
     def _is_root(self, dentry):
         return self.field(dentry, "dentry d_parent") == dentry
 
     def name(self, dentry):
-        address = self.field(dentry, "dentry d_name.name")
-        # Not past the page: the next one may not be mapped.
-        return self.text(address, min(256, CHUNK - address % CHUNK))
+        return self.string(self.field(dentry, "dentry d_name.name"))
 
     # Sockets.
 

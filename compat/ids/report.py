@@ -9,6 +9,8 @@ from layout import Layout
 from libvmi import Libvmi, LibvmiError
 from linux import Linux
 
+LONGEST = 2000
+"""Characters of one line that are printed; no honest one has as many."""
 TRIES = 3
 """How often a list is read: a guest that runs on may change it during a read."""
 
@@ -38,16 +40,27 @@ def run(arguments, look, line=None):
         with Libvmi(arguments.domain) as vmi:
             listing, findings = sought(vmi, Linux(vmi, Layout(vmi, arguments.offsets)), look)
     except (LibvmiError, OSError, ValueError) as error:
-        print(f"{arguments.domain}: {error}", file=sys.stderr)
+        notes = getattr(error, "__notes__", ())
+        print(printable(": ".join([arguments.domain, str(error), *notes])), file=sys.stderr)
         return 2
     if arguments.json:
         print(json.dumps({"domain": arguments.domain, "listing": listing, "findings": findings}))
     else:
         for entry in listing:
-            print(line(entry))
+            print(printable(line(entry)))
         for finding in findings:
-            print(f"FINDING: {finding['finding']}")
+            print(printable(f"FINDING: {finding['finding']}"))
     return 1 if findings else 0
+
+
+def printable(text):
+    """``text`` on one line, with unprintable characters escaped as in a Python string.
+
+    A process chooses its own name and those of its files. Printed as they are, they could act on the terminal, or make
+    a line that looks like a finding.
+    """
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[: LONGEST + 1])
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
 
 
 def sought(vmi, guest, look):
