@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trials.configs.compared import ours
 from vmishim.errors import LibvmiError
 from vmishim.kernel.profile import Member
 from vmishim.libvmi.config import Config, export_entry, parse, read, search_path
 from vmishim.libvmi.constants import VMIConfig
-from vmishim.libvmi.profiles import ConfiguredProfile, JsonProfile
+from vmishim.libvmi.profiles import ConfiguredProfile, JsonProfile, SystemMap
 
 ENTRY = """
 # the web server
@@ -81,20 +83,51 @@ def test_the_last_entry_of_a_domain_counts() -> None:
     ("text", "complaint"),
     [
         ("vm {\n linux_tasks = 0x890\n}", r"x:3: expected ;, found }"),
-        ("vm {\n linux_taks = 1;\n}", r"x:2: unknown setting 'linux_taks'"),
-        ('vm {ostype = "Linux";', r"x:1: expected a name, found end of file"),
-        ("vm {sysmap = System.map;}", r'expected "'),
-        ('vm {linux_tasks = "0x890";}', r"needs a number"),
-        ("vm {linux_tasks = many;}", r"needs a number such as 0x450, found many"),
-        ("12 {}", r"not a valid domain name"),
-        ("v {}", r"not a valid domain name"),
-        ("vm [", r"unexpected character '\['"),
+        ("vm {\n linux_taks = 1;\n}", r"x:2: expected a setting of LibVMI, or }, found linux_taks"),
+        ('vm {ostype = "Linux";', r"x:1: expected a setting of LibVMI, or }, found the end"),
+        ("vm {sysmap = /System.map;}", r'expected "'),
+        ('vm {sysmap = "System.map";}', r"expected a path with a slash, such as ./System.map, found System.map"),
+        ('vm {ostype = "sysmap";}', r"expected a word of two or more letters, found sysmap"),
+        ('vm {linux_tasks = "0x890";}', r'expected a number such as 0x450, found "'),
+        ("vm {linux_tasks = many;}", r"expected a number such as 0x450, found many"),
+        ("12 {}", r"expected the name of a domain .* found 12"),
+        ("v {}", r"expected the name of a domain .* found v"),
+        ("sysmap {}", r"expected the name of a domain .* found sysmap"),
+        ('vm {sysmap = "/' + 1023 * "x" + '";}', r"a word of more than 1023 bytes"),
         ("vm", r"expected {"),
     ],
 )
 def test_errors_name_line_and_cause(text: str, complaint: str) -> None:
     with pytest.raises(LibvmiError, match="^NO_CONFIG: .*" + complaint):
         parse(text, "x")
+
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "configs.json").read_text())
+"""Configurations, and how LibVMI itself reads each: ``python -m trials.configs --runs 400 --record FILE``."""
+
+
+def test_every_configuration_is_read_as_by_libvmi() -> None:
+    assert sum(theirs is not None for _, theirs in RECORDED) > len(RECORDED) // 4
+    different = [text for text, theirs in RECORDED if ours(text.encode("latin-1")) != theirs]
+    assert different == []
+
+
+@pytest.mark.parametrize("beside", ["\ufeff", "\0", "\f", "\v", "[", ", ", "\udc80", "'", "~"])
+@pytest.mark.parametrize(
+    "form", ["{0}vm {{linux_pid = 1;}}", "vm {{{0}linux_pid = 1;}}\n{0}", "vm{{linux_pid = {0} 1;{0}}}"]
+)
+def test_characters_of_no_meaning_are_passed_over(form: str, beside: str) -> None:
+    assert parse(form.format(beside), "x")["vm"].numbers == {"linux_pid": 1}
+
+
+def test_a_comment_needs_no_end_of_line() -> None:
+    assert parse("vm {linux_pid = 1;}\n# the end }", "x")["vm"].numbers == {"linux_pid": 1}
+
+
+def test_a_string_ends_at_its_first_nul() -> None:
+    found = read(VMIConfig.STRING, "{linux_pid = 1;}\0 {", "web-1")
+    assert found is not None
+    assert found.numbers == {"linux_pid": 1}
 
 
 @given(st.text(alphabet='ab12{}"=;# \n.', max_size=60))
@@ -211,6 +244,103 @@ def test_a_symbol_map_without_kaslr_is_moved(tmp_path: Path) -> None:
         profile.symbol("no_such_symbol")
     with pytest.raises(LibvmiError, match=r"^OS: symbol map .*missing cannot be read"):
         ConfiguredProfile(Config("x", strings={"sysmap": "missing"}), Guest())
+
+
+KALLSYMS = [
+    "ffffffff82800000 D init_task",
+    "ffffffff82100000 D linux_banner",
+    "ffffffff82100000 D same_place",
+    "ffffffff82200000 t twice",
+    "ffffffff82300000 t twice",
+]
+
+
+def test_a_modules_symbol_never_hides_the_kernels_own(tmp_path: Path) -> None:
+    sysmap = tmp_path / "map"
+    ours = "ffffffffc0000000 t linux_banner\t[rootkit]", "ffffffffc0000100 t init_module\t[rootkit]"
+    for lines in ([*ours, *KALLSYMS], [*KALLSYMS, *ours]):
+        sysmap.write_text("\n".join(lines))
+        found = SystemMap(str(sysmap))
+        assert found.symbol("linux_banner") == 0xFFFF_FFFF_8210_0000
+        assert found.symbol("init_module") == 0xFFFF_FFFF_C000_0100
+        assert found.symbol_at(0xFFFF_FFFF_8210_0000) == "linux_banner"
+        assert found.symbol("twice") == 0xFFFF_FFFF_8220_0000  # the first, as in LibVMI
+
+
+@pytest.mark.parametrize("beside", ["", "0000000001000000 A phys_startup_64\n"])
+def test_a_symbol_map_without_addresses_is_refused(tmp_path: Path, beside: str) -> None:
+    """What ``cp /proc/kallsyms`` gives a user who may not see addresses."""
+    sysmap = tmp_path / "map"
+    sysmap.write_text(beside + "".join(f"{0:016x}{line[16:]}\n" for line in KALLSYMS))
+    with pytest.raises(
+        LibvmiError, match=r"^OS: symbol map .*map: 5 of . addresses are zero: .*kptr_restrict.* as root"
+    ):
+        ConfiguredProfile(Config("x", strings={"sysmap": str(sysmap)}), Guest())
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "has no symbols"),
+        ("no map\n", "has no symbols"),
+        ("not a map\n", "is not a symbol map: 'not a map"),
+        ("-1 T a\n", "is not a symbol map"),
+        ("1_0 T a\n", "is not a symbol map"),
+        ("(nil) T a\n", "is not a symbol map"),
+        ("1ffffffff82800000 T a\n", "is not a symbol map"),
+    ],
+)
+def test_other_files_are_no_symbol_map(tmp_path: Path, text: str, complaint: str) -> None:
+    sysmap = tmp_path / "map"
+    sysmap.write_text(text)
+    with pytest.raises(LibvmiError, match=f"^OS: .*{re.escape(complaint)}"):
+        SystemMap(str(sysmap))
+
+
+def isf(**fields: Any) -> str:
+    """A profile with a structure ``t`` that has these fields."""
+    return json.dumps({"user_types": {"t": {"size": 8, "fields": fields}}, "symbols": {"a": {"address": 1}}})
+
+
+POINTER = {"kind": "pointer"}
+ITSELF = {"offset": 0, "anonymous": True, "type": {"kind": "struct", "name": "t"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"symbols": null}', "has neither 'user_types' (Volatility 3) nor '$STRUCTS' (Rekall)"),
+        ('{"user_types": {}, "symbols": null}', "symbols is null, not an object"),
+        ('{"user_types": {}, "symbols": []}', "symbols is a list, not an object"),
+        ('{"user_types": null}', "user_types is null, not an object"),
+        ('{"user_types": {}, "symbols": {"a": {}}}', "symbol a: it has no address"),
+        ('{"user_types": {}, "symbols": {"a": null}}', "symbol a: null is not an object"),
+        ('{"user_types": {}, "symbols": {"a": {"address": "0x1"}}}', 'symbol a: address is "0x1", not a whole number'),
+        ('{"user_types": {}, "symbols": {"a": {"address": 1.5}}}', "symbol a: address is 1.5, not a whole number"),
+        ('{"user_types": {}, "symbols": {"a": {"address": true}}}', "symbol a: address is true, not a whole number"),
+        ('{"user_types": {}, "symbols": {"a": {"address": 18446744073709551616}}}', "out of range"),
+        ('{"$STRUCTS": [], "$CONSTANTS": {}}', "$STRUCTS is a list, not an object"),
+        ('{"$STRUCTS": {}, "$CONSTANTS": {"a": "1"}}', 'symbol a: a is "1", not a whole number'),
+        ('{"$STRUCTS": {"t": null}}', "t: null is not a list of size and members"),
+        ('{"$STRUCTS": {"t": [8, {"m": []}]}}', "t.m: a list is not a list of offset and type"),
+        ('{"$STRUCTS": {"t": [8, {"m": [null]}]}}', "t.m: offset is null, not a whole number"),
+        ('{"user_types": {"t": null}}', "t.m: null is not an object"),
+        ('{"user_types": {"t": {"size": 8}}}', "t.m: it has no fields"),
+        (isf(m=None), "t.m: null is not an object"),
+        (isf(m={"type": POINTER}), "t.m: it has no offset"),
+        (isf(m={"offset": -8, "type": POINTER}), "t.m: offset is -8, which is out of range"),
+        (isf(m={"offset": 0}), "t.m: it has no type"),
+        (isf(m={"offset": 0, "type": {"kind": "array", "count": 2}}), "t.m: it has no subtype"),
+        (isf(m={"offset": 0, "type": {"kind": "base", "name": "int"}}), 't.m: there is no type "int"'),
+        (isf(m={"offset": 0, "type": {"kind": "struct", "name": []}}), "t.m: there is no type a list"),
+        (isf(u=ITSELF), "t.m: the structure contains itself"),
+    ],
+)
+def test_a_damaged_profile_is_one_error_with_the_reason(tmp_path: Path, text: str, complaint: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    with pytest.raises(LibvmiError, match=f"^OS: .*{re.escape(complaint)}"):
+        JsonProfile(str(file)).member("t", "m")
 
 
 ISF = {

@@ -37,6 +37,7 @@ CHILDREN = {
     "vmishim/compare/backends.py: _native": 1,
     "vmishim/compare/backends.py: run": 1,
     "bench/hosts.py: native": 1,
+    "trials/configs/compared.py: genuine": 2,
     # pip, isolated.
     "lab/environment.py: interpreter": 1,
     "trials/two_vms.py: wheels": 2,

@@ -12,7 +12,7 @@ import os
 import pwd
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,18 +39,17 @@ _NUMBERS = {
     "win_kpcr", "win_sysproc",
     "freebsd_name", "freebsd_pid", "freebsd_vmspace", "freebsd_pmap", "freebsd_pgd",
 }  # fmt: skip
-_PATHS = {"sysmap", "rekall_profile", "volatility_ist"}
-_WORDS = {"ostype", "pagemode", "aarch64_ttbr0_granule_size", "aarch64_ttbr1_granule_size"}
+PATHS = {"sysmap", "rekall_profile", "volatility_ist"}
+WORDS = {"ostype", "pagemode", "aarch64_ttbr0_granule_size", "aarch64_ttbr1_granule_size"}
+SETTINGS = _NUMBERS | PATHS | WORDS
+"""All settings that LibVMI knows: those whose value is a number, a path, or a word."""
 
-TEXT_MAX, TOKEN_MAX, NUMBER_MAX = 1 << 20, 4096, 32
-"""Bytes of a ``libvmi.conf``, which has room for ten thousand domains; of a path in it (``PATH_MAX``); of a number."""
+TEXT_MAX, TOKEN_MAX = 1 << 20, 1023
+"""Bytes of a ``libvmi.conf``, which has room for ten thousand domains; of a word in it, which LibVMI would cut."""
 
-_TOKEN = re.compile(
-    r"""(?P<space>[ \t\r\n]+|\#[^\n]*(?:\n|$))
-    |(?P<text>[a-zA-Z0-9/._@-]+)
-    |(?P<mark>["{};=])""",
-    re.VERBOSE,
-)
+# Like LibVMI's lexer, pass over every character that begins no token: a byte-order mark, a form feed, a NUL. Unlike it,
+# take a comment without an end of line for a comment.
+_TOKEN = re.compile(r"""#[^\n]*|\n|[a-zA-Z0-9/._@-]+|["{};=]""")
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
 _RELEASE = re.compile(r"[a-zA-Z0-9._+~-]{1,64}")
 _WORD = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]+")
@@ -115,7 +114,8 @@ def read(mode: VMIConfig, config: Any, domain: str) -> Config | None:
     if mode is VMIConfig.JSON_PATH:
         return Config(config, strings={"volatility_ist": config})
     if mode is VMIConfig.STRING:
-        return parse(f"domain {config}", "config string")["domain"]
+        # LibVMI gets it as a C string, which ends at a NUL.
+        return parse(f"domain {config.partition(chr(0))[0]}", "config string")["domain"]
     found = parse(_text(Path(config)), config).get(name)
     if found is None:
         raise ConfigError(
@@ -141,67 +141,72 @@ def parse(text: str, source: str) -> dict[str, Config]:
     tokens = list(_tokens(text, source))
     at = 0
 
-    def take(*expected: str) -> str:
+    def take(expected: str, fits: Callable[[str], bool]) -> str:
         nonlocal at
-        token, line = tokens[at] if at < len(tokens) else ("end of file", text.count("\n") + 1)
-        if at >= len(tokens) or (expected and token not in expected):
-            wanted = " or ".join(expected) or "a name"
-            raise ConfigError(LibvmiInitError.NO_CONFIG, f"{source}:{line}: expected {wanted}, found {token}")
-        at += 1
-        return token
+        if at < len(tokens) and fits(tokens[at][0]):
+            at += 1
+            return tokens[at - 1][0]
+        found, line = tokens[at] if at < len(tokens) else ("the end", text.count("\n") + 1)
+        raise ConfigError(LibvmiInitError.NO_CONFIG, f"{source}:{line}: expected {expected}, found {found}")
 
-    def wrong(message: str) -> ConfigError:
-        return ConfigError(LibvmiInitError.NO_CONFIG, f"{source}:{tokens[at - 1][1]}: {message}")
+    def mark(expected: str) -> None:
+        take(expected, lambda word: word == expected)
 
     domains: dict[str, Config] = {}
     while at < len(tokens):
-        domain = take()
-        if not _WORD.fullmatch(domain) or _NUMBER.fullmatch(domain):
-            raise wrong(
-                f"{domain!r} is not a valid domain name: it needs two or more of a-z A-Z 0-9 . _ -, not only digits"
-            )
-        take("{")
+        domain = take("the name of a domain (two or more of a-z A-Z 0-9 . _ -, not only digits)", _is_word)
+        mark("{")
         numbers: dict[str, int] = {}
         strings: dict[str, str] = {}
-        while (key := take()) != "}":
+        while (key := take("a setting of LibVMI, or }", lambda word: word in SETTINGS or word in "};")) != "}":
             if key == ";":  # LibVMI allows an empty assignment
                 continue
-            take("=")
+            mark("=")
             if key in _NUMBERS:
-                value = take()
-                if not _NUMBER.fullmatch(value) or len(value) > NUMBER_MAX:
-                    raise wrong(f"{key} needs a number such as 0x450, found {value}")
-                numbers[key] = _c_number(value)
-            elif key in _PATHS | _WORDS:
-                take('"')
-                strings[key] = take()
-                take('"')
+                numbers[key] = _c_number(take("a number such as 0x450", lambda word: bool(_NUMBER.fullmatch(word))))
             else:
-                raise wrong(f"unknown setting {key!r}; LibVMI knows {', '.join(sorted(_NUMBERS | _PATHS | _WORDS))}")
-            take(";")
+                mark('"')
+                if key in PATHS:
+                    strings[key] = take("a path with a slash, such as ./System.map", _is_path)
+                else:
+                    strings[key] = take("a word of two or more letters", _is_word)
+                mark('"')
+            mark(";")
         domains[domain] = Config(f"{source}, entry {domain}", numbers, strings)
     return domains
 
 
+def _is_word(word: str) -> bool:
+    return bool(_WORD.fullmatch(word)) and not _NUMBER.fullmatch(word) and word not in SETTINGS
+
+
+def _is_path(word: str) -> bool:
+    """Whether LibVMI's lexer takes it for a file's name: neither a mark, nor a word, nor a number."""
+    return not (_WORD.fullmatch(word) or _NUMBER.fullmatch(word) or word in '"{};=')
+
+
 def _c_number(text: str) -> int:
-    """As strtoull with base 0 reads it: 0x is hexadecimal, and a leading 0 octal."""
-    if text.startswith("0") and set(text) <= set("01234567"):
-        return int(text, 8)
-    return int(text, 16 if text.startswith("0x") else 10)
+    """As strtoull with base 0 reads it: 0x is hexadecimal, a leading 0 octal up to the first other digit, and what is
+    too large the largest."""
+    if text.startswith("0x"):
+        number = int(text, 16)
+    elif text.startswith("0"):
+        number = int(re.split("[89]", text)[0], 8)
+    else:
+        number = int(text)
+    return min(number, (1 << 64) - 1)
 
 
 def _tokens(text: str, source: str) -> Iterator[tuple[str, int]]:
-    at, line = 0, 1
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if match is None:
-            raise ConfigError(LibvmiInitError.NO_CONFIG, f"{source}:{line}: unexpected character {text[at]!r}")
-        if match.lastgroup != "space":
-            if match.end() - at > TOKEN_MAX:
+    line = 1
+    for match in _TOKEN.finditer(text):
+        word = match.group()
+        if word == "\n":
+            line += 1
+        elif not word.startswith("#"):
+            if len(word) > TOKEN_MAX:
                 raise ConfigError(LibvmiInitError.NO_CONFIG, f"{source}:{line}: a word of more than {TOKEN_MAX} bytes")
-            yield match.group(), line
-        line += match.group().count("\n")
-        at = match.end()
+            yield word, line
 
 
 def _dictionary(config: Any) -> Config:
@@ -219,7 +224,7 @@ def _dictionary(config: Any) -> Config:
             numbers[key] = value
         else:
             raise RuntimeError(f"Invalid value {value} in config")
-    for key in numbers.keys() - _NUMBERS | strings.keys() - _PATHS - _WORDS:
+    for key in numbers.keys() - _NUMBERS | strings.keys() - PATHS - WORDS:
         warnings.warn(f"config: LibVMI knows no setting {key!r} of this kind; it is ignored", stacklevel=2)
     return Config("config dictionary", numbers, strings)
 
@@ -232,7 +237,7 @@ def export_entry(profile: Profile, name: str) -> str:
     :raises ValueError: LibVMI's grammar cannot express the name, or the kernel's release is not valid
     :raises KeyError: the kernel lacks one of the structures
     """
-    if not _WORD.fullmatch(name) or _NUMBER.fullmatch(name) or name in _NUMBERS | _PATHS | _WORDS:
+    if not _is_word(name):
         raise ValueError(
             f"libvmi.conf cannot hold a domain named {name!r}: two or more of a-z A-Z 0-9 . _ -, not only digits"
         )

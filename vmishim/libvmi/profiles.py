@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from io import BytesIO
 from typing import Any, Protocol
@@ -20,6 +19,13 @@ from vmishim.libvmi.constants import LibvmiInitError
 
 MAP_MAX, SYMBOLS_MAX, PROFILE_MAX = 128 << 20, 1 << 20, 256 << 20
 """Bytes of a symbol map, its symbols, and bytes of a JSON profile: several times as many as any kernel's."""
+
+
+def _hexadecimal(word: str) -> int:
+    """An address as a symbol map has it. :raises ValueError: it is not one"""
+    if not word.isalnum() or (address := int(word, 16)) >> 64:
+        raise ValueError(word)
+    return address
 
 
 class _File(Protocol):
@@ -46,17 +52,32 @@ class SystemMap:
                 LibvmiInitError.OS, f"symbol map {path} cannot be read: {error.strerror}; vmishim does not need one"
             ) from None
         self._symbols: dict[str, int] = {}
+        modules: dict[str, int] = {}
+        zeros = lines = 0
         for raw in BytesIO(data):
             line = raw.decode("ascii", "replace")
             columns = line.split(None, 3)
             if len(columns) < 3:
                 continue
             try:
-                self._symbols.setdefault(columns[2], int(columns[0], 16))
+                address = _hexadecimal(columns[0])
             except ValueError:
                 raise ConfigError(LibvmiInitError.OS, f"{path} is not a symbol map: {line[:80]!r}") from None
-            if len(self._symbols) > SYMBOLS_MAX:
+            # LibVMI takes the first line of a name, and so do we, but a module's must not hide the kernel's own.
+            (modules if columns[3:] and columns[3].startswith("[") else self._symbols).setdefault(columns[2], address)
+            lines += 1
+            zeros += not address
+            if len(self._symbols) + len(modules) > SYMBOLS_MAX:
                 raise ConfigError(LibvmiInitError.OS, f"{path} has more than {SYMBOLS_MAX} symbols")
+        if not lines:
+            raise ConfigError(LibvmiInitError.OS, f"{path} is not a symbol map: it has no symbols")
+        if 2 * zeros > lines:
+            raise ConfigError(
+                LibvmiInitError.OS,
+                f"symbol map {path}: {zeros} of {lines} addresses are zero: the kernel hid them "
+                "(kernel.kptr_restrict) from the user who copied /proc/kallsyms; copy it again as root",
+            )
+        self._symbols = modules | self._symbols
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -79,6 +100,13 @@ class SystemMap:
         raise KeyError(struct)
 
 
+def _told(value: Any) -> str:
+    """A value of a JSON file, in few characters however large it is."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return json.dumps(value[:40] if isinstance(value, str) else value)[:50]
+
+
 class JsonProfile:
     """A Volatility 3 symbol file (ISF), or a Rekall profile, in plain JSON.
 
@@ -87,39 +115,54 @@ class JsonProfile:
 
     def __init__(self, path: str) -> None:
         try:
-            self._data: dict[str, Any] = json.loads(files.read(path, PROFILE_MAX))
+            data: Any = json.loads(files.read(path, PROFILE_MAX))
         except RecursionError:
             raise ConfigError(LibvmiInitError.OS, f"profile {path} cannot be read: it is nested too deeply") from None
         except (OSError, ValueError) as error:
             raise ConfigError(LibvmiInitError.OS, f"profile {path} cannot be read: {error}") from None
         self._path = path
-        with self._checked("its symbols"):
-            self._read_symbols()
-
-    @contextmanager
-    def _checked(self, what: str) -> Iterator[None]:
-        """For the length of the block, anything that the file does not have as its format says is a clear error."""
-        try:
-            yield
-        except (AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError) as error:
-            raise ConfigError(
-                LibvmiInitError.OS, f"profile {self._path} is damaged at {what[:80]}: {str(error)[:80]}"
-            ) from None
-
-    def _read_symbols(self) -> None:
-        path = self._path
-        if isinstance(self._data, dict) and "user_types" in self._data:
-            symbols = self._data.get("symbols", {}).items()
-            self._symbols = {name: int(entry.get("address", "no address")) for name, entry in symbols}
-            self._rekall = False
-        elif isinstance(self._data, dict) and "$STRUCTS" in self._data:
-            self._symbols = {name: int(address) for name, address in self._data.get("$CONSTANTS", {}).items()}
-            self._rekall = True
+        if isinstance(data, dict) and "user_types" in data:
+            self._rekall, types, symbols = False, "user_types", "symbols"
+        elif isinstance(data, dict) and "$STRUCTS" in data:
+            self._rekall, types, symbols = True, "$STRUCTS", "$CONSTANTS"
         else:
             raise ConfigError(
                 LibvmiInitError.OS,
                 f"{path} is not a kernel profile: it has neither 'user_types' (Volatility 3) nor '$STRUCTS' (Rekall)",
             )
+        self._data = data
+        self._types = self._object(data, types)
+        self._symbols: dict[str, int] = {}
+        for name, entry in self._object(data, symbols, {}).items():
+            holder, key = (entry, "address") if not self._rekall else ({name: entry}, name)
+            # Some dumps write addresses as signed 64-bit numbers.
+            self._symbols[name] = self._number(holder, key, f"symbol {name}", -(1 << 63), 1 << 64) % (1 << 64)
+
+    def _damaged(self, where: str, what: str) -> ConfigError:
+        return ConfigError(LibvmiInitError.OS, f"profile {self._path} is damaged at {where[:80]}: {what[:80]}")
+
+    def _object(self, holder: Any, key: str, default: Any = None, where: str = "") -> dict[str, Any]:
+        """The JSON object that is a value of another. :raises ConfigError: ``OS``: it is none"""
+        found = self._value(holder, key, where or key, default)
+        if not isinstance(found, dict):
+            raise self._damaged(where or key, f"{key} is {_told(found)}, not an object")
+        return found
+
+    def _number(self, holder: Any, key: str, where: str, low: int = 0, high: int = 1 << 32) -> int:
+        """The whole number that is a value of a JSON object. :raises ConfigError: ``OS``: it is none"""
+        found = self._value(holder, key, where)
+        if isinstance(found, bool) or not isinstance(found, int):
+            raise self._damaged(where, f"{key} is {_told(found)}, not a whole number")
+        if not low <= found < high:
+            raise self._damaged(where, f"{key} is {_told(found)}, which is out of range")
+        return found
+
+    def _value(self, holder: Any, key: str, where: str, default: Any = None) -> Any:
+        if not isinstance(holder, dict):
+            raise self._damaged(where, f"{_told(holder)} is not an object")
+        if key not in holder and default is None:
+            raise self._damaged(where, f"it has no {key}")
+        return holder.get(key, default)
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -127,62 +170,91 @@ class JsonProfile:
 
     def symbol(self, name: str) -> int:
         """Address as the file has it. :raises KeyError: not in it."""
-        # Some dumps write addresses as signed 64-bit numbers.
-        return int(self._symbols[name]) % (1 << 64)
+        return self._symbols[name]
 
     def symbol_at(self, address: int) -> str:
         """The first name at exactly ``address``. :raises KeyError: none."""
         return self._names[address]
 
     def size(self, struct: str) -> int:
-        """Bytes of the structure. :raises KeyError: not in the file."""
-        with self._checked(struct):
-            if self._rekall:
-                return int(self._data["$STRUCTS"][struct][0])
-            return int(self._data["user_types"][struct]["size"])
+        """Bytes of the structure.
+
+        :raises KeyError: not in the file
+        :raises ConfigError: ``OS``: its entry is damaged
+        """
+        if self._rekall:
+            return self._number({"size": self._rekalls(struct)[0]}, "size", struct)
+        return self._number(self._types[struct], "size", struct)
 
     def member(self, struct: str, member: str) -> Member:
-        """As ``Profile.member``. :raises KeyError: not in the file."""
-        with self._checked(f"{struct}.{member}"):
-            if self._rekall:
-                offset, _ = self._data["$STRUCTS"][struct][1][member]
-                return Member(int(offset), 0)
-            offset, entry = 0, {"kind": "struct", "name": struct}
-            for part in member.split("."):
-                within, entry = self._field(entry["name"], part, set())
-                offset += within
-            return Member(offset, self._size(entry))
+        """As ``Profile.member``.
 
-    def _field(self, struct: str, member: str, met: set[str]) -> tuple[int, dict[str, Any]]:
-        if struct in met:  # a structure that was searched does not have it, wherever else it is embedded
+        :raises KeyError: not in the file
+        :raises ConfigError: ``OS``: its entry is damaged
+        """
+        where = f"{struct}.{member}"
+        if self._rekall:
+            entry = self._rekalls(struct)[1][member]
+            if not isinstance(entry, list) or not entry:
+                raise self._damaged(where, f"{_told(entry)} is not a list of offset and type")
+            return Member(self._number({"offset": entry[0]}, "offset", where), 0)
+        try:
+            offset, of_type = 0, {"kind": "struct", "name": struct}
+            for part in member.split("."):
+                # A pointer or a number has no members.
+                if not isinstance(name := of_type.get("name"), str):
+                    raise KeyError(member)
+                within, of_type = self._field(name, part, set(), ())
+                offset += within
+            return Member(offset, self._size(of_type, where))
+        except RecursionError:
+            raise self._damaged(where, "it is nested too deeply") from None
+
+    def _rekalls(self, struct: str) -> tuple[Any, dict[str, Any]]:
+        entry = self._types[struct]
+        if not isinstance(entry, list) or len(entry) < 2 or not isinstance(entry[1], dict):
+            raise self._damaged(struct, f"{_told(entry)} is not a list of size and members")
+        return entry[0], entry[1]
+
+    def _field(self, struct: str, member: str, met: set[str], around: tuple[str, ...]) -> tuple[int, dict[str, Any]]:
+        where = f"{struct}.{member}"
+        if struct in around:
+            raise self._damaged(where, "the structure contains itself")
+        if struct in met:  # it was searched and does not have it, wherever else it is embedded
             raise KeyError(member)
         met.add(struct)
-        fields = self._data["user_types"][struct]["fields"]
+        fields = self._object(self._types[struct], "fields", where=where)
         if member in fields:
-            return int(fields[member]["offset"]), fields[member]["type"]
-        for entry in fields.values():
-            if entry.get("anonymous"):
+            field = fields[member]
+            return self._number(field, "offset", where), self._object(field, "type", where=where)
+        for name, field in fields.items():
+            if isinstance(field, dict) and field.get("anonymous"):
+                inner = self._object(field, "type", where=f"{struct}.{name}").get("name")
                 try:
-                    within, of_type = self._field(entry["type"]["name"], member, met)
+                    within, of_type = self._field(str(inner), member, met, (*around, struct))
                 except KeyError:
                     continue
-                return int(entry["offset"]) + within, of_type
+                return self._number(field, "offset", f"{struct}.{name}") + within, of_type
         raise KeyError(member)
 
-    def _size(self, entry: dict[str, Any]) -> int:
-        match entry["kind"]:
-            case "pointer":
-                return 8
-            case "array":
-                return int(entry["count"]) * self._size(entry["subtype"])
-            case "base":
-                return int(self._data["base_types"][entry["name"]]["size"])
-            case "enum":
-                return int(self._data["enums"][entry["name"]]["size"])
-            case "bitfield":
-                return self._size(entry["type"])
-            case _:
-                return self.size(entry["name"])
+    def _size(self, of_type: dict[str, Any], where: str) -> int:
+        kind = of_type.get("kind")
+        if kind == "pointer":
+            return 8
+        if kind == "array":
+            return self._number(of_type, "count", where) * self._size(
+                self._object(of_type, "subtype", where=where), where
+            )
+        if kind == "bitfield":
+            return self._size(self._object(of_type, "type", where=where), where)
+        home = {"base": "base_types", "enum": "enums"}.get(str(kind), "user_types")
+        if kind not in ("base", "enum", "struct", "union", "class"):
+            return 0  # a function
+        name = of_type.get("name")
+        types = self._object(self._data, home, {}, where)
+        if not isinstance(name, str) or name not in types:
+            raise self._damaged(where, f"there is no type {_told(name)}")
+        return self._number(types[name], "size", where)
 
 
 class ConfiguredProfile:
