@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import random
-import resource
-import socket
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
-from functools import partial
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from trials.hostile import flood, resident
-from trials.hostile.sockets import Agent, running, sockets
+from trials.hostile.port import listening
+from trials.hostile.sockets import Agent, sockets
 from vmishim.client import Remote
 from vmishim.wire.messages import (
     BULK_MAX,
@@ -40,20 +36,6 @@ FRAMES = 1000
 GROWTH_MAX = 32 << 10
 """KiB that an agent may have grown by in the end; a session and a walk are a few MiB at most."""
 BASE = 0xFFFF_8880_0000_0000
-
-
-@contextmanager
-def listening(descriptors: int = 1024) -> Iterator[Agent]:
-    """An agent of this machine that listens at a port, and may have so many descriptors."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    # The agent's limit only: this process has a test session's files open.
-    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (descriptors, descriptors))
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        patch.setattr(subprocess, "Popen", partial(subprocess.Popen, preexec_fn=limit))
-        agent = stack.enter_context(running("--listen", endpoint))
-        patch.undo()
-        yield replace(agent, endpoint=endpoint)
 
 
 @pytest.fixture(scope="module")

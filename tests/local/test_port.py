@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import resource
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 
 import pytest
 import zmq
@@ -17,6 +15,7 @@ from guest_agent.connections import SILENT_PER_SOURCE
 from guest_agent.serve import MEMORY_MAX
 from tests.until import until
 from trials.hostile import flood, resident
+from trials.hostile.peer import Peer
 from trials.hostile.port import listening
 from trials.hostile.sockets import Agent
 from vmishim.client import Remote
@@ -105,7 +104,7 @@ def test_messages_without_an_end_neither_end_the_agent_nor_fill_it(agent: Agent)
     assert flood.newcomers(agent, 3).failed == []
 
 
-class Peer:
+class Rude:
     """A peer with a permitted key that speaks to the agent's port as it likes."""
 
     def __init__(self, agent: Agent, context: zmq.Context[zmq.Socket[bytes]]) -> None:
@@ -132,7 +131,7 @@ def test_replies_that_nobody_reads_are_bounded(agent: Agent) -> None:
         assert code is not None
         before = resident(agent.pid)
         with zmq.Context() as context:
-            peers = [Peer(agent, context) for _ in range(40)]
+            peers = [Rude(agent, context) for _ in range(40)]
             for peer in peers:
                 for _ in range(4):  # it does not wait for a reply, let alone read one
                     peer.send(peer.session.seal(encode(Read(0, code, BULK_MAX))))
@@ -143,13 +142,9 @@ def test_replies_that_nobody_reads_are_bounded(agent: Agent) -> None:
                 peer.socket.close()
 
 
-def test_a_new_ids_gets_in_where_descriptors_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_ids_gets_in_where_descriptors_are_few() -> None:
     """The hard limit is below what the agent would like: it keeps fewer connections, and some descriptors free."""
-    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (150, 150))
-    with ExitStack() as stack:
-        with monkeypatch.context() as patch:
-            patch.setattr(subprocess, "Popen", partial(subprocess.Popen, preexec_fn=limit))
-            few = stack.enter_context(listening())
+    with listening(descriptors=150) as few:
         with few.link() as live, flood.Idle(few, 200):
             remote = Remote(live.exchange)
             for _ in range(20):
@@ -160,9 +155,6 @@ def test_a_new_ids_gets_in_where_descriptors_are_few(monkeypatch: pytest.MonkeyP
 
 
 def test_a_stranger_with_a_key_of_its_own_gets_a_refusal_and_no_place(agent: Agent) -> None:
-    with zmq.Context() as context, context.socket(zmq.REQ) as one:
-        one.setsockopt(zmq.LINGER, 0)
-        one.setsockopt(zmq.RCVTIMEO, 10_000)
-        one.connect(agent.endpoint)
-        one.send(Initiator(generate(), agent.public).hello())
-        assert len(one.recv()) == 19  # a refusal: a header and its reason
+    with zmq.Context() as context, Peer(context, agent.endpoint) as stranger:
+        answer = stranger.ask(Initiator(generate(), agent.public).hello())
+        assert len(answer) == 19  # a refusal: a header and its reason

@@ -22,6 +22,7 @@ import trials.hostile.relay
 import vmishim.link
 from guest_agent.serve import Listener, serve
 from tests.until import until
+from trials.hostile.peer import Peer
 from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.guests.agent import connect
 from vmishim.guests.domains import Domain
@@ -502,14 +503,15 @@ def test_a_timeout_is_positive() -> None:
 
 
 def test_garbage_never_ends_the_loop(agent: Served) -> None:
-    with zmq.Context() as context, context.socket(zmq.REQ) as stranger, context.socket(zmq.DEALER) as rude:
-        for each in (stranger, rude):
-            each.setsockopt(zmq.LINGER, 0)
-            each.setsockopt(zmq.RCVTIMEO, 10_000)
-            each.connect(agent.endpoint)
+    with (
+        zmq.Context() as context,
+        Peer(context, agent.endpoint) as stranger,
+        context.socket(zmq.DEALER) as rude,
+    ):
+        rude.setsockopt(zmq.LINGER, 0)
+        rude.connect(agent.endpoint)
         for parts in ([b""], [b"\0"], [bytes(100)], [b"many", b"parts"], [bytes([VERSION, 1]) + bytes(200)]):
-            stranger.send_multipart(parts)
-            assert kind(stranger.recv()) == REFUSAL
+            assert kind(stranger.ask(*parts)) == REFUSAL
         rude.send(b"no envelope")
         rude.send_multipart([b"", b"an envelope, and away"])
         with agent.link() as link:
@@ -546,12 +548,8 @@ def test_work_between_two_requests_comes_after_the_reply(tmp_path: Path) -> None
 
     sessions = Sessions(AGENT, {HOST.public})
     with Served(f"ipc://{tmp_path}/agent", answer, sessions=sessions, between=work) as agent, agent.link() as link:
-        with zmq.Context() as context, context.socket(zmq.REQ) as stranger:
-            stranger.setsockopt(zmq.LINGER, 0)
-            stranger.setsockopt(zmq.RCVTIMEO, 10_000)
-            stranger.connect(agent.endpoint)
-            stranger.send(b"x")
-            stranger.recv()
+        with zmq.Context() as context, Peer(context, agent.endpoint) as stranger:
+            stranger.ask(b"x")
             received.set()
         assert worked.wait(10)
         assert link.exchange(b"1") == b"1"

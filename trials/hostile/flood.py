@@ -14,6 +14,7 @@ from struct import pack
 import zmq
 
 from trials.hostile import Saboteur, resident
+from trials.hostile.peer import Peer
 from trials.hostile.sockets import TEXT, Agent
 from vmishim.client import Remote
 from vmishim.errors import LinkError
@@ -101,17 +102,13 @@ def handshakes(agent: Agent, connections: int = 50, each: int = 60) -> str:
     hellos = [Initiator(agent.key, agent.public).hello(), Initiator(strangers, agent.public).hello()]
     saboteur.seen += hellos
     with zmq.Context() as context, ExitStack() as stack:
-        sockets = [stack.enter_context(context.socket(zmq.REQ)) for _ in range(connections)]
-        for one in sockets:
-            one.setsockopt(zmq.LINGER, 0)
-            one.setsockopt(zmq.RCVTIMEO, 60_000)
-            one.connect(agent.endpoint)
+        peers = [stack.enter_context(Peer(context, agent.endpoint, patience_s=60.0)) for _ in range(connections)]
         for number in range(each):
-            for one in sockets:
+            for peer in peers:
                 hello = hellos[number % 2]
-                one.send(hello if number % 3 else saboteur.altered(hello)[1])
-            for one in sockets:
-                one.recv()
+                peer.send(hello if number % 3 else saboteur.altered(hello)[1])
+            for peer in peers:
+                peer.recv()
     return f"{connections * each:,} handshakes of {connections} connections"
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 import statistics
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 from bench.delay import delayed
 from trials.hostile import flood, resident
@@ -30,11 +34,20 @@ NAMES = [f"no_such_symbol_{number}" for number in range(1024)]
 
 
 @contextmanager
-def listening(*options: str) -> Iterator[Agent]:
-    """An agent of this machine that listens on a port of the loopback."""
+def listening(*options: str, descriptors: int | None = None) -> Iterator[Agent]:
+    """An agent of this machine that listens on a port of the loopback.
+
+    :param descriptors: how many it may have; this process keeps its own limit
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    with running("--listen", endpoint, *options) as agent:
+    with ExitStack() as stack:
+        with ExitStack() as starting:
+            if descriptors is not None:
+                limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (descriptors, descriptors))
+                limited = partial(subprocess.Popen, preexec_fn=limit)
+                starting.enter_context(mock.patch.object(subprocess, "Popen", limited))
+            agent = stack.enter_context(running("--listen", endpoint, *options))
         yield replace(agent, endpoint=endpoint)
 
 

@@ -8,8 +8,7 @@ from typing import Self
 
 import zmq
 
-PATIENCE_MS = 10_000
-"""How long an agent may take to answer."""
+from trials.hostile.peer import PATIENCE_S, Peer
 
 Meddle = Callable[[bytes, Callable[[bytes], bytes]], Sequence[bytes]]
 """Takes a frame from an IDS and the function that asks the agent; returns the frames that the IDS gets."""
@@ -34,19 +33,12 @@ class Relay:
         self.failed: BaseException | None = None
         self._context = zmq.Context()
         self._near = self._context.socket(zmq.ROUTER)
-        self._far = self._context.socket(zmq.REQ)
-        for each in (self._near, self._far):
-            each.setsockopt(zmq.LINGER, 0)
-        self._far.setsockopt(zmq.RCVTIMEO, PATIENCE_MS)
+        self._near.setsockopt(zmq.LINGER, 0)
         self.endpoint = f"{address}:{self._near.bind_to_random_port(address)}"
-        self._far.connect(agent)
+        self._far = Peer(self._context, agent)
         self._meddle = meddle
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-
-    def _ask(self, frame: bytes) -> bytes:
-        self._far.send(frame)
-        return self._far.recv()
 
     def _run(self) -> None:
         with self._near, self._far:
@@ -55,7 +47,7 @@ class Relay:
                 if frame == b"end":
                     return
                 try:
-                    replies = self._meddle(frame, self._ask)
+                    replies = self._meddle(frame, self._far.ask)
                 except BaseException as error:
                     self.failed = error
                     return
@@ -70,6 +62,6 @@ class Relay:
             end.setsockopt(zmq.LINGER, 0)
             end.connect(self.endpoint)
             end.send(b"end")
-            self._thread.join(PATIENCE_MS / 1000 + 1)
+            self._thread.join(PATIENCE_S + 1)
         assert not self._thread.is_alive(), "the relay does not end"
         self._context.term()
