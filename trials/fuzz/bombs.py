@@ -11,7 +11,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -20,14 +20,16 @@ from pathlib import Path
 from struct import pack
 from typing import Any
 
+import cramjam
+import lzallright
+
 from trials.fuzz import ram
 from trials.fuzz.budget import within_budget
 from vmishim import attestation
 from vmishim.attestation.errors import AttestationError
 from vmishim.errors import FaultError, LibvmiError, LinkError
-from vmishim.guests import dumps
 from vmishim.guests.image import Image
-from vmishim.guests.ramfile import TEXT, RamFile
+from vmishim.guests.ramfile import BANNER, TEXT, Ram, RamFile
 from vmishim.kernel.btf import Btf
 from vmishim.kernel.kallsyms import DIGITS
 from vmishim.kernel.kallsyms import decode as decode_symbols
@@ -166,13 +168,16 @@ def _decoys() -> bytes:
     return ram.guest(btf_blob(btf_struct(1, []), b"\0a\0"), (ram.BANNER + bytes(6) + table) * 3000)
 
 
-def _dump(data: bytes) -> None:
-    with tempfile.TemporaryFile() as file:
+def _dump(data: bytes, size: int = 0) -> None:
+    """Search a dump that is ``data``, and a hole after it up to ``size``."""
+    with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
-        file.seek(0)
-        with suppress(ValueError, OSError), dumps.unpacked(file):
-            pass
+        if size:
+            os.ftruncate(file.fileno(), size)
+        with suppress(LibvmiError), closing(Ram(file.name)) as memory:
+            for _ in memory.blocks(BANNER):
+                pass
 
 
 def _every_other_page() -> bytes:
@@ -198,15 +203,47 @@ def _one_page_for_all() -> bytes:
     )
 
 
-def _sparse(data: bytes, size: int = 1 << 43) -> None:
-    """Parse a dump that is ``data`` and a hole after it."""
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        os.ftruncate(file.fileno(), size)
-        file.seek(0)
-        with suppress(ValueError, OSError), dumps.unpacked(file):
-            pass
+def _growing(method: int) -> bytes:
+    """A compressed dump whose 2,000 pages would be a MiB each."""
+    data = b"\1" * (1 << 20)
+    if method == 1:
+        page = zlib.compress(data, 9)
+    elif method == 2:
+        page = lzallright.LZOCompressor().compress(data)
+    elif method == 4:
+        page = bytes(cramjam.snappy.compress_raw(data))
+    else:
+        page = bytes(cramjam.zstd.compress(data))
+    header = b"KDUMP   " + pack("<I", 6) + bytes(412) + pack("<IIIII", 0, 4096, 1, 2, 0)
+    blocks = [header, bytes(96) + pack("<Q", 2000), bytes(4096), b"\xff" * 250]
+    head = b"".join(block.ljust(4096, b"\0") for block in blocks)
+    places = range(len(head) + 24 * 2000, 1 << 40, len(page))
+    return head + b"".join(pack("<QIIQ", at, len(page), method, 0) for at in places[:2000]) + page * 2000
+
+
+def _damaged_pages() -> bytes:
+    """A compressed dump of 100,000 pages that are no zlib."""
+    half, pages = 16384, 100_000
+    header = b"KDUMP   " + pack("<I", 6) + bytes(412) + pack("<IIIII", 0, 4096, 1, 2 * half // 4096, 0)
+    blocks = [header, bytes(96) + pack("<Q", pages), bytes(half), (b"\xff" * (pages // 8)).ljust(half, b"\0")]
+    head = b"".join(block.ljust(-(-len(block) // 4096) * 4096, b"\0") for block in blocks)
+    at = len(head) + 24 * pages
+    return head + b"".join(pack("<QIIQ", at + number, 1, 1, 0) for number in range(pages)) + b"\xff" * pages
+
+
+def _small_blocks() -> bytes:
+    """An AVML image of 100,000 blocks of one byte each."""
+    block = b"\1\5\0\0" + bytes(5)
+    return pack("<4sIQQ8x", b"AVML", 2, 0, 99_999) + block * 100_000 + pack("<Q", 900_000)
+
+
+def _piled_records() -> bytes:
+    """A flattened dump of 20,000 records that each cover all earlier ones but for a byte."""
+    records = b"".join(pack(">qq", 20_000 - number, 100) + bytes(100) for number in range(20_000))
+    return _records_in_a_hole().ljust(4096, b"\0") + records + pack(">qq", -1, -1)
+
+
+_sparse = partial(_dump, size=1 << 43)
 
 
 def _programs_in_a_hole() -> bytes:
@@ -365,8 +402,15 @@ BOMBS = {
     "decoys in a process": Bomb("ramfile", _ramfile, _decoys, _EVERYWHERE),
     "a dump of every other page": Bomb("dumps", _dump, _every_other_page, {"guests.dumps:SEGMENTS_MAX": ENDLESS}),
     "a dump of one page": Bomb("dumps", _dump, _one_page_for_all),
+    "pages of zlib that grow": Bomb("dumps", _dump, partial(_growing, 1)),
+    "pages of LZO that grow": Bomb("dumps", _dump, partial(_growing, 2), {"guests.packed:DAMAGED_MAX": ENDLESS}),
+    "pages of Snappy that grow": Bomb("dumps", _dump, partial(_growing, 4)),
+    "pages of Zstandard that grow": Bomb("dumps", _dump, partial(_growing, 0x20)),
+    "damaged pages": Bomb("dumps", _dump, _damaged_pages),
+    "an AVML image of blocks of one byte": Bomb("dumps", _dump, _small_blocks),
+    "records on top of each other": Bomb("dumps", _dump, _piled_records),
     "program headers in a hole": Bomb("dumps", _sparse, _programs_in_a_hole, {"guests.dumps:PROGRAMS_MAX": ENDLESS}),
-    "records in a hole": Bomb("dumps", _sparse, _records_in_a_hole, {"guests.dumps:RECORD_MIN": 0}),
+    "records in a hole": Bomb("dumps", _sparse, _records_in_a_hole, {"guests.packed:RECORD_MIN": 0}),
     "a bitmap in a hole": Bomb("dumps", _sparse, _bitmap_in_a_hole, {"guests.dumps:BITMAP_MAX": ENDLESS}),
     "exports that share their names": Bomb("elf", _elf, _exported_ends, {"memory.elf:MOST_TEXT": ENDLESS}),
     "a hash chain without end": Bomb("elf", _elf, _endless_chain, {"memory.elf:MOST_SYMBOLS": ENDLESS}),

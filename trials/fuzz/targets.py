@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from struct import Struct, pack
 from typing import Any
+
+import cramjam
 
 from guest_agent.agent import Agent
 from guest_agent.kernel import Gathered
@@ -20,9 +22,9 @@ from vmishim import attestation
 from vmishim.attestation.errors import AttestationError
 from vmishim.attestation.report import Report
 from vmishim.errors import FaultError, LibvmiError, LinkError
-from vmishim.guests import dumps
+from vmishim.guests import packed
 from vmishim.guests.agent import AgentGuest
-from vmishim.guests.ramfile import RamFile
+from vmishim.guests.ramfile import BANNER, Ram, RamFile
 from vmishim.inspection import objects
 from vmishim.kernel import btf as types
 from vmishim.kernel.btf import Btf
@@ -369,16 +371,20 @@ def _image() -> list[bytes]:
 
 
 def _dumps(data: bytes) -> None:
-    with tempfile.TemporaryFile() as file:
+    with tempfile.NamedTemporaryFile() as file, suppress(LibvmiError):
         file.write(data)
         file.flush()
-        file.seek(0)
-        with suppress(ValueError, OSError), dumps.unpacked(file) as (_, segments):
-            assert all(0 <= segment.start < segment.end <= dumps.HIGHEST for segment in segments)
+        with closing(Ram(file.name)) as memory:
+            assert all(0 <= segment.start < segment.end <= packed.HIGHEST for segment in memory.segments)
+            for _ in memory.blocks(BANNER):
+                pass
+            for start, _, _ in islice(memory.segments, 16):
+                with suppress(FaultError):
+                    memory.read(start, 5000)
 
 
 def _dumped() -> list[bytes]:
-    """A core of one page, a compressed dump of two, the same flattened."""
+    """A core of one page, a compressed dump of two, the same flattened, an image of LiME and one of AVML."""
     page = bytes(range(256)) * 16
     core = b"\x7fELF\2\1\1".ljust(16, b"\0") + pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     core += pack("<IIQQQQQQ", 1, 7, 120, 0, 0x1000, 4096, 4096, 0) + page
@@ -386,7 +392,11 @@ def _dumped() -> list[bytes]:
     blocks = [header, bytes(96) + pack("<Q", 2), b"\x03", b"\x03", pack("<QIIQ", 20480, 4096, 0, 0) * 2]
     dump = b"".join(block.ljust(4096, b"\0") for block in blocks) + page
     flat = b"makedumpfile".ljust(16, b"\0") + pack(">qq", 1, 1)
-    return [core, dump, flat.ljust(4096, b"\0") + pack(">qq", 0, len(dump)) + dump + pack(">qq", -1, -1)]
+    flat = flat.ljust(4096, b"\0") + pack(">qq", 0, len(dump)) + dump + pack(">qq", -1, -1)
+    lime = pack("<4sIQQ8x", b"EMiL", 1, 0x1000, 0x1FFF) + page
+    frames = bytes(cramjam.snappy.compress(page))
+    avml = pack("<4sIQQ8x", b"AVML", 2, 0x1000, 0x1FFF) + frames + pack("<Q", len(frames))
+    return [core, dump, flat, lime, avml]
 
 
 # ---- what a machine says of itself -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from io import BytesIO
 from itertools import islice
@@ -27,6 +27,7 @@ from vmishim.foreign import printable
 from vmishim.guests import dumps
 from vmishim.guests.dumps import Segment
 from vmishim.guests.image import BLOCK, Image, Images
+from vmishim.guests.packed import CHUNK, DamagedError, Store
 from vmishim.kernel import btf, kallsyms
 from vmishim.kernel.btf import Btf
 from vmishim.kernel.profile import Member
@@ -46,6 +47,8 @@ RELEASE_MAX = 64
 DIGITS_MAX, TABLES_MAX = 4096, 16
 """Places in kernel images tried as token tables, and token tables whose neighbours are tried as symbol tables. A kernel
 has one, and few of the other; hostile memory could hold any number."""
+TABLES_BEFORE, TABLES_AFTER = kallsyms.BEFORE + (8 << 20), 8 << 20
+"""Bytes before and after the digits of a token table that hold all of a kernel's symbol tables."""
 
 
 def layouts(size: int) -> Iterator[tuple[Segment, ...]]:
@@ -74,21 +77,23 @@ class Ram:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
-            with open(path, "rb") as file, dumps.unpacked(file) as (memory, segments):
-                size = os.fstat(memory.fileno()).st_size
-                self.data = tuple(_data(memory.fileno(), size))
-                self.map: mmap.mmap | None = mmap.mmap(memory.fileno(), 0, prot=mmap.PROT_READ)
-        except (OSError, ValueError) as error:
-            raise LibvmiError(f"VM_NOT_FOUND: guest memory {os.fspath(path)} cannot be read: {error}") from None
-        self.is_dump = bool(segments)
-        self.layouts = (segments,) if segments else tuple(layouts(size))
+            memory = dumps.opened(path)
+        except OSError as error:
+            raise _unreadable(path, error.strerror or str(error)) from None
+        except ValueError as error:
+            raise _unreadable(path, str(error)) from None
+        self.format = memory.format
+        self.data = memory.data
+        self.map: mmap.mmap | Store | None = memory.store
+        self.is_dump = bool(memory.segments)
+        self.layouts = (memory.segments,) if memory.segments else tuple(layouts(memory.size))
         self.arrange(self.layouts[0])
 
     def arrange(self, segments: tuple[Segment, ...]) -> None:
         """Take the file's parts to belong there. In the order of addresses."""
         self.segments = segments
         self._starts = [segment.start for segment in segments]
-        self._by_offset = sorted(segments, key=attrgetter("offset"))
+        self._by_offset = sorted((each for each in segments if each.offset >= 0), key=attrgetter("offset"))
         self._offsets = [segment.offset for segment in self._by_offset]
 
     def read(self, address: int, count: int) -> bytes:
@@ -104,7 +109,13 @@ class Ram:
             raise FaultError(address)
         if address + count > end:
             return self._read_across(address, count)
-        return self.map[address - start + offset : address - start + offset + count]
+        if offset < 0:
+            return bytes(count)
+        try:
+            return self.map[address - start + offset : address - start + offset + count]
+        except DamagedError as error:
+            good = max(error.offset - (address - start + offset), 0)
+            raise FaultError(address + good, self.read(address, good)) from None
 
     def segment(self, address: int) -> Segment:
         """The part that has this guest physical address. :raises FaultError: none"""
@@ -135,32 +146,45 @@ class Ram:
         raise FaultError(offset)
 
     def within(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """(guest physical address, file offset, bytes) of the parts between two addresses that are no holes."""
-        for segment in islice(self.segments, max(bisect_right(self._starts, start) - 1, 0), None):
+        """(guest physical address, offset, bytes) of the stored parts between two addresses that are no holes."""
+        for number in range(max(bisect_right(self._starts, start) - 1, 0), len(self.segments)):
+            segment = self.segments[number]
             if segment.start >= end:
                 return
+            if segment.offset < 0:
+                continue
             moved = segment.start - segment.offset
             first, last = max(segment.start, start) - moved, min(segment.end, end) - moved
-            for low, high in islice(self.data, max(bisect_right(self.data, (first, 0)) - 1, 0), None):
+            for part in range(max(bisect_right(self.data, (first, 0)) - 1, 0), len(self.data)):
+                low, high = self.data[part]
                 if low >= last:
                     break
                 if max(low, first) < min(high, last):
                     yield max(low, first) + moved, max(low, first), min(high, last) - max(low, first)
+
+    @contextmanager
+    def view(self, start: int, end: int) -> Iterator[memoryview]:
+        """What is between two offsets, for the length of the block. Not copied if the file is mapped."""
+        assert self.map is not None
+        if isinstance(self.map, mmap.mmap):
+            with memoryview(self.map) as memory, memory[start:end] as part:
+                yield part
+        else:
+            yield memoryview(self.map.scan(start, end))
 
     def words(self, start: int, end: int, at: int) -> Iterator[tuple[int, list[int]]]:
         """The 64-bit word ``at`` bytes into each page between two addresses: (the first page, words of those after it).
 
         Holes are left out.
         """
-        assert self.map is not None
         for address, offset, count in self.within(start, end):
             skipped = -address % PAGE_SIZE
-            pages = (count - skipped) // PAGE_SIZE
-            if pages > 0:
-                first = offset + skipped
-                with memoryview(self.map) as memory, memory[first : first + pages * PAGE_SIZE] as part:
+            size = (count - skipped) // PAGE_SIZE * PAGE_SIZE
+            for done in range(0, size, CHUNK):
+                first = offset + skipped + done
+                with self.view(first, first + min(CHUNK, size - done)) as part:
                     words = part.cast("Q")[at // 8 :: PAGE_SIZE // 8].tolist()
-                yield address + skipped, words
+                yield address + skipped + done, words
 
     def blocks(self, pattern: bytes) -> Iterator[int]:
         """File offsets of the first ``pattern`` in each block of guest physical memory, outside the file's holes."""
@@ -190,16 +214,8 @@ class Ram:
             memory.close()
 
 
-def _data(file: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are not holes: reading a hole through a mapping would allocate memory for it."""
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(file, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
-            return
-        at = os.lseek(file, start, os.SEEK_HOLE)
-        yield start, at
+def _unreadable(path: str | os.PathLike[str], why: str) -> LibvmiError:
+    return LibvmiError(f"VM_NOT_FOUND: guest memory {os.fspath(path)} cannot be read: {why}")
 
 
 class Kernel:
@@ -285,7 +301,11 @@ class Kernel:
         """The end of the highest RAM. A dump may hold firmware too, just below 4 GiB."""
         if self._ram.is_dump and "max_pfn" in self._symbols.addresses:
             last = int.from_bytes(self.read("max_pfn", 8), "little") * PAGE_SIZE - 1
-            return next((end for start, end, _ in self._ram.segments if start <= last < end), last + 1)
+            end = last + 1
+            for segment in self._ram.segments:
+                if segment.start <= end - 1 < segment.end or segment.start == end:
+                    end = segment.end
+            return end
         return self._ram.segments[-1].end
 
     def _count_cpus(self) -> int:
@@ -340,9 +360,10 @@ class Kernel:
 
 def _is_banner(ram: Ram, at: int) -> bool:
     """Whether this is a kernel's version text (``Linux version 6.1.0 (...``), not a format or a message about one."""
-    assert ram.map is not None
-    version = ram.map[at + len(BANNER) : at + len(BANNER) + 64]
-    return version[:1].isdigit() and b" (" in version
+    with suppress(FaultError):
+        version = ram.read(ram.place(at) + len(BANNER), 64)
+        return version[:1].isdigit() and b" (" in version
+    return False
 
 
 def _images(ram: Ram) -> Iterator[Image]:
@@ -375,12 +396,12 @@ class _Tables:
                 yield from self._decode(at, image)
 
     def _decode(self, at: int, image: Image) -> Iterator[kallsyms.Symbols]:
-        assert self._ram.map is not None
         # The part of the image that is in one piece in the file, from a page on: a dump may start anywhere in a file.
         address = self._ram.place(at)
         segment = self._ram.segment(address)
-        start = max(image.start, segment.start + -segment.start % PAGE_SIZE) - address + at
-        end = min(image.end, segment.end) - address + at
+        low = max(image.start, segment.start, address - TABLES_BEFORE)
+        start = low + -low % PAGE_SIZE - address + at
+        end = min(image.end, segment.end, address + TABLES_AFTER) - address + at
         if at < start:
             return
         if self._last is None or self._last[0] != at:
@@ -390,7 +411,7 @@ class _Tables:
                     "be decoded; set symbols to a copy of its /proc/kallsyms"
                 )
             try:
-                with memoryview(self._ram.map) as memory, memory[start:end] as part:
+                with self._ram.view(start, end) as part:
                     self._last = at, kallsyms.decode(part, at - start)
             except kallsyms.NotTokensError:
                 self._unfit.add(at)
