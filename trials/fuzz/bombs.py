@@ -209,7 +209,7 @@ def _growing(method: int) -> bytes:
     if method == 1:
         page = zlib.compress(data, 9)
     elif method == 2:
-        page = lzallright.LZOCompressor().compress(data)
+        page = bytes(lzallright.LZOCompressor().compress(data))
     elif method == 4:
         page = bytes(cramjam.snappy.compress_raw(data))
     else:
