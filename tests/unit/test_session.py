@@ -257,6 +257,14 @@ def test_another_version_is_named_at_both_ends(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.reason is Reason.OTHER_VERSION
 
 
+def test_each_reason_to_refuse_has_a_number_and_a_text_of_its_own() -> None:
+    """The numbers are those of version 1: two versions understand each other's refusals."""
+    numbers = {name: reason.value for name, reason in Reason.__members__.items()}
+    names = ("OTHER_VERSION", "UNKNOWN_SESSION", "NOT_PERMITTED", "MALFORMED", "BUSY", "FAULT")
+    assert numbers == dict(zip(names, range(1, 7), strict=True))
+    assert len({str(RefusedError(reason)) for reason in Reason}) == 6
+
+
 def test_a_frame_of_another_version_is_refused() -> None:
     pair = Pair()
     frame = pair.host.seal(b"request")

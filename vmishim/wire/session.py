@@ -67,7 +67,7 @@ Permitted = Callable[[PublicKey], bool] | Container[PublicKey]
 class Reason(IntEnum):
     """Why an agent refused a frame."""
 
-    OTHER_VERSION = 2
+    OTHER_VERSION = 1
     UNKNOWN_SESSION = 2
     NOT_PERMITTED = 3
     MALFORMED = 4
