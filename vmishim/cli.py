@@ -6,7 +6,9 @@ A command's module is imported only when that command runs, so ``vmishim --versi
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import math
 import os
 import re
 import sys
@@ -57,6 +59,8 @@ With --domains the table has a column for the guest; with --json each object is 
 guest that can't be read gets one line with "error" and does not delay the others; the exit status is then 1.
 """
 
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+
 Command = Callable[[argparse.Namespace], int]
 
 # For shtab: the shell function that completes a positional argument.
@@ -96,8 +100,9 @@ def parser() -> argparse.ArgumentParser:
 
     ps = command("ps", "inspection:ps", "list the processes of a guest, or of many", PS, FLEET)
     _guests(ps)
-    ps.add_argument("--tree", action="store_true", help="show children below their parents")
-    _listing(ps)
+    shape = ps.add_mutually_exclusive_group()
+    shape.add_argument("--tree", action="store_true", help="show children below their parents")
+    _listing(ps, shape)
 
     lsmod = command("lsmod", "inspection:lsmod", "list the kernel modules of a guest, or of many", LSMOD, FLEET)
     _guests(lsmod)
@@ -117,7 +122,9 @@ def parser() -> argparse.ArgumentParser:
         "Quit with q or Ctrl-C. If the output is not a terminal, it writes one line for each event.",
     )
     _guest(watch)
-    watch.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between looks (%(default)g)")
+    watch.add_argument(
+        "--interval", type=_seconds, default=2.0, metavar="S", help="seconds between looks (%(default)g)"
+    )
 
     run = command(
         "run",
@@ -132,8 +139,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--local", action="store_true", help="read this machine, whichever domain the script names")
     _strategy(run)
-    run.add_argument("script", metavar="SCRIPT", help="the script's file").complete = _FILES  # type: ignore[attr-defined]
-    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments")
+    _script(run)
 
     compare = command(
         "compare",
@@ -144,7 +150,8 @@ def parser() -> argparse.ArgumentParser:
         "sudo vmishim compare --local process_list.py any-name",
         "Backends: agent-scalar, agent-page, agent-batch; ramfile, if the guest's entry names one; native, the\n"
         "genuine LibVMI bindings on that file. All run on one guest, whatever name the script uses. Put vmishim's\n"
-        "options before the script. Exit status: 0 the answers agree, 1 they differ, 2 error. See docs/compare.md.",
+        "options before the script. Exit status: 0 the answers agree, 1 they differ, 2 error, or the\n"
+        "script asked the guest nothing. See docs/compare.md.",
     )
     compare.add_argument("--local", action="store_true", help="compare on this machine; needs root")
     compare.add_argument("--domain", metavar="DOMAIN", help="the guest, if it is not among the script's arguments")
@@ -157,10 +164,12 @@ def parser() -> argparse.ArgumentParser:
         "--qmp", metavar="SOCKET", help="QEMU's monitor socket, to stop the guest while its RAM file is read"
     )
     compare.add_argument("--only", metavar="BACKEND,BACKEND", help="use only these backends")
-    compare.add_argument("--runs", type=int, default=5, metavar="N", help="times each backend is timed (%(default)s)")
+    compare.add_argument(
+        "--runs", type=_count, default=5, metavar="N", help="times each backend is timed (%(default)s)"
+    )
     compare.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=300.0,
         metavar="S",
         help="time limit for one run of the script, seconds (%(default)g)",
@@ -172,8 +181,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="write the report to NAME.json and NAME.html (%(default)s)",
     )
-    compare.add_argument("script", metavar="SCRIPT", help="the script's file").complete = _FILES  # type: ignore[attr-defined]
-    compare.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments")
+    _script(compare)
 
     keygen = command(
         "keygen",
@@ -193,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
     enroll = command(
         "enroll",
         "enrolment:enroll",
-        "add a guest under a name, and try to reach it",
+        "connect to a guest, and add it under a name",
         "vmishim enroll web-1 tcp://10.0.0.5:5555 vmishim-public-v1 k3Zn...=\n"
         "vmishim enroll web-1 tcp://10.0.0.5:5555 agent.pub --replace",
     )
@@ -215,6 +223,16 @@ def parser() -> argparse.ArgumentParser:
     )
     enroll.add_argument("--replace", action="store_true", help="replace an existing entry of this name")
     enroll.add_argument("--no-check", action="store_true", help="save the entry without connecting")
+
+    forget = command(
+        "forget",
+        "enrolment:forget",
+        "remove guests from the enrolled ones",
+        "vmishim forget web-1\nvmishim forget web-1 web-2",
+        "It changes only your list of guests. Remove your key from the guest's /etc/vmishim/permitted yourself.",
+    )
+    names = forget.add_argument("names", nargs="+", metavar="DOMAIN", help="the guest's name")
+    names.complete = _DOMAINS  # type: ignore[attr-defined]
 
     domains = command(
         "domains",
@@ -310,7 +328,7 @@ def _guests(command: argparse.ArgumentParser) -> None:
     which.add_argument("--domains", metavar="PATTERN", help="every guest whose name matches, such as 'web-*'")
     # vmishim.inspection.fleet.DEADLINE; a test keeps the two equal.
     command.add_argument(
-        "--deadline", type=float, default=30.0, metavar="S", help="time limit for --domains, seconds (%(default)g)"
+        "--deadline", type=_seconds, default=30.0, metavar="S", help="time limit for --domains, seconds (%(default)g)"
     )
     command.add_argument(
         "--engine",
@@ -334,8 +352,31 @@ def _guest(command: argparse.ArgumentParser, needed: bool = True) -> argparse._M
     return which
 
 
-def _listing(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+def _script(command: argparse.ArgumentParser) -> None:
+    command.add_argument("script", metavar="SCRIPT", help="the script's file").complete = _FILES  # type: ignore[attr-defined]
+    # argparse would name ARG among what is required.
+    command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments").required = False
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 1 or more")
+    return count
+
+
+_seconds.__name__, _count.__name__ = "number of seconds", "number"  # as argparse calls them in its messages
+
+
+def _listing(command: argparse.ArgumentParser, shape: argparse._MutuallyExclusiveGroup | None = None) -> None:
+    (shape or command).add_argument(
         "--json", action="store_true", help="print a JSON list of objects, with addresses as hex strings"
     )
     _strategy(command)
@@ -358,22 +399,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :raises SystemExit: the command line is wrong (2), or a script that ``run`` executes exits
     """
-    whole = parser()
-    options = whole.parse_args(arguments)
-    options.parser = whole
-    if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _hook
-    module, _, name = options.function.partition(":")
+    _fill_standard_streams()
     try:
+        whole = parser()
+        try:
+            options = whole.parse_args(arguments)
+        except SystemExit:
+            _flush()  # the help
+            raise
+        options.parser = whole
+        if sys.stdout is None and options.command != "run":  # a script decides by itself
+            print("vmishim: standard output is closed, so there is nowhere to print", file=sys.stderr)
+            return 1
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = _hook
+        module, _, name = options.function.partition(":")
         command: Command = getattr(importlib.import_module(f"vmishim.commands.{module}"), name)
         status = command(options)
-        sys.stdout.flush()
+        _flush()
         return status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Python flushes standard output again at exit, and would report the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()
         return 141
     except Exception as error:
         from vmishim.commands import CommandError
@@ -381,8 +429,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = _explain(error)
         if text is None:
             raise
+        try:
+            _flush()
+        except OSError:
+            _mute()
         print(f"vmishim: {text}", file=sys.stderr)
         return error.status if isinstance(error, CommandError) else 1
+
+
+def _fill_standard_streams() -> None:
+    """Open ``/dev/null`` for each standard stream that is closed, so that no other file gets its number: what is meant
+    for the terminal would be written into it. ``sys.stdout`` stays None if it was closed."""
+    while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(lowest, True)
+    os.close(lowest)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)  # print() takes None for standard output
+
+
+def _flush() -> None:
+    """Write what was printed, and not at exit, where an error is too late. :raises OSError: it can't be written"""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _mute() -> None:
+    """Python flushes standard output again at exit, and would report that it is closed or full."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -405,7 +479,9 @@ def _explain(error: Exception) -> str | None:
             text = "no Linux kernel structure at that place in the guest's memory (VMI_FAILURE); run vmishim doctor"
         text = re.sub(r"^[A-Z_]{2,}: ", "", text)  # LibVMI's name for the failure is for programs
     elif isinstance(error, OSError):
-        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        # Every file of ours is opened by its name.
+        where = error.filename or ("standard output" if error.errno in _WRITE_ERRORS else "")
+        text = f"{where}: {error.strerror}" if where else str(error)
     else:
         return None
     # The text may hold what an agent sent.

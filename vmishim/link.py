@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import struct
 import threading
 import weakref
@@ -18,15 +17,13 @@ from typing import Final, Self
 
 import zmq
 
+from vmishim.endpoint import host_name, problem
 from vmishim.errors import LinkError
 from vmishim.wire.keys import PrivateKey, PublicKey
 from vmishim.wire.session import MAX_FRAME, MAX_MESSAGE, Initiator, Reason, RefusedError, Session
 
-_TCP: Final = re.compile(r"tcp://(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
-_IPC: Final = re.compile(r"ipc://[^\0]+")
 ZMQ_VERSION: Final = zmq.zmq_version()
 """Version of libzmq, for ``vmishim doctor``."""
-_LONGEST_IPC: Final = 107  # bytes of a path in sockaddr_un, unix(7)
 _LOOK_UP_MS: Final = 20  # how often a waiting socket looks whether the connection broke
 Prove = Callable[[PublicKey, Callable[[bytes], bytes]], object]
 """A check that a new session is with the right agent; raises if it is not."""
@@ -38,9 +35,33 @@ _SEEN: Final = {
     int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL): "what listens there does not speak ZeroMQ",
     int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL): "what listens there does not speak ZeroMQ",
 }
+_TRIED: Final = int(zmq.EVENT_CONNECT_DELAYED) | int(zmq.EVENT_CLOSED)
+"""Events of a connection that was tried. Without them, a retry means that no address was found for the name."""
 _RECONNECT_MS = (50, 500)  # between two attempts to connect: at first, and at most
-_WATCHED: Final = sum(_SEEN)
+_WATCHED: Final = sum(_SEEN) | _TRIED
 _BROKEN: Final = frozenset(_SEEN) - {int(zmq.EVENT_CONNECT_RETRIED), int(zmq.EVENT_CONNECTED)}
+
+
+class UnansweredError(LinkError):
+    """No answer came from the agent's endpoint.
+
+    :ivar fact: what happened; the error's text also says what to do
+    """
+
+    def __init__(self, fact: str, advice: str = "is the agent running? try `vmishim doctor`") -> None:
+        super().__init__(f"{fact}: {advice}")
+        self.fact, self.advice = fact, advice
+
+    def __reduce__(self) -> tuple[type[UnansweredError], tuple[str, str]]:
+        return type(self), (self.fact, self.advice)
+
+
+class UnresolvedError(UnansweredError):
+    """The host name in the agent's endpoint has no address."""
+
+
+class WrongKeyError(LinkError):
+    """What answers does not have the private key of the agent that is expected."""
 
 
 class Link:
@@ -81,7 +102,8 @@ class Link:
         timeout: float = 5.0,
         proofs: Sequence[Prove] = (),
     ) -> None:
-        _check(endpoint)
+        if wrong := problem(endpoint):
+            raise LinkError(f"{endpoint!r} {wrong}")
         if not timeout > 0:
             raise LinkError(f"timeout must be a positive number of seconds, not {timeout}")
         self.endpoint = endpoint
@@ -126,7 +148,7 @@ class Link:
             # Whatever went wrong, Ctrl-C included: a reply may still be under way, so this socket can't be used again.
             self._drop()
             if isinstance(error, _LostError):
-                raise LinkError(self._explain(error, allowed)) from None
+                raise self._explain(error, allowed) from None
             raise
         finally:
             self._lock.release()
@@ -198,7 +220,7 @@ class Link:
                 answer = self._line.exchange(initiator.hello(), min(deadline, now + max((deadline - now) / 2, 0.25)))
             except _LostError as lost:
                 if monotonic() >= deadline:
-                    raise _LostError(str(lost), early=False) from None
+                    raise _LostError(str(lost), early=False, tried=lost.tried) from None
                 continue
             try:
                 session = initiator.finish(answer)
@@ -208,7 +230,8 @@ class Link:
                     continue
                 raise self._named(refused) from None
             except LinkError as error:
-                raise LinkError(f"{self.endpoint} is not the agent with key {keys[0]!r}: {error}") from None
+                key = f"{keys[0].fingerprint} {keys[0].name}".rstrip()
+                raise WrongKeyError(f"{self.endpoint} is not the agent with key {key}: {error}") from None
             self.remote = keys[0]
             self.handshakes += 1
             return session
@@ -225,11 +248,15 @@ class Link:
         text = f"{self.endpoint}: {error}"
         return RefusedError(error.reason, text) if isinstance(error, RefusedError) else LinkError(text)
 
-    def _explain(self, lost: _LostError, allowed: float) -> str:
-        what = f"nothing answered at {self.endpoint} within {allowed:g} s"
+    def _explain(self, lost: _LostError, allowed: float) -> UnansweredError:
+        name = host_name(self.endpoint)
+        if name and not lost.tried:
+            fact = f"no address was found for {name!r}, the host in {self.endpoint}, within {allowed:g} s"
+            return UnresolvedError(fact, "check the name, or give an address")
+        fact = f"nothing answered at {self.endpoint} within {allowed:g} s"
         if lost.early:
-            what = f"{self.endpoint} closed the connection before it answered, twice"
-        return f"{what} ({lost}): is the agent running? try `vmishim doctor`"
+            fact = f"{self.endpoint} closed the connection before it answered, twice"
+        return UnansweredError(f"{fact} ({lost})")
 
     def _disown(self) -> None:
         """In a forked child: leave the parent's socket as it is, and never collect it, which would close it."""
@@ -240,21 +267,25 @@ class Link:
 
 
 class _LostError(Exception):
-    """No reply arrived. ``early``: because the connection broke before the deadline."""
+    """No reply arrived. ``early``: because the connection broke before the deadline. ``tried``: as of `_Line`."""
 
-    def __init__(self, text: str, *, early: bool) -> None:
+    def __init__(self, text: str, *, early: bool, tried: bool = True) -> None:
         super().__init__(text)
-        self.early = early
+        self.early, self.tried = early, tried
 
 
 class _Line:
-    """One REQ socket, and the monitor that reports on its connection. After a lost reply it cannot be used again."""
+    """One REQ socket, and the monitor that reports on its connection. After a lost reply it cannot be used again.
+
+    :ivar tried: whether an address was known to which a connection was tried
+    """
 
     def __init__(self, endpoint: str) -> None:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.REQ)
         self._monitor: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
         self._seen = "nothing listens there"
+        self.tried = False
         try:
             for option, value in (
                 (zmq.LINGER, 0),
@@ -294,7 +325,7 @@ class _Line:
                 if self._broke():
                     raise _LostError(self._seen, early=True) from None
                 if monotonic() >= until:
-                    raise _LostError(self._seen, early=False) from None
+                    raise _LostError(self._seen, early=False, tried=self.tried) from None
                 continue
             # An agent answers in one part; anything else counts as an empty frame, which the session refuses.
             return parts[0] if len(parts) == 1 else b""
@@ -304,6 +335,7 @@ class _Line:
         with contextlib.suppress(zmq.Again):
             while True:
                 event = _EVENT.unpack_from(self._monitor.recv_multipart(zmq.NOBLOCK)[0])[0]
+                self.tried = self.tried or event != zmq.EVENT_CONNECT_RETRIED
                 self._seen = _SEEN.get(event, self._seen)
                 broke = broke or event in _BROKEN
         return broke
@@ -314,18 +346,6 @@ class _Line:
         self._socket.close()
         self._monitor.close()
         self._context.term()
-
-
-def _check(endpoint: str) -> None:
-    """:raises LinkError: ``endpoint`` is not a valid endpoint"""
-    tcp = _TCP.fullmatch(endpoint)
-    if tcp and 0 < int(tcp[1]) < 65536:
-        return
-    if _IPC.fullmatch(endpoint):
-        if len(os.fsencode(endpoint[len("ipc://") :])) <= _LONGEST_IPC:
-            return
-        raise LinkError(f"the path in {endpoint} is too long for a socket: at most {_LONGEST_IPC} bytes are allowed")
-    raise LinkError(f"{endpoint!r} is not a valid endpoint: use tcp://HOST:PORT or ipc://PATH")
 
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()

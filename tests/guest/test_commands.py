@@ -102,6 +102,9 @@ def test_the_doctor_knows_another_agent(agent: InstalledAgent, vmishim: Command)
     other = generate().public.text
     status, _, err = vmishim("enroll", "lab", agent.endpoint, other, "--replace")
     assert (status, err.count("\n")) == (1, 1)
+    assert "lab was not added" in err
+    assert vmishim("ps", "lab")[0] == 0
+    assert vmishim("enroll", "lab", agent.endpoint, other, "--replace", "--no-check")[0] == 0
     status, out, _ = vmishim("doctor", "lab")
     assert status == 1
     assert "-> " in out.split("reached")[1]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -21,18 +22,21 @@ from hypothesis import strategies as st
 
 import vmishim.guests.agent
 import vmishim.inspection.fleet
+from tests.unit.test_link import Served
 from vmishim import cli
 from vmishim.commands import CommandError, enrolment, inspection
 from vmishim.foreign import printable
 from vmishim.guests import domains
+from vmishim.guests.resolver import reach
 from vmishim.inspection.objects import Task
 from vmishim.output import watched
 from vmishim.wire.keys import generate, load_private, save_private, save_public
+from vmishim.wire.sessions import Sessions
 
 AGENT = generate().public
 COMMANDS = (
     "ps", "lsmod", "ss", "watch", "run", "compare",
-    "keygen", "enroll", "domains", "config", "bundle", "offsets", "attest", "doctor", "completion",
+    "keygen", "enroll", "forget", "domains", "config", "bundle", "offsets", "attest", "doctor", "completion",
 )  # fmt: skip
 
 
@@ -137,6 +141,17 @@ def test_every_command_is_tested() -> None:
         (["lsmod", "web-9"], 1, "'vmishim enroll' adds one"),
         (["doctor", "web-9"], 1, "no domain 'web-9'"),
         (["attest", "web-9"], 1, "no domain 'web-9'"),
+        (["ps", "web-1", "--json", "--tree"], 2, "--tree: not allowed with argument --json"),
+        (["ps", "web-1", "--deadline", "-3"], 2, "--deadline: -3 is not a number of seconds above 0"),
+        (["ss", "web-1", "--deadline", "nan"], 2, "--deadline: nan is not a number of seconds above 0"),
+        (["lsmod", "web-1", "--deadline", "soon"], 2, "--deadline: invalid number of seconds value: 'soon'"),
+        (["watch", "web-1", "--interval", "0"], 2, "--interval: 0 is not a number of seconds above 0"),
+        (["compare", "--timeout", "inf", "x.py"], 2, "--timeout: inf is not a number of seconds above 0"),
+        (["compare", "--runs", "0", "x.py"], 2, "--runs: 0 is not a number of 1 or more"),
+        (["run"], 2, "the following arguments are required: SCRIPT; see"),
+        (["compare"], 2, "the following arguments are required: SCRIPT; see"),
+        (["forget"], 2, "the following arguments are required: DOMAIN; see"),
+        (["forget", "web-9"], 1, "has no entry 'web-9'; it has none"),
         (["attest"], 1, "give the name of a guest with an agent, or a file: --report FILE"),
         (["attest", "--report", "no-such-report"], 1, "no-such-report: No such file"),
         (["attest", "--report", "/dev/null"], 1, "a report must have 1184 bytes, not 0"),
@@ -179,9 +194,163 @@ def test_a_wrong_agent_key_is_not_enrolled(words: str, told: str, capsys: pytest
 @pytest.mark.usefixtures("key")
 def test_a_wrong_endpoint_is_not_enrolled(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["enroll", "web-1", "10.0.0.5", AGENT.text]) == 1
-    assert "agent must start with tcp:// or ipc://" in capsys.readouterr().err
+    assert "'10.0.0.5' is not a valid endpoint: use tcp://HOST:PORT or ipc://PATH" in capsys.readouterr().err
     assert not domains.path().exists()
     assert [path.name for path in domains.path().parent.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "told"),
+    [
+        ("tcp://10.0.0.5", "has no port: use tcp://10.0.0.5:5555"),
+        ("tcp://10.0.0.5:70000", "has no valid port"),
+        ("tcp://10.0.0.5:0", "has no valid port"),
+        ("inproc://x", "is not a valid endpoint"),
+        ("tcp://", "is not a valid endpoint"),
+        ("ipc://" + 108 * "x", "too long"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--no-check"]])
+@pytest.mark.usefixtures("key")
+def test_an_endpoint_that_cannot_work_is_not_enrolled(
+    endpoint: str, told: str, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["enroll", "web-1", endpoint, AGENT.text, *more]) == 1
+    assert told in capsys.readouterr().err
+    assert not domains.path().exists()
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "-x", " web", "web-*", "we?", "[web]", 101 * "x", "web\u200b"])
+@pytest.mark.usefixtures("key")
+def test_a_name_that_cannot_be_used_is_not_enrolled(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["enroll", "--no-check", "--", name, "tcp://10.0.0.5:5555", AGENT.text]) == 1
+    assert "cannot be a domain's name: " in capsys.readouterr().err
+    assert not domains.path().exists()
+
+
+def enrolled(monkeypatch: pytest.MonkeyPatch, endpoint: str, *more: str) -> int:
+    """Enrol an agent, with a short deadline."""
+    monkeypatch.setattr(domains, "TIMEOUT", 0.3)
+    monkeypatch.setattr(enrolment, "reach", lambda domain: reach(replace(domain, timeout=0.3)))
+    return cli.main(["enroll", "web-1", endpoint, AGENT.text, *more])
+
+
+@pytest.mark.usefixtures("key")
+def test_a_host_without_an_address_is_not_enrolled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert enrolled(monkeypatch, "tcp://no-such-host.invalid:5555") == 1
+    told = capsys.readouterr().err
+    assert "web-1 was not added (--no-check adds it): no address was found for 'no-such-host.invalid'" in told
+    assert not domains.path().exists()
+
+
+def test_an_agent_with_another_key_is_not_enrolled(
+    key: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions = Sessions(generate(), {load_private(key).public})
+    with Served("tcp://127.0.0.1:0", sessions=sessions) as served:
+        assert enrolled(monkeypatch, served.endpoint) == 1
+        assert "was not added" in capsys.readouterr().err
+        assert not domains.path().exists()
+        assert enrolled(monkeypatch, served.endpoint, "--no-check") == 0
+        before = domains.path().read_text()
+        assert enrolled(monkeypatch, served.endpoint, "--replace") == 1
+        assert domains.path().read_text() == before
+
+
+@pytest.mark.usefixtures("key")
+def test_an_agent_that_does_not_answer_yet_is_enrolled(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert enrolled(monkeypatch, f"ipc://{home}/nobody") == 1
+    assert "web-1 was added, but can't be reached yet: nothing answered" in capsys.readouterr().err
+    assert list(domains.load()) == ["web-1"]
+
+
+FORGOTTEN = """\
+# my guests
+
+[old]
+agent = "tcp://10.0.0.1:5555"  # no port is missing here
+agent_key = "vmishim-public-v1 AAAA"
+key = "k"
+
+[old.attestation]
+debug = "no such setting"
+
+# the web server
+["web 2"]
+ramfile = '/run/ram'
+
+[bad]
+agent = "tcp://nowhere"
+"""
+
+
+@pytest.mark.parametrize("names", [["old"], ["web 2"], ["bad"], ["bad", "old"], ["old", "web 2", "bad"]])
+def test_forget_removes_entries_and_keeps_every_other_line(
+    key: Path, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where an entry is wrong, so that no other command takes the file."""
+    file = key.with_name("domains.toml")
+    file.write_text(FORGOTTEN)
+    file.chmod(0o640)
+    assert cli.main(["forget", *names]) == 0
+    assert capsys.readouterr().out == f"removed {', '.join(names)} from {file}\n"
+    before = tomllib.loads(FORGOTTEN)
+    assert tomllib.loads(file.read_text()) == {name: entry for name, entry in before.items() if name not in names}
+    assert [line for line in file.read_text().splitlines() if line.startswith("#")] == [
+        "# my guests",
+        "# the web server",
+    ]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("text", ['web-1 = {agent = "tcp://h:1"}\n', 'web-1.agent = "tcp://h:1"\n'])
+@pytest.mark.usefixtures("key")
+def test_an_entry_that_is_not_found_in_the_text_is_not_forgotten(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    domains.path().write_text(text)
+    assert cli.main(["forget", "web-1"]) == 1
+    assert "edit the file yourself" in capsys.readouterr().err
+    assert domains.path().read_text() == text
+
+
+def test_forget_names_what_is_there(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key.with_name("domains.toml").write_text(FORGOTTEN)
+    assert cli.main(["forget", "web-2", "old"]) == 1
+    assert "has no entry 'web-2'; known are old, web 2, bad" in capsys.readouterr().err
+    assert key.with_name("domains.toml").read_text() == FORGOTTEN
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640])
+def test_the_doctor_has_one_remedy_for_a_key_that_others_can_read(
+    key: Path, mode: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert enroll() == 0
+    key.chmod(mode)
+    capsys.readouterr()
+    assert cli.main(["doctor", "web-1", "--json"]) == 1
+    last = json.loads(capsys.readouterr().out)[-1]
+    assert last == {
+        "about": "our key",
+        "verdict": "bad",
+        "text": f"{key}: other users can access this private key",
+        "remedy": f"chmod 600 {key}",
+    }
+
+
+@pytest.mark.usefixtures("key")
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "tcp://no-such-host.invalid:1"])
+def test_the_doctor_does_not_send_you_to_the_doctor(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["enroll", "web-1", endpoint, AGENT.text, "--no-check"]) == 0
+    with domains.path().open("a") as file:
+        file.write("timeout = 0.3\n")
+    capsys.readouterr()
+    assert cli.main(["doctor", "web-1"]) == 1
+    told = capsys.readouterr().out
+    assert ("no address was found for 'no-such-host.invalid'" in told) == (endpoint != "tcp://127.0.0.1:1")
+    assert "vmishim doctor" not in told
 
 
 def test_a_key_that_others_can_read_is_refused(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,6 +516,52 @@ def test_a_closed_output_is_not_an_error() -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["completion", "fish"], ["domains", "--json"], ["--help"]])
+def test_a_full_output_is_one_line(words: list[str], unbuffered: str) -> None:
+    command = [sys.executable, "-m", "vmishim.cli", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert (done.returncode, done.stderr) == (1, b"vmishim: standard output: No space left on device\n")
+
+
+CLOSED = """
+import os, sys
+os.close(int(sys.argv[1]))
+os.execv(sys.executable, [sys.executable, "-m", "vmishim.cli", *sys.argv[2:]])
+"""
+
+
+def closed(number: int, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """``vmishim`` with a standard stream closed, as ``>&-`` does."""
+    command = [sys.executable, "-c", CLOSED, str(number), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_an_output_that_was_closed_before_is_one_line() -> None:
+    done = closed(1, "domains", "--json")
+    assert (done.returncode, done.stderr) == (1, "vmishim: standard output is closed, so there is nowhere to print\n")
+
+
+def test_what_is_for_closed_standard_error_goes_nowhere(script: Callable[[str], Path]) -> None:
+    """Not into standard output, nor into a file that got its number."""
+    done = closed(2, "run", "--stats", script("print('out')"))
+    assert (done.returncode, done.stdout) == (0, "out\n")
+    numbers = closed(2, "run", script("import os; print(os.readlink('/proc/self/fd/2'))"))
+    assert numbers.stdout == "/dev/null\n"
+
+
+def test_a_script_decides_what_it_does_with_a_closed_output(script: Callable[[str], Path]) -> None:
+    done = closed(1, "run", script("import sys; print('out'); sys.exit(3 if sys.stdout is None else 4)"))
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
 
 
 def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

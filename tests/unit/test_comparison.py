@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmishim import cli
+from vmishim.commands import compare as compare_command
 from vmishim.compare import engine, report, verdict
 from vmishim.compare.backends import Missing
 from vmishim.compare.engine import Job, Round, assemble, judge
@@ -99,6 +101,40 @@ def test_different_values_have_different_forms(value: Any) -> None:
 
 
 # Verdicts.
+
+
+@pytest.mark.parametrize("calls", [[], [("Libvmi", ["lab"], None), ("pause_vm", [], None), ("destroy", [], None)]])
+def test_a_script_that_asked_nothing_did_not_agree(calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(calls, errors="Traceback\nImportError: no numpy\n", status=1)
+    runs = {"ramfile": run, "agent-batch": run}
+    made = assemble(JOB, Round("ramfile", runs, run), judge([Round("ramfile", runs, run)], False), {})
+    assert made["result"] == "nothing"
+    assert compare_command.EXIT[made["result"]] == 2
+    report.table(made)
+    told = capsys.readouterr().out
+    assert "the same" not in told
+    assert told.splitlines()[-2:] == [
+        "ImportError: no numpy",
+        "The script asked the guest nothing, so there is nothing to compare.",
+    ]
+    assert "nothing was asked" in report.page(made)
+
+
+def test_one_question_without_a_read_is_enough() -> None:
+    run = Run([("Libvmi", ["lab"], None), ("get_memsize", [], 5)])
+    runs = {"ramfile": run, "agent-batch": run}
+    made = assemble(JOB, Round("ramfile", runs, run), judge([Round("ramfile", runs, run)], False), {})
+    assert made["result"] == "agreed"
+
+
+def test_one_of_a_thing_is_not_many(capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = Run([("read_8_va", [HEAD, 0], 1)]), Run([("read_8_va", [HEAD, 0], 2)])
+    runs = {"ramfile": one, "agent-batch": other}
+    made = assemble(JOB, Round("ramfile", runs, one), judge([Round("ramfile", runs, one)], True), {})
+    report.table(made)
+    told = capsys.readouterr().out
+    assert "in 1 place; it made 1 call:" in told
+    assert re.search(r"\b1 \w+s\b", told.replace("1 CPUs", "")) is None
 
 
 def test_the_same_answers_agree() -> None:
@@ -308,7 +344,7 @@ def test_an_entry_may_have_an_agent_and_a_ramfile(config: Path) -> None:
         (["--domain", "gone", "script.py"], "but none can be used; no agent-scalar: the entry gone has no agent"),
         (["--domain", "gone", "--only", "ramfile,nativ", "script.py"], "unknown backend nativ"),
         (["--domain", "gone", "--qmp", "nowhere", "script.py"], "no QEMU monitor answers there"),
-        (["--runs", "0", "script.py"], "--runs must be 1 or more"),
+        (["--only", "ramfile", "--domain", "gone", "script.py"], "none can be used"),
         (["script.py", "one", "two"], "name several guests"),
         (["script.py", "three"], "name no guest"),
     ],

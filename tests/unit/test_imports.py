@@ -18,6 +18,8 @@ TABLE: dict[str, set[str]] = {
     "vmishim.errors": {"vmishim.foreign"},
     "vmishim.version": set(),
     "vmishim.isolated": set(),
+    "vmishim.endpoint": set(),
+    "vmishim.plural": set(),
     "vmishim.files": set(),
     "vmishim.wire": {"vmishim.errors", "vmishim.foreign", "vmishim.files"},
     "vmishim.kernel": {"vmishim.errors", "vmishim.files"},
@@ -50,11 +52,11 @@ TABLE: dict[str, set[str]] = {
     # The IDS's side.
     "vmishim.attestation": {"vmishim.errors", "vmishim.files", "vmishim.wire"},
     "vmishim.memory": {"vmishim.errors"},
-    "vmishim.link": {"vmishim.errors", "vmishim.wire"},
+    "vmishim.link": {"vmishim.endpoint", "vmishim.errors", "vmishim.wire"},
     "vmishim.client": {"vmishim.errors", "vmishim.memory", "vmishim.version", "vmishim.wire"},
     "vmishim.readahead": {"vmishim.client", "vmishim.errors", "vmishim.kernel", "vmishim.memory", "vmishim.wire"},
     "vmishim.guests": {
-        "vmishim.foreign",
+        *("vmishim.endpoint", "vmishim.foreign"),
         *("vmishim.attestation", "vmishim.client", "vmishim.errors", "vmishim.kernel", "vmishim.link"),
         *("vmishim.files", "vmishim.isolated", "vmishim.memory", "vmishim.readahead", "vmishim.wire"),
     },
@@ -64,6 +66,7 @@ TABLE: dict[str, set[str]] = {
     },
     "vmishim.libvmi": {
         *("vmishim.errors", "vmishim.files", "vmishim.guests", "vmishim.inject", "vmishim.kernel", "vmishim.memory"),
+        "vmishim.endpoint",
     },
     "vmishim": {"vmishim.errors", "vmishim.libvmi", "vmishim.version"},
     "libvmi": {"vmishim.libvmi"},
@@ -71,13 +74,13 @@ TABLE: dict[str, set[str]] = {
     "vmishim.script": {"vmishim.errors", "vmishim.guests"},
     "vmishim.output": {"vmishim.foreign"},
     "vmishim.compare": {
-        "vmishim.foreign",
+        *("vmishim.foreign", "vmishim.plural"),
         *("libvmi", "vmishim.errors", "vmishim.guests", "vmishim.libvmi"),
         *("vmishim.isolated", "vmishim.script", "vmishim.version"),
     },
     "vmishim.bundle": {"vmishim.errors", "vmishim.files"},
     "vmishim.commands": {
-        "vmishim.foreign",
+        *("vmishim.foreign", "vmishim.plural"),
         *("vmishim.attestation", "vmishim.bundle", "vmishim.compare", "vmishim.errors", "vmishim.guests"),
         *("vmishim.inject", "vmishim.inspection", "vmishim.libvmi", "vmishim.link", "vmishim.output"),
         *("vmishim.files", "vmishim.readahead", "vmishim.script", "vmishim.version", "vmishim.wire"),

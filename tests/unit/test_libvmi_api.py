@@ -395,7 +395,7 @@ def test_access_mode(known: Path, vmi: Libvmi) -> None:
     ("text", "complaint"),
     [
         ("[a]\n", "needs agent"),
-        ('[a]\nagent = "x:1"\n', "must start with tcp://"),
+        ('[a]\nagent = "x:1"\n', "agent: 'x:1' is not a valid endpoint"),
         ('[a]\nagent = "tcp://x:1"\n', "needs agent_key"),
         ('[a]\nramfle = "x"\n', "unknown setting 'ramfle'"),
         ("[a]\nramfile = 5\n", "ramfile cannot be 5"),

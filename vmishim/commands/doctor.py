@@ -10,6 +10,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 import textwrap
@@ -36,6 +37,7 @@ Verdict = Literal["ok", "note", "bad"]
 _CAPABILITIES = {"CAP_SYSLOG": 34, "CAP_PERFMON": 38, "CAP_BPF": 39}
 _CAP_SYS_ADMIN = 21
 _FLOOR = {"pyzmq": (24,), "cryptography": (38,), "rich": (13,)}
+KEYS_DIFFER = "run `agent.pyz keygen /etc/vmishim/agent.key` in the guest, compare keys, enroll again with --replace"
 _SYMBOLS = ("init_task", "linux_banner", "modules", "tcp_hashinfo", "init_top_pgt", "page_offset_base")
 
 
@@ -128,7 +130,7 @@ def enrolled() -> Iterator[Finding]:
     try:
         found = domains.load()
     except LibvmiError as error:
-        yield Finding("domains", "bad", str(error).removeprefix("NO_CONFIG: "), "edit that file, or remove the entry")
+        yield _failed("domains", error, "edit that file, or remove the entry: vmishim forget NAME")
         return
     if not found:
         text = f"none in {domains.path()}"
@@ -222,7 +224,7 @@ def _local_agent() -> Iterator[Finding]:
             yield Finding("agent", "ok", "runs on this machine, and answers")
             yield from inside(guest)
     except LinkError as error:
-        yield Finding("agent", "bad", _line(error), "`vmishim-agent check` says more")
+        yield _failed("agent", error, "`vmishim-agent check` says more")
 
 
 # A guest.
@@ -239,13 +241,14 @@ def domain(name: str) -> Iterator[Finding]:
             ours = load_private(Path(entry.key).expanduser())
             yield Finding("our key", "ok", f"{entry.key}, {ours.public.fingerprint}")
         except LinkError as error:
-            yield Finding("our key", "bad", _line(error), f"vmishim keygen {entry.key}, or set key in the entry")
+            remedy = f"vmishim keygen {entry.key}, or set key in the entry"
+            yield _failed("our key", error, remedy)
             return
         try:
             theirs = PublicKey.from_text(entry.agent_key)
             yield Finding("its key", "ok", f"{theirs.fingerprint} {theirs.name}".rstrip())
         except LinkError as error:
-            yield Finding("its key", "bad", _line(error), "enroll it again, with --replace")
+            yield _failed("its key", error, "enroll it again, with --replace")
             return
     begun = time.monotonic()
     try:
@@ -267,6 +270,7 @@ def domain(name: str) -> Iterator[Finding]:
 
 def _unreached(error: LibvmiError, ours: str) -> Finding:
     from vmishim.attestation.errors import AttestationError
+    from vmishim.link import UnresolvedError, WrongKeyError
     from vmishim.wire.session import Reason, RefusedError
 
     if isinstance(error, RefusedError):
@@ -274,14 +278,16 @@ def _unreached(error: LibvmiError, ours: str) -> Finding:
             remedy = f"in the guest, add to /etc/vmishim/permitted: {ours}"
             return Finding("reached", "bad", "an agent answers, but does not permit our key", remedy)
         remedy = "compare versions: vmishim --version here, agent.pyz --version in the guest"
-        return Finding("reached", "bad", _line(error), remedy)
-    text = _line(error)
+        if error.reason is Reason.MALFORMED:
+            remedy = KEYS_DIFFER
+        return _failed("reached", error, remedy)
     if isinstance(error, AttestationError):
-        return Finding("attestation", "bad", text, "`vmishim attest` shows the whole report")
-    if "is not the agent with key" in text:
-        remedy = "run `agent.pyz keygen /etc/vmishim/agent.key` in the guest, compare keys, enroll again with --replace"
-        return Finding("reached", "bad", text, remedy)
-    return Finding("reached", "bad", text, "in the guest: systemctl status vmishim-agent; then check the network")
+        return _failed("attestation", error, "`vmishim attest` shows the whole report")
+    if isinstance(error, WrongKeyError):
+        return _failed("reached", error, KEYS_DIFFER)
+    if isinstance(error, UnresolvedError):
+        return _failed("reached", error, error.advice)
+    return _failed("reached", error, "in the guest: systemctl status vmishim-agent; then check the network")
 
 
 def inside(target: Target, entry: domains.Domain | None = None) -> Iterator[Finding]:
@@ -373,7 +379,7 @@ def _pause(target: Target) -> Finding:
     try:
         target.hold()
     except LinkError as error:
-        return Finding("pause", "bad", _line(error), "see docs/deploy.md to allow it; or remove freeze from the entry")
+        return _failed("pause", error, "see docs/deploy.md to allow it; or remove freeze from the entry")
     target.release()
     taken = (time.perf_counter() - begun) * 1000
     return Finding("pause", "ok", f"the monitored system was stopped and resumed within {taken:.0f} ms")
@@ -395,5 +401,13 @@ def _one_read(target: Target) -> Finding:
     return Finding("one read", "ok", f"the first task is {comm}, {(time.perf_counter() - begun) * 1e6:,.0f} us")
 
 
+def _failed(about: str, error: Exception, remedy: str) -> Finding:
+    """A check that failed with an error. If the error's text says which command to run, that is the one remedy."""
+    text, _, command = _line(error).partition("; run: ")
+    return Finding(about, "bad", text, command or remedy)
+
+
 def _line(error: Exception) -> str:
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    """The error's text without LibVMI's name for it and, if it has one, without its own advice."""
+    text = re.sub(r"^[A-Z_]{2,}: ", "", str(getattr(error, "fact", error)))
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())

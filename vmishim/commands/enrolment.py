@@ -1,4 +1,4 @@
-"""``vmishim keygen``, ``enroll`` and ``domains``: your key, and the guests you know."""
+"""``vmishim keygen``, ``enroll``, ``forget`` and ``domains``: your key, and the guests you know."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+from vmishim import files
 from vmishim.commands import CommandError
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.foreign import printable
 from vmishim.guests import domains as known
 from vmishim.guests.domains import Domain
 from vmishim.guests.resolver import reach
+from vmishim.link import UnresolvedError, WrongKeyError
 from vmishim.output import dump, show
 from vmishim.wire.keys import PublicKey, generate, load_private, load_public, save_private
+from vmishim.wire.session import Reason, RefusedError
+
+NAME_MAX = 100
+"""Characters of a domain's name."""
 
 
 def default_key() -> Path:
@@ -45,11 +51,14 @@ def keygen(options: argparse.Namespace) -> int:
 
 
 def enroll(options: argparse.Namespace) -> int:
-    """Write a domain's entry, then try to connect.
+    """Connect to a guest, then write its entry. An entry that cannot work is not written; one whose agent does not
+    answer yet is.
 
-    :raises CommandError: the entry would be invalid, or exists already
+    :raises CommandError: the entry would be invalid, exists already, or its agent can't be reached
     :raises LinkError: a key is not valid
     """
+    if wrong := _wrong_name(options.name):
+        raise CommandError(f"{options.name!r} cannot be a domain's name: {wrong}")
     key = (options.key or default_key()).expanduser()
     if not key.exists():
         made = f"vmishim keygen{'' if options.key is None else f' {key}'}"
@@ -59,21 +68,67 @@ def enroll(options: argparse.Namespace) -> int:
     entry = {"agent": options.endpoint, "agent_key": public.text, "key": _short(key.absolute())}
     if options.kernel_key:
         entry["kernel_key"] = _public(options.kernel_key).text
-    file = write(options.name, entry, options.replace)
-    print(f"added {options.name} to {file}")
+    file = known.path()
+    text = _with(file, options.name, entry, options.replace)
     if options.no_check:
+        _save(file, text)
+        print(f"added {options.name} to {file}")
         return 0
-    domain = known.find(options.name)
     try:
-        target = reach(domain)
+        # As it will be read: replacing an entry keeps its [NAME.attestation].
+        target = reach(known.checked(options.name, tomllib.loads(text)[options.name], file))
     except LinkError as error:
-        raise CommandError(f"{options.name} was added but can't be reached yet: {error}") from None
+        refused = isinstance(error, RefusedError) and error.reason is Reason.MALFORMED
+        if refused or isinstance(error, WrongKeyError | UnresolvedError):
+            raise CommandError(f"{options.name} was not added (--no-check adds it): {error}") from None
+        _save(file, text)
+        raise CommandError(f"{options.name} was added, but can't be reached yet: {error}") from None
     try:
+        _save(file, text)
+        print(f"added {options.name} to {file}")
         guest = target.profile
         release = printable(guest.release)
         print(f"{options.name} answers: Linux {release}, {guest.vcpus} CPUs, {guest.memory_size >> 20:,} MiB")
     finally:
         target.close()
+    return 0
+
+
+def _wrong_name(name: str) -> str:
+    """Why a domain cannot have this name; empty if it can."""
+    if not name or not name.isprintable():
+        return "it must be printable text"
+    if name != name.strip() or name.startswith("-"):
+        return "it must not begin or end with a space, nor begin with a dash"
+    if any(char in name for char in "*?["):
+        return "* ? [ are for patterns, as in --domains 'web-*'"
+    if len(name) > NAME_MAX:
+        return f"it has more than {NAME_MAX} characters"
+    return ""
+
+
+def forget(options: argparse.Namespace) -> int:
+    """Remove guests from ``domains.toml``, also if their entries are wrong.
+
+    :raises CommandError: there is no such entry
+    :raises LibvmiError: the file can't be read
+    """
+    file = known.path()
+    before = _entries(file)
+    for name in options.names:
+        if name not in before:
+            named = f"known are {', '.join(before)}" if before else "it has none"
+            raise CommandError(f"{file} has no entry {name!r}; {named}")
+    text = file.read_text(encoding="utf-8")
+    for name in options.names:
+        text = _without(text, name, tables=True)
+    kept = {name: entry for name, entry in before.items() if name not in options.names}
+    if tomllib.loads(text) != kept:
+        raise CommandError(
+            f"{file}: cannot find where the entry {', '.join(options.names)} begins and ends; edit the file yourself"
+        )
+    _save(file, text.rstrip("\n") + "\n" if text.strip() else "")
+    print(f"removed {', '.join(map(printable, options.names))} from {file}")
     return 0
 
 
@@ -100,9 +155,15 @@ def write(name: str, entry: dict[str, str], replace: bool = False) -> Path:
     :raises CommandError: the entry exists and ``replace`` is false, or it would be invalid
     :raises LibvmiError: the existing file is not valid
     """
+    file = known.path()
+    _save(file, _with(file, name, entry, replace))
+    return file
+
+
+def _with(file: Path, name: str, entry: dict[str, str], replace: bool) -> str:
+    """The file's text with one more entry, or another in its place; raises as `write`."""
     if not name or not name.isprintable():
         raise CommandError(f"a domain's name must be printable text, not {name!r}")
-    file = known.path()
     before = known.load(file)
     if name in before and not replace:
         raise CommandError(f"{file} already has an entry {name}; give --replace to replace it")
@@ -111,10 +172,20 @@ def write(name: str, entry: dict[str, str], replace: bool = False) -> Path:
         text = _without(text, name)
     lines = [f"[{_key(name)}]", *(f"{setting} = {_quoted(value)}" for setting, value in entry.items())]
     text = "\n\n".join(filter(None, (text.rstrip("\n"), "\n".join(lines)))) + "\n"
-    if {other: value for other, value in tomllib.loads(text).items() if other != name} != {
+    found = tomllib.loads(text)
+    if {other: value for other, value in found.items() if other != name} != {
         other: value for other, value in _entries(file).items() if other != name
     }:
         raise CommandError(f"{file}: cannot find where the entry {name} begins and ends; edit the file yourself")
+    try:
+        known.checked(name, found[name], file)
+    except LibvmiError as error:
+        raise CommandError(str(error).removeprefix("NO_CONFIG: ")) from None
+    return text
+
+
+def _save(file: Path, text: str) -> None:
+    """Replace the file, all of it or nothing."""
     _make_folder(file.parent)
     # Replace the file that a link points to, not the link.
     whole = file.resolve()
@@ -125,23 +196,28 @@ def write(name: str, entry: dict[str, str], replace: bool = False) -> Path:
             out.flush()
             os.fsync(out.fileno())
         os.chmod(fresh, whole.stat().st_mode & 0o777 if whole.exists() else 0o600)
-        known.load(Path(fresh))
         os.replace(fresh, whole)
-    except LibvmiError as error:
-        os.unlink(fresh)
-        raise CommandError(str(error).replace(fresh, str(file)).removeprefix("NO_CONFIG: ")) from None
     except BaseException:
         os.unlink(fresh)
         raise
-    return file
 
 
 def _entries(file: Path) -> dict[str, object]:
-    return tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    """The file's entries as TOML has them, none if there is no file. :raises LibvmiError: it can't be read"""
+    try:
+        return tomllib.loads(files.read_trusted(file).decode())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        raise LibvmiError(f"NO_CONFIG: {file} cannot be read: {told}") from None
 
 
-def _without(text: str, name: str) -> str:
-    """The lines of the file without one entry. A comment above the next entry is kept."""
+def _without(text: str, name: str, tables: bool = False) -> str:
+    """The lines of the file without one entry. A comment above the next entry is kept.
+
+    :param tables: also without the tables within the entry, such as ``[web-1.attestation]``
+    """
     kept: list[str] = []
     gone: list[str] = []
     inside = False
@@ -150,7 +226,8 @@ def _without(text: str, name: str) -> str:
             if inside:
                 kept += _tail(gone)
             try:
-                inside = tomllib.loads(line) == {name: {}}
+                header = tomllib.loads(line)
+                inside = header == {name: {}} or (tables and list(header) == [name])
             except tomllib.TOMLDecodeError:
                 inside = False
             gone = []

@@ -13,6 +13,7 @@ from vmishim.guests.agent import Strategy
 from vmishim.guests.resolver import reach
 from vmishim.guests.target import Target
 from vmishim.libvmi import Libvmi
+from vmishim.plural import counted
 
 
 class Meter:
@@ -34,12 +35,8 @@ class Meter:
         requests = sum(link.requests for link in links)
         handshakes = sum(link.handshakes for link in links)
         carried = sum(link.bytes_sent + link.bytes_received for link in links)
-        counted = ", ".join((_many(requests, "request"), _many(carried, "byte"), _many(handshakes, "handshake")))
-        print(f"vmishim: {self._strategy}: {counted}, {taken:.3f} s", file=sys.stderr)
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+        cost = counted(requests, "request"), counted(carried, "byte"), counted(handshakes, "handshake")
+        print(f"vmishim: {self._strategy}: {', '.join(cost)}, {taken:.3f} s", file=sys.stderr)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from vmishim.inspection.changes import ends
 from vmishim.inspection.fleet import Answer
 from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.output import dump, show, watched
+from vmishim.plural import counted
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _lists(options: argparse.Namespace, name: str) -> int:
     if not options.json:
         show(("DOMAIN", *shape.columns), _table([answers[domain.name] for domain in chosen], shape))
     if options.stats or failed:
-        told = f"{len(answers)} guests, {failed} not read" if failed else f"{len(answers)} guests"
+        told = f"{counted(len(answers), 'guest')}, {failed} not read" if failed else counted(len(answers), "guest")
         print(f"vmishim: {told}, {time.monotonic() - begun:.3f} s", file=sys.stderr)
     return 1 if failed else 0
 

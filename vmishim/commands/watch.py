@@ -19,13 +19,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmishim.commands import CommandError
 from vmishim.commands.guests import target
 from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.foreign import printable
 from vmishim.guests.target import Agent
 from vmishim.inspection.changes import Sight, changes, findings, look
 from vmishim.libvmi import Libvmi
+from vmishim.plural import counted
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -139,7 +139,8 @@ class Watch:
         self._before = sight
         listeners = sum(each.state == "listen" for each in sight.sockets.values())
         self.screen.state = (
-            f"{len(sight.tasks):,} processes, {len(sight.modules):,} modules, {len(sight.sockets):,} sockets, "
+            f"{counted(len(sight.tasks), 'process', 'processes')}, {counted(len(sight.modules), 'module')}, "
+            f"{counted(len(sight.sockets), 'socket')}, "
             f"{listeners:,} of them listening"
         )
 
@@ -150,8 +151,6 @@ def watch(options: argparse.Namespace) -> int:
     :raises CommandError: the interval is not above 0
     :raises LibvmiError: there is no such guest, or the first connection fails
     """
-    if not options.interval > 0:
-        raise CommandError("--interval must be a number of seconds above 0")
     watched = Watch(options)
     try:
         watched.open()

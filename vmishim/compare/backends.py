@@ -207,4 +207,6 @@ def running_symbols(vmi: Libvmi, ram: Path) -> dict[str, int]:
 
 
 def _line(error: Exception) -> str:
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    # What to do is `Missing.remedy`.
+    text = str(getattr(error, "fact", error))
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())

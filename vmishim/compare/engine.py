@@ -28,6 +28,8 @@ from vmishim.version import __version__
 
 REFERENCE = (NATIVE, RAMFILE, "agent-scalar", "agent-page", "agent-batch")
 """The backend that the others are compared with: the first of these that is available."""
+RESULTS = (("failed", "error"), ("differ", "differ"), ("nothing", "nothing"))
+"""What the whole comparison is if a backend's answers are that, the first that applies; otherwise they agreed."""
 
 
 class QmpError(Exception):
@@ -251,7 +253,7 @@ def assemble(
         rows.append(
             {
                 "name": name,
-                "answers": "failed" if recorded.failed else "reference" if name == chosen.reference else verdict.word,
+                "answers": _answers(recorded, name == chosen.reference, verdict),
                 "failed": recorded.failed,
                 "calls": len(recorded.calls),
                 "reads": recorded.reads,
@@ -288,11 +290,19 @@ def assemble(
         "rounds": rounds,
         "runs": job.runs,
         "reference": chosen.reference,
-        "result": "error" if "failed" in words else "differ" if "differ" in words else "agreed",
+        "result": next((result for word, result in RESULTS if word in words), "agreed"),
         "moved": "moved" in words,
         "backends": rows,
         "missing": [vars(each) for each in missing],
     }
+
+
+def _answers(recorded: Run, is_reference: bool, verdict: Verdict) -> str:
+    if recorded.failed:
+        return "failed"
+    if verdict.word == "same" and not recorded.asked:
+        return "nothing"
+    return "reference" if is_reference else verdict.word
 
 
 def _median(seconds: Sequence[float]) -> float | None:

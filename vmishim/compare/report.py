@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from vmishim.foreign import printable
+from vmishim.plural import counted
 
 Report = dict[str, Any]
 
@@ -21,12 +22,14 @@ ANSWERS = {
     "moved": "the same, except for memory that changed meanwhile",
     "differ": "DIFFERENT",
     "failed": "FAILED",
+    "nothing": "nothing was asked",
 }
 RESULTS = {
     "agreed": "All backends gave the same answers.",
     "moved": "All backends gave the same answers, except for memory that changed between the runs.",
     "differ": "The answers differ.",
     "error": "A backend failed.",
+    "nothing": "The script asked the guest nothing, so there is nothing to compare.",
 }
 MEANING = {
     "agent-scalar": "one request per read",
@@ -56,7 +59,7 @@ def table(report: Report) -> None:
         made.add_column(
             title, justify="left" if title in ("backend", "answers") else "right", no_wrap=title != "answers"
         )
-    styles = {"differ": "bold red", "failed": "bold red", "moved": "yellow"}
+    styles = {"differ": "bold red", "failed": "bold red", "nothing": "bold red", "moved": "yellow"}
     for row in report["backends"]:
         cells = [
             row["name"],
@@ -78,10 +81,10 @@ def words(report: Report) -> Iterator[str]:
     """The notes below the table."""
     yield ""
     yield (
-        f"Guest {report['guest']}; IDS {report['machine']}. Times are medians of {report['runs']} runs, ratios to "
-        "native; "
+        f"Guest {report['guest']}; IDS {report['machine']}. Times are medians of {counted(report['runs'], 'run')}, "
+        "ratios to native; "
         + ("the RAM file was read while the guest was stopped" if report["stopped"] else "the guest kept running")
-        + f"; {report['rounds']} round{'' if report['rounds'] == 1 else 's'}."
+        + f"; {counted(report['rounds'], 'round')}."
     )
     for each in report["missing"]:
         yield f"no {each['name']}: {each['why']}"
@@ -92,20 +95,23 @@ def words(report: Report) -> Iterator[str]:
             yield f"{row['name']} failed: {row['failed']}"
         elif row["unexplained"]:
             yield (
-                f"{row['name']} differs from {report['reference']} in {row['unexplained']:,} places; "
-                f"it made {row['calls']:,} calls:"
+                f"{row['name']} differs from {report['reference']} in {counted(row['unexplained'], 'place')}; "
+                f"it made {counted(row['calls'], 'call')}:"
             )
             for each in [each for each in row["first"] if not each["explained"]][:5]:
                 yield f"   {each['call']}: {value(each['reference'])}, here {value(each['other'])}"
         elif row["differences"]:
             each = row["first"][0]
             yield (
-                f"{row['name']}: {row['differences']:,} differences follow from memory that other backends saw change, "
+                f"{row['name']}: {counted(row['differences'], 'difference')} because of memory that other backends saw "
+                f"change, "
                 f"first {each['call']}: {value(each['reference'])}, here {value(each['other'])}"
             )
     status = {row["status"] for row in report["backends"] if not row["failed"]}
     if status - {0}:
         yield f"the script ended with exit status {', '.join(map(str, sorted(status)))}"
+        if report["result"] == "nothing":
+            yield from report["backends"][0]["errors"].splitlines()[-1:]
     yield summary(report)
 
 
@@ -145,7 +151,8 @@ h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.
 p { margin: .35rem 0; } .faint { color: var(--faint); font-size: .9rem; }
 .result { display: inline-block; margin: 1rem 0 .5rem; padding: .35rem .8rem; border-radius: .4rem; font-weight: 600;
   border: 1px solid currentColor; }
-.agreed { color: var(--good); } .differ, .error, .failed { color: var(--bad); } .moved { color: var(--moved); }
+.agreed { color: var(--good); } .moved { color: var(--moved); }
+.differ, .error, .failed, .nothing { color: var(--bad); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
@@ -223,7 +230,7 @@ def _plots(report: Report) -> Iterator[str]:
     if asked:
         reads = max(row["reads"] for row in asked)
         requests = [(row["name"], row["requests"], number(row["requests"])) for row in asked]
-        carried = [(row["name"], row["bytes"], f"{row['bytes']:,} bytes") for row in asked]
+        carried = [(row["name"], row["bytes"], counted(row["bytes"], "byte")) for row in asked]
         yield "<h2>What went over the network</h2><figure>" + _dots(
             [("reads by the script", reads, number(reads)), *requests]
         )
@@ -287,7 +294,7 @@ def _differences(report: Report) -> Iterator[str]:
         if not row["first"]:
             continue
         yield f"<h2>Where {_text(row['name'])} and {_text(report['reference'])} differ</h2>"
-        yield f"<p>{row['differences']:,} differences, {row['unexplained']:,} of them not explained; the first:</p>"
+        yield f"<p>{counted(row['differences'], 'difference')}, {row['unexplained']:,} not explained; the first:</p>"
         yield "<div class='wide'><table><thead><tr><th class='text'>call</th>"
         yield f"<th class='text'>{_text(report['reference'])}</th><th class='text'>{_text(row['name'])}</th>"
         yield "<th class='text'></th></tr></thead><tbody>"

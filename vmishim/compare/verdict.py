@@ -18,6 +18,7 @@ from typing import Any
 Question = tuple[str, str, int]
 """Name of a call, its arguments, and how many times they were asked before."""
 
+_NO_QUESTIONS = {"Libvmi", "destroy", "pause_vm", "resume_vm"}
 SHOWN = 20
 """Differences that are kept to show; all are counted."""
 
@@ -48,6 +49,11 @@ class Run:
             key = name, json.dumps(arguments)
             asked[key] = asked.get(key, -1) + 1
             yield (*key, asked[key]), result
+
+    @property
+    def asked(self) -> bool:
+        """Whether the script asked the guest anything: opening, closing and pausing it is no question."""
+        return any(name not in _NO_QUESTIONS for name, *_ in self.calls)
 
     @property
     def reads(self) -> int:

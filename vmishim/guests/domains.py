@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmishim import files
+from vmishim.endpoint import problem
 from vmishim.errors import LibvmiError
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 5.0
 """Default seconds that the agent may take to answer."""
-
-_SCHEMES = ("tcp://", "ipc://", "inproc://")
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,6 @@ class Domain:
     """What the agent's machine must prove; None requires nothing."""
 
 
-def is_endpoint(text: str) -> bool:
-    """Whether ``text`` is where an agent may answer, by its scheme."""
-    return text.startswith(_SCHEMES)
-
-
 def path() -> Path:
     """The file of names: ``VMISHIM_CONFIG``, or ``domains.toml`` in the user's configuration folder."""
     named = os.environ.get("VMISHIM_CONFIG")
@@ -109,10 +103,12 @@ def load(file: Path | None = None) -> dict[str, Domain]:
         raise LibvmiError(f"NO_CONFIG: {file} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise LibvmiError(f"NO_CONFIG: {file} cannot be read: {error}") from None
-    return {name: _domain(name, entry, file) for name, entry in entries.items()}
+    return {name: checked(name, entry, file) for name, entry in entries.items()}
 
 
-def _domain(name: str, entry: Any, file: Path) -> Domain:
+def checked(name: str, entry: Any, file: Path) -> Domain:
+    """One entry of ``file``, as TOML has it. :raises LibvmiError: it is wrong; the text says why."""
+
     def wrong(what: str) -> LibvmiError:
         return LibvmiError(f"NO_CONFIG: {file}: [{name}] {what}")
 
@@ -129,14 +125,14 @@ def _domain(name: str, entry: Any, file: Path) -> Domain:
         from vmishim.attestation import Requirements
 
         try:
-            entry["attestation"] = Requirements.from_table(entry["attestation"])
+            entry = entry | {"attestation": Requirements.from_table(entry["attestation"])}
         except ValueError as error:
             raise LibvmiError(f"NO_CONFIG: {file}: [{name}.attestation] {error}") from None
     domain = Domain(name, **entry)
     if not domain.agent and not domain.ramfile:
         raise wrong('needs agent = "tcp://..." or ramfile = "..."')
-    if domain.agent and not is_endpoint(domain.agent):
-        raise wrong(f"agent must start with tcp:// or ipc://, not {domain.agent!r}")
+    if domain.agent and (bad := problem(domain.agent)):
+        raise wrong(f"agent: {domain.agent!r} {bad}")
     if domain.agent and not (domain.agent_key and domain.key):
         raise wrong(
             "needs agent_key (the agent's public key) and key (path of your private key); see 'vmishim enroll -h'"

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from vmishim.endpoint import is_endpoint
 from vmishim.errors import FAILURE, LibvmiError
 from vmishim.guests import resolver
-from vmishim.guests.domains import Domain, is_endpoint
+from vmishim.guests.domains import Domain
 from vmishim.guests.target import Target
 from vmishim.libvmi import config as configuration
 from vmishim.libvmi.caches import FOREVER, Caches
