@@ -34,7 +34,7 @@ from vmishim.libvmi import AccessContext, Libvmi, TranslateMechanism, pause
 from vmishim.memory.lifetimes import COMPANION_STALE, STALE
 from vmishim.memory.reader import Extent
 from vmishim.readahead.catalogue import KernelList
-from vmishim.readahead.fields import WORD, Field
+from vmishim.readahead.fields import WORD, Field, Hop
 from vmishim.readahead.readahead import ReadAhead
 from vmishim.wire.messages import More, Read, Walk
 from vmishim.wire.plan import Step
@@ -128,6 +128,7 @@ class BufferGround(Ground):
     """The same over a byte buffer. Time passes only when a test says so, and then at once.
 
     :ivar kernel: a `BufferKernel`
+    :ivar memory: its buffer
     """
 
     margin = 0.0
@@ -135,9 +136,9 @@ class BufferGround(Ground):
     def __init__(self) -> None:
         self._now = 1000.0
         self._readers: list[ReadAhead] = []
-        memory = Buffer()
-        self._buffer = BufferKernel(memory, {"init_task": memory.address + 0x50000})
-        super().__init__(memory, self._buffer.as_kernel())
+        self.memory = Buffer()
+        self._buffer = BufferKernel(self.memory, {"init_task": self.memory.address + 0x50000})
+        super().__init__(self.memory, self._buffer.as_kernel())
 
     def connect(self, places: list[KernelList], strategy: Strategy) -> PlantedGuest:
         guest = PlantedGuest(self.link, places, strategy, now=self.now, background=False)
@@ -314,6 +315,17 @@ LOOKS: dict[Callable[[Libvmi, int], list[int]], int] = {
 LISTINGS = list(LOOKS)
 
 
+SHARED = 40
+"""Where a planted node has the link of a second list."""
+
+
+def sharing(ground: Ground, nodes: list[int], *fields: Field) -> KernelList:
+    """A ring of nodes that are in another list too."""
+    ground.ring(0x40000, [node + SHARED for node in nodes])
+    own = (*fields, Field((), SHARED, WORD), Field((), SHARED + WORD, WORD))
+    return KernelList("other", ground.base + 0x40000, Step.RING, SHARED, 0, SIZE, own)
+
+
 HEADS, TABLE = 256, 0x10000
 
 
@@ -358,6 +370,12 @@ def in_bulk(vmi: Libvmi, ground: Ground) -> list[int]:
             found.append(link)
             link = vmi.read_addr_va(link, 0)
     return found
+
+
+def of_a_pause(vmi: Libvmi) -> None:
+    """What is read within a pause is forgotten at its end."""
+    vmi.pause_vm()
+    vmi.resume_vm()
 
 
 ARRAY = 0x30000
@@ -503,6 +521,58 @@ class Lists:
             add(ground, nodes)
             assert len(copies(vmi, place.start)) == len(nodes) - 1
 
+    def test_what_cannot_be_read_is_an_error_and_never_zeros(self, ground: Ground) -> None:
+        """One of the pointers that the walk follows leads to no memory."""
+        place, nodes = tasks(ground, 6, Field((), 8, WORD), Field((Hop(8),), 0, WORD), Field((Hop(8),), 16, 4))
+        for number, node in enumerate(nodes):
+            ground.put(node + 8, ground.base + ARRAY + 64 * number)
+            ground.put(ARRAY + 64 * number, number, 0, number)
+        lost = 0xDEAD000000000100
+        ground.put(nodes[3] + 8, lost)
+        vmi = ground.read(place)
+        for number, link in enumerate(forward(vmi, place.start), 1):
+            pointer = vmi.read_addr_va(link - LINK + 8, 0)
+            if number != 3:
+                assert (vmi.read_64_va(pointer, 0), vmi.read_32_va(pointer + 16, 0)) == (number, number)
+                continue
+            assert pointer == lost
+            for read in (vmi.read_64_va, vmi.read_32_va):
+                for at in (lost, lost + 16):
+                    with pytest.raises(LibvmiError, match="VMI_FAILURE"):
+                        read(at, 0)
+
+    def test_the_look_after_the_heads_own_node_is_part_of_that_listing(self, ground: Ground) -> None:
+        """Only the first one; and only if the walk is not too old by then."""
+        place, nodes = tasks(ground, 6, Field((), 0, 4))
+        vmi = ground.read(place)
+        ground.link.requests.clear()
+        assert vmi.read_32_va(ground.base + nodes[0], 0) == 1000
+        assert ground.link.requests == [Walk.KIND]
+        as_of_then = [ground.base + node + LINK for node in nodes[1:]]
+        add(ground, nodes)
+        assert vmi.read_addr_va(place.start + 8, 0) == as_of_then[-1]
+        assert ground.link.requests == [Walk.KIND]
+        assert vmi.read_addr_va(place.start + 8, 0) == ground.base + nodes[-1] + LINK
+        assert vmi.read_32_va(ground.base + nodes[0], 0) == 1000
+        add(ground, nodes)
+        assert vmi.read_addr_va(place.start + 8, 0) == ground.base + nodes[-1] + LINK
+        ground.in_time(lambda: not vmi.vmi.words, "all to be forgotten")
+        assert vmi.read_32_va(ground.base + nodes[0], 0) == 1000
+        ground.in_time(lambda: not vmi.vmi.words, "all to be forgotten")
+        add(ground, nodes)
+        assert forward(vmi, place.start) == [ground.base + node + LINK for node in nodes[1:]]
+
+    def test_another_threads_look_after_the_heads_own_node_asks_the_guest(self, ground: Ground) -> None:
+        place, nodes = tasks(ground, 6, Field((), 0, 4))
+        vmi = ground.read(place)
+        vmi.read_32_va(ground.base + nodes[0], 0)
+        add(ground, nodes)
+        found: list[int] = []
+        other = threading.Thread(target=lambda: found.extend(forward(vmi, place.start)))
+        other.start()
+        other.join()
+        assert found == [ground.base + node + LINK for node in nodes[1:]]
+
     def test_what_another_list_brought_of_the_head_expires(self, ground: Ground) -> None:
         place, nodes = tasks(ground, 6)
         ground.ring(0x40000, [node + 40 for node in nodes])
@@ -533,6 +603,41 @@ class Lists:
         del nodes[2]
         ground.ring(nodes[0] + LINK, [node + LINK for node in nodes[1:]])
         assert forward(vmi, place.start) == [ground.base + node + LINK for node in nodes[1:]]
+
+    @pytest.mark.parametrize("first", [1, 3], ids=["next to both heads", "next to one head"])
+    @pytest.mark.parametrize("known_first", ["tasks", "other"])
+    def test_a_look_at_one_list_does_not_keep_a_node_old_for_another(
+        self, ground: Ground, known_first: str, first: int
+    ) -> None:
+        """Two lists share nodes. One's head was looked at, and no more; then the other is listed."""
+        place, nodes = tasks(ground, 6, Field((), 0, 8))
+        other = sharing(ground, [nodes[first], *(node for node in nodes[1:] if node != nodes[first])], Field((), 0, 8))
+        vmi = ground.read(*((place, other) if known_first == "tasks" else (other, place)))
+        vmi.read_addr_va(place.start, 0)
+        ground.put(nodes[1], 77)
+        found = {link - SHARED: vmi.read_64_va(link - SHARED, 0) for link in forward(vmi, other.start)}
+        assert found[ground.base + nodes[1]] == 77
+        assert forward(vmi, place.start) == [ground.base + node + LINK for node in nodes[1:]]
+
+    @pytest.mark.parametrize("wide", [Field((), 0, SIZE), Field((), SHARED - 4, 12)], ids=["copies", "a part"])
+    def test_wide_reads_of_shared_nodes_have_the_links_of_the_list_that_is_read(
+        self, ground: Ground, wide: Field
+    ) -> None:
+        """One list brought its nodes in wide pieces; then another was listed, whose links lie in them."""
+        place, nodes = tasks(ground, 6, wide)
+        members = nodes[1:4]
+        other = sharing(ground, members)
+        vmi = ground.read(place, other)
+        for listing in (pairs, both_ends, both_ends, pairs):
+            forward(vmi, place.start)
+            vmi.read_va(ground.base + nodes[2] + wide.offset, 0, wide.size)
+            members.append(nodes[-1])
+            sharing(ground, members)
+            assert len(listing(vmi, other.start)) == len(members)
+            link = ground.base + members[-2] + SHARED
+            copy = vmi.read_va(link - SHARED + wide.offset, 0, wide.size)[0][SHARED - wide.offset :][:8]
+            assert int.from_bytes(copy, "little") == ground.base + nodes[-1] + SHARED
+            add(ground, nodes)
 
     def test_a_ring_read_from_another_node_than_its_head(self, ground: Ground) -> None:
         """It does not begin a listing, so answers may be a second old; from the head on they are fresh."""
@@ -656,6 +761,38 @@ class Tables:
         with pytest.raises(LibvmiError, match="VMI_FAILURE"):
             sockets(vmi, ground)
 
+    def test_a_chain_that_became_empty_comes_with_the_walk(self, ground: Ground) -> None:
+        place = table(ground, {7: 2, 100: 1})
+        vmi = ground.read(place)
+        sockets(vmi, ground)
+        for number in (7, 100):
+            fill(ground, number, 0)
+            sockets(vmi, ground)
+            ground.link.requests.clear()
+            assert sockets(vmi, ground) == [ground.base + 0x20000 + 400 * SIZE + LINK] * (number == 7)
+            assert ground.link.requests == [Walk.KIND]
+
+    def test_a_chain_beyond_a_walk_that_was_cut_short_is_not_empty_for_it_was_before(self, ground: Ground) -> None:
+        place = table(ground, {7: 2})
+        vmi = ground.read(replace(place, max_nodes=100))
+        assert len(sockets(vmi, ground)) == 2
+        for number in range(HEADS):
+            fill(ground, number, 2)
+        assert len(sockets(vmi, ground)) == 2 * HEADS
+
+    def test_a_first_node_that_is_known_otherwise_ends_the_look(self, ground: Ground) -> None:
+        """The next read of the first chain is a look of its own."""
+        place = table(ground, {0: 1, 7: 2})
+        vmi = ground.read(place)
+        vmi.read_addr_va(ground.base + TABLE - 16, 0)
+        first = ground.base + 0x20000 + LINK
+        cast(PlantedGuest, vmi.vmi).learned([Extent(first, (1).to_bytes(WORD, "little"))])
+        assert vmi.read_addr_va(first, 0) == 1
+        fill(ground, 0, 2)
+        link = vmi.read_addr_va(ground.base + TABLE, 0)
+        assert link == first
+        assert vmi.read_addr_va(link, 0) == first + SIZE
+
     def test_chains_beyond_a_walk_that_was_cut_short_are_read(self, ground: Ground) -> None:
         place = table(ground, dict.fromkeys(range(HEADS), 2))
         vmi = ground.read(replace(place, max_nodes=100))
@@ -744,6 +881,61 @@ class Ages:
         vmi.read_64_va(ground.base + ARRAY, 0)
         ground.put(ARRAY, 77)
         assert vmi.read_64_va(ground.base + ARRAY, 0) == 77
+
+    def test_a_counter_that_comes_with_two_listings_is_the_last_ones(self, ground: Ground) -> None:
+        place, _ = tasks(ground, 6)
+        ground.ring(0x40000, [0x40080, 0x40100])
+        other = KernelList("other", ground.base + 0x40000, Step.RING, 0, 0, 16, (Field((), 0, WORD),))
+        vmi = ground.read(place, other)
+        for head in (place.start, other.start) * 3:
+            forward(vmi, head)
+            vmi.read_64_va(ground.base + ARRAY, 0)
+        for value, (first, second) in enumerate([(place, other), (other, place)]):
+            forward(vmi, first.start)
+            ground.let_pass(COMPANION_STALE / 8)
+            ground.put(ARRAY, 77 + value)
+            forward(vmi, second.start)
+            assert vmi.read_64_va(ground.base + ARRAY, 0) == 77 + value
+
+    def test_half_a_walk_is_not_kept(self, ground: Ground) -> None:
+        """It failed in the middle: then what the listing before had brought is not known either."""
+        place, nodes = tasks(ground, 200, Field((), 0, 8))
+        wide = tuple(Field((), at, 4096) for at in (SIZE, SIZE + 4096, SIZE + 8192))
+        vmi = ground.read(replace(place, fields=(*place.fields, *wide)))
+        forward(vmi, place.start)
+        ground.put(nodes[3], 77)
+
+        def fail(number: int) -> None:
+            if ground.link.requests[-1] == More.KIND:
+                raise LinkError("the agent is gone")
+
+        ground.link.before = fail
+        with pytest.raises(LinkError, match="the agent is gone"):
+            vmi.read_addr_va(place.start, 0)
+        ground.link.before = lambda number: None
+        ground.link.requests.clear()
+        assert vmi.read_64_va(ground.base + nodes[3], 0) == 77
+        assert ground.link.requests == [Read.KIND]
+
+    @pytest.mark.parametrize("forget", [Libvmi.pagecache_flush, lambda vmi: pause(vmi).__enter__(), of_a_pause])
+    def test_nothing_that_was_brought_outlives_a_flush(self, ground: Ground, forget: Callable[[Libvmi], Any]) -> None:
+        """Nodes, a single read that came with the listing, an array, and what an injected program brought."""
+        place, nodes = tasks(ground, 6, Field((), 0, 8))
+        vmi = ground.read(place)
+        array, single, learned = (ARRAY, *range(ARRAY + 64, ARRAY + 72, 8)), ARRAY + 0x8000, ARRAY + 0x9000
+        for _ in range(3):
+            forward(vmi, place.start)
+            vmi.read_64_va(ground.base + single, 0)
+        forward(vmi, place.start)
+        for at in range(0, 48, 8):
+            vmi.read_64_va(ground.base + ARRAY + at, 0)
+        cast(PlantedGuest, vmi.vmi).learned([Extent(ground.base + learned, bytes(8))])
+        wanted = (nodes[3], *array, single, learned)
+        for at in wanted:
+            ground.put(at, 77)
+        ground.link.requests.clear()
+        forget(vmi)
+        assert [vmi.read_64_va(ground.base + at, 0) for at in wanted] == [77] * len(wanted)
 
     def test_memory_expires_while_another_thread_waits_for_the_agent(self, ground: Ground) -> None:
         place, nodes = tasks(ground, 6, Field((), 0, 8))
@@ -876,6 +1068,18 @@ class Holds:
             forward(vmi, place.start)
             assert vmi.read_va(wide, 0, 24)[0][8:12] == bytes(4)
 
+    def test_wide_reads_in_a_hold_are_not_forgotten_for_another_list(self, ground: Ground) -> None:
+        place, nodes = tasks(ground, 6, Field((), 0, SIZE))
+        other = sharing(ground, nodes[1:4])
+        vmi = ground.read(place, other)
+        with pause(vmi):
+            forward(vmi, place.start)
+            copies = [vmi.read_va(ground.base + node, 0, SIZE)[0] for node in nodes]
+            sharing(ground, nodes[2:])
+            members = pairs(vmi, other.start)
+            assert [vmi.read_va(ground.base + node, 0, SIZE)[0] for node in nodes] == copies
+            assert pairs(vmi, other.start) == members
+
     def test_an_array_in_a_hold_has_one_answer(self, ground: Ground) -> None:
         vmi = ground.read()
         at = ground.base + ARRAY
@@ -917,6 +1121,15 @@ class Forks:
                 lambda: forward(vmi, place.start) == listed and vmi.read_64_va(ground.base + ARRAY, 0) == 0
             )
         assert in_a_child(lambda: len(forward(vmi, place.start)) == 6 and vmi.read_64_va(ground.base + ARRAY, 0) == 77)
+
+    def test_a_child_forgets_what_its_parent_read_ahead(self, ground: Ground) -> None:
+        place, nodes = tasks(ground, 6, Field((), 0, 8))
+        vmi = ground.read(place)
+        forward(vmi, place.start)
+        ground.put(nodes[3], 77)
+        assert vmi.read_64_va(ground.base + nodes[3], 0) == 1003
+        assert in_a_child(lambda: vmi.read_64_va(ground.base + nodes[3], 0) == 77)
+        assert vmi.read_64_va(ground.base + nodes[3], 0) == 1003
 
     @pytest.mark.parametrize("strategy", ["batch", "page"])
     def test_a_child_forked_while_a_thread_waits_for_the_agent_can_read(

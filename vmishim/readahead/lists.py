@@ -120,6 +120,7 @@ class Lists:
         nodes = listing.peek(address, data)
         # Another list may know them, as they were before the look.
         self.store.withdraw([node + field.offset for node in nodes for field in listing.fields])
+        self.store.supersede(node + listing.kernel_list.link for node in nodes)
         return data
 
     def fetch(self, listing: Listing, lesson: Lesson) -> None:
@@ -148,6 +149,7 @@ class Lists:
         also = self._empty_heads(listing, before, result.unreadable) if result.complete else None
         if also is None:
             self.store.drop(listing.empty_heads)
+        self.store.supersede(node + listing.kernel_list.link for node in listing.snapshot.nodes[()])
         self._publish(listing, result.snapshot.words, result.snapshot.cells, also)
         self.store.walked(listing.apart.head, listing.apart.neighbours)
         listing.head.walked(threading.get_ident())
@@ -213,6 +215,8 @@ class Lists:
                         cell = cells.pop(at)
                         if other is listing:
                             other.apart.head.update({}, {at: cell})
+            if other is not listing and other.apart.ranges:  # or they would become known as they were at its older look
+                other.apart.neighbours.refresh(words, cells)
         self.store.put(listing.batch, words, cells, also)
 
     def _withheld(self) -> list[int]:

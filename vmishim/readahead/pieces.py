@@ -31,6 +31,16 @@ class Pieces:
             self.cells.update(cells)
             self._starts = None
 
+    def refresh(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
+        """Know these where the same is known already; nothing else that has one of ``words`` in it stays."""
+        for at in self.words.keys() & words.keys():
+            self.words[at] = words[at]
+        for at, cell in list(self.cells.items()):
+            if at in cells:
+                self.update({}, {at: cells[at]})
+            elif any(inside in words for inside in range(at & -WORD, at + len(cell), WORD)):
+                self.drop((), (at,))
+
     def drop(self, words: Iterable[int], cells: Iterable[int]) -> None:
         """Know these no more."""
         # Without a loop in Python: each listing drops what the one before it brought, thousands of words.

@@ -13,13 +13,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from vmishim.memory.lifetimes import STALE
-from vmishim.memory.reader import MemoryReader
+from vmishim.memory.reader import PAGE_SIZE, MemoryReader
 from vmishim.readahead.clock import Clock
 from vmishim.readahead.fields import WORD
 from vmishim.readahead.head import Event, Head
 from vmishim.readahead.pieces import Pieces
 from vmishim.wire.plan import TAKE_MAX
 
+PAGE_BITS = PAGE_SIZE.bit_length() - 1
 Withheld = Callable[[], Iterable[int]]
 """Addresses that never become known, since reading them is an event."""
 
@@ -36,12 +37,46 @@ class Batch:
     :ivar until: when it is forgotten, by the store's clock
     """
 
-    __slots__ = ("cells", "until", "words")
+    __slots__ = ("_wide", "cells", "until", "words")
 
     def __init__(self, words: dict[int, int] | None = None, until: float = 0.0) -> None:
         self.words: dict[int, int] = {} if words is None else words
         self.cells: dict[int, bytes] = {}
         self.until = until
+        self._wide: set[int] | None = None
+
+    def clear(self) -> None:
+        """Own nothing."""
+        self.words, self.cells, self._wide = {}, {}, None
+
+    def add(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
+        """Take in what came, which is the batch's own from now on if it is the first."""
+        self._wide = None
+        if self.words or self.cells:
+            self.words.update(words)
+            self.cells.update(cells)
+        else:
+            self.words, self.cells = words, cells
+
+    @property
+    def wide_pages(self) -> set[int]:
+        """Numbers of the pages in which a link may begin that lies in a piece wider than a word, at least in part."""
+        if self._wide is None:
+            sizes = list(map(len, self.cells.values()))
+            spans = [(at - WORD, at + size - 1) for at, size in zip(self.cells, sizes, strict=True) if size > WORD]
+            self._wide = {low >> PAGE_BITS for low, _ in spans} | {high >> PAGE_BITS for _, high in spans}
+            for low, high in spans if max(sizes, default=0) > PAGE_SIZE else ():
+                self._wide.update(range(low >> PAGE_BITS, high >> PAGE_BITS))
+        return self._wide
+
+    def wide(self, pages: set[int]) -> list[int]:
+        """Addresses of the pieces wider than a word in which a link may be that begins in one of ``pages``."""
+        return [
+            at
+            for at, cell in self.cells.items()
+            if len(cell) > WORD
+            and not pages.isdisjoint(range((at - WORD) >> PAGE_BITS, ((at + len(cell) - 1) >> PAGE_BITS) + 1))
+        ]
 
 
 class Live:
@@ -226,11 +261,7 @@ class Store:
                 known.pop(at, None)
                 cells.pop(at, None)
             self.policy.reconcile(self._known, known, cells)
-            if batch.words or batch.cells:
-                batch.words.update(words)
-                batch.cells.update(cells)
-            else:
-                batch.words, batch.cells = words, cells
+            batch.add(words, cells)
             self._known.update(known, cells)
 
     def knows(self, batch: Batch) -> bool:
@@ -247,6 +278,19 @@ class Store:
         """Forget single addresses, outside a hold, whichever batch they came with."""
         with self._lock:
             self.policy.drop(self._known, words, cells)
+
+    def supersede(self, links: Iterable[int]) -> None:
+        """Links are to become known: forget, outside a hold, wider pieces of the pages that they lie in.
+
+        These are another list's, or of an array, and a wide read would find older links in them. A word is replaced by
+        the younger one.
+        """
+        with self._lock:
+            older = [batch for batch in self._batches if batch.wide_pages] if not self.held else []
+            pages = {link >> PAGE_BITS for link in links} if older else set[int]()
+            for batch in older:
+                if not pages.isdisjoint(batch.wide_pages):
+                    self._known.drop((), batch.wide(pages))
 
     def walked(self, head: Pieces, neighbours: Pieces) -> None:
         """A list was walked whose head and neighbours are kept apart."""
@@ -273,7 +317,7 @@ class Store:
     def _end(self, batch: Batch) -> None:
         del self._batches[batch]
         self.policy.drop_batch(self._known, batch, last=not self._batches)
-        batch.words, batch.cells = {}, {}  # their owner may keep the batch for long
+        batch.clear()  # its owner may keep it for long
 
     def read(self, address: int, count: int) -> bytes | None:
         """``count`` bytes at ``address``, when all are known."""
