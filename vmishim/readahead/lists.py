@@ -146,7 +146,7 @@ class Lists:
         listing.snapshot, listing.apart = result.snapshot.bare(), result.apart
         listing.batch = self.store.open()
         # At once with the rest, or another thread would find a chain empty that is not.
-        also = self._empty_heads(listing, before, result.unreadable) if result.complete else None
+        also = self._empty_heads(listing, before) if result.complete else None
         if also is None:
             self.store.drop(listing.empty_heads)
         self.store.supersede(node + listing.kernel_list.link for node in listing.snapshot.nodes[()])
@@ -155,15 +155,10 @@ class Lists:
         listing.head.walked(threading.get_ident())
         listing.walks += 1
 
-    def _empty_heads(
-        self, listing: Listing, before: dict[int, int] | None, unreadable: Iterable[int]
-    ) -> dict[int, int] | None:
+    def _empty_heads(self, listing: Listing, before: dict[int, int] | None) -> dict[int, int] | None:
         """Of a table that was walked, the heads that are to be known as empty where the walk has no word of them: those
         that were not before, or all if nothing was known."""
         words = listing.empty_words
-        for at in unreadable:
-            words.pop(at, None)
-        self.store.withdraw(unreadable)
         if not words:
             return None
         if before is not None and self.store.renew(listing.empty_heads):

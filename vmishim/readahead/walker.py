@@ -60,15 +60,13 @@ class WalkResult:
 
     :ivar snapshot: nodes and their memory
     :ivar apart: the same of the head and its neighbours
-    :ivar complete: the walk met each node: of a table, a head that has no word in ``snapshot`` is empty
-    :ivar unreadable: heads of a table that cannot be read
+    :ivar complete: the walk met each head and node: of a table, a head that has no word in ``snapshot`` is empty
     :ivar companions: what came of the single reads to bring along, by address and count
     """
 
     snapshot: Snapshot
     apart: Apart
     complete: bool
-    unreadable: frozenset[int]
     companions: dict[tuple[int, int], bytes]
 
 
@@ -101,19 +99,17 @@ class Walker:
         found: dict[int, bytes] = {}
         chunks = self._chunks(plan, reads=companions, found=found)
         records = [snapshot.add(plan, own, chunk.bulk) for chunk in chunks]
-        unreadable: set[int] = set()
-        if kernel_list.table is not None:
-            unreadable.update(_take_heads(kernel_list, snapshot, chain.from_iterable(records)))
+        all_heads = kernel_list.table is None or _take_heads(kernel_list, snapshot, chain.from_iterable(records))
         nodes, last = snapshot.nodes[()], chunks[-1]
         if kernel_list.step == Step.CHAIN and nodes and last.cycle_at == nodes[0] + kernel_list.link:
             last = replace(last, cycles=0)  # no loop, but a ring that a pointer from outside leads into
-        complete = not _report(kernel_list.name, last)
-        edge = {kernel_list.start, kernel_list.start + kernel_list.stride} - unreadable if complete else set()
+        complete = not _report(kernel_list.name, last) and all_heads
+        edge = {kernel_list.start, kernel_list.start + kernel_list.stride} if complete else set()
         ends = {at: empty[at] for at in edge if at in empty}
         apart = _apart(kernel_list, snapshot, last.head, ends, {field.offset for field in fields})
         log.debug("walked %s: %d nodes", kernel_list.name, len(nodes))
         brought = {(at, len(data)): data for at, data in found.items()}
-        return WalkResult(snapshot, apart, complete, frozenset(unreadable), brought)
+        return WalkResult(snapshot, apart, complete, brought)
 
     def collect_rest(self, snapshot: Snapshot, fields: Fields) -> None:
         """Add to a walk's snapshot what is wanted behind the arrays and rings of its nodes."""
@@ -159,18 +155,18 @@ class Walker:
             return list(self._remote.walk(plan, heads, **also))
 
 
-def _take_heads(kernel_list: KernelList, snapshot: Snapshot, records: Iterable[tuple[int, int, int]]) -> Iterator[int]:
-    """Add what a table's heads point to. Yields those that cannot be read."""
-    before = -1
+def _take_heads(kernel_list: KernelList, snapshot: Snapshot, records: Iterable[tuple[int, int, int]]) -> bool:
+    """Add what a table's heads point to. False when one cannot be read."""
+    before, all_heads = -1, True
     for value, head, kind in records:
         if head != before:
-            address = kernel_list.start + head * kernel_list.stride
             if kind == Kind.FAULT:
-                yield address
+                all_heads = False
             else:
                 pointer = value if kind == Kind.HEAD else value + kernel_list.link - kernel_list.bias
-                snapshot.words[address] = pointer % ADDRESSES
+                snapshot.words[kernel_list.start + head * kernel_list.stride] = pointer % ADDRESSES
         before = head
+    return all_heads
 
 
 def _apart(
