@@ -21,7 +21,7 @@ EXPECTED = {
     # The last expected look brings the list, whatever was known; one before it brings the head alone.
     **{(phase, Event.LOOK): (AT_HEAD, Action.WALK) for phase in Phase},
     **{(phase, Event.EARLY_LOOK): (PEEKED, Action.PEEK) for phase in Phase},
-    # If you read a table's pointer and its first chain, you have looked once.
+    # If you read a table's pointer and its first chain, or the head's own node and the head, you have looked once.
     (AT_HEAD, Event.LATER_HEAD): (AT_HEAD, Action.ANSWER),
     # Within a hold a list is walked once; nothing is peeked at, and nothing grows stale.
     (UNKNOWN, Event.HELD_LOOK): (AT_HEAD, Action.WALK),
@@ -135,7 +135,7 @@ def test_a_hold_peeks_at_nothing_and_lets_nothing_grow_stale(data: st.DataObject
 
 @given(st.lists(st.sampled_from(Event)))
 def test_every_look_asks_the_guest(events: list[Event]) -> None:
-    """But for a later head of the same table in the same listing, and within a hold."""
+    """But for a later head of the same listing, and within a hold."""
     head = Head()
     for event in events:
         if head.knows(event):

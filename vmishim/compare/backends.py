@@ -172,7 +172,7 @@ def _native(vmi: Libvmi, ram: Path, folder: Path, genuine: str) -> Backend | Mis
 def _configure(vmi: Libvmi, ram: Path, folder: Path) -> Path:
     """Write LibVMI's configuration for the guest; returns the home folder that holds it.
 
-    LibVMI finds an entry by the last part of the RAM file's path, hence the link.
+    LibVMI finds an entry by the last part of the RAM file's path, so it gets a link.
     """
     (folder / ENTRY).unlink(missing_ok=True)
     (folder / ENTRY).symlink_to(ram.absolute())

@@ -46,8 +46,9 @@ class Event(StrEnum):
     LOOK = "a look at the head"
     EARLY_LOOK = "a look, where more are expected"
     """The last listing had more looks at this head than this one has had so far."""
-    LATER_HEAD = "a later head of the same table"
-    """In the same listing: by the thread that the walk was for, further on than its last head."""
+    LATER_HEAD = "a later head of the same listing"
+    """By the thread that the walk was for, further on than its last head: a table's first chain after the pointer
+    to it, or any head after a read of its own node, which began the listing."""
     HELD_LOOK = "a look within a hold"
     HEAD_NODE = "a read of the node that the head is in"
     """Beside the head, such as ``init_task.pid``."""
