@@ -1,1 +1,1 @@
-"""A mutation test of the security checks: does some unit test fail when a check is wrong?"""
+"""A mutation test of the security checks and of how fresh memory is: does some unit test fail when one is wrong?"""

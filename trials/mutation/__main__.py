@@ -1,4 +1,4 @@
-"""``python -m trials.mutation``: make each security check wrong in turn, and see whether a unit test fails.
+"""``python -m trials.mutation``: break each security check and each promise of freshness; does a unit test fail?
 
 A mutant that all tests pass survives: a check that no test holds, or a change that changes nothing. Each mutant runs in
 a process forked from this one, which has imported the libraries already; no file is changed. Results are kept: a
@@ -30,9 +30,12 @@ import pytest
 import pytest_timeout
 import zmq
 
+from trials.mutation import freshness
+from trials.mutation.freshness import Replacement
 from trials.mutation.mutants import Mutant, mutants
 
 ROOT = Path(__file__).parents[2]
+UNIT, GROUND = ROOT / "tests/unit", ROOT / "tests/ground"
 _SESSIONS = ("test_session.py", "test_noise.py", "test_connections.py")
 _ATTESTATION = ("test_attestation.py", "test_agent_attestation.py", "test_domains.py")
 TESTS = {
@@ -51,6 +54,8 @@ TESTS = {
     "guest_agent.connections": ("test_connections.py",),
 }
 """Modules whose checks are made wrong, each with the tests of tests/unit that must notice."""
+FRESHNESS = "freshness"
+"""What is given instead of a module for the promises of docs/freshness.md."""
 KILLED, SURVIVED, TIMEOUT = "killed", "survived", "timeout"
 _PLUGINS = ("-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "-p", "pytest_timeout")
 os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
@@ -63,34 +68,29 @@ _WARM = cryptography.x509, pytest_timeout, zmq
 def main() -> int:
     """Print the score and the survivors; returns 1 if a module's tests fail without any mutation."""
     options = _parser().parse_args()
-    chosen = options.modules or list(TESTS)
     known: dict[str, str] = json.loads(options.cache.read_text()) if options.cache.exists() else {}
     deadline = time.monotonic() + options.time
     seen: Counter[str] = Counter()
-    survivors: list[Mutant] = []
+    survivors: list[Mutant | Replacement] = []
     skipped = 0
-    work: list[tuple[Mutant, str]] = []
-    tests: dict[str, str] = {}
-    for module in chosen:
-        text = _file(module).read_text(encoding="utf-8")
-        work += [(each, _hash(text, repr(each))) for each in mutants(module, text)]
-        tests[module] = f"{SURVIVED} {_hash(*(_test(name).read_text() for name in TESTS[module]))}"
+    work = [each for chosen in options.modules or [*TESTS, FRESHNESS] for each in _work(chosen)]
     random.Random(options.seed).shuffle(work)
     sound: dict[tuple[str, ...], bool] = {}
-    for mutant, key in work:
+    for mutant, names in work:
+        text = _file(mutant.module).read_text(encoding="utf-8")
+        key, survived = _hash(text, repr(mutant)), f"{SURVIVED} {_hash(*_texts(names))}"
         result = "" if options.again else known.get(key, "")
-        if not result or (result.startswith(SURVIVED) and result != tests[mutant.module]):
+        if not result or (result.startswith(SURVIVED) and result != survived):
             if time.monotonic() > deadline:
                 skipped += 1
                 continue
-            text, names = _file(mutant.module).read_text(encoding="utf-8"), TESTS[mutant.module]
             if names not in sound:
-                sound[names] = _run(mutant.module, ast.parse(text), options.limit) == SURVIVED
+                sound[names] = _run(mutant.module, ast.parse(text), names, options.limit) == SURVIVED
             if not sound[names]:
-                print(f"{mutant.module}: its tests fail without any mutation", file=sys.stderr)
+                print(f"{', '.join(names)}: these tests fail without any mutation", file=sys.stderr)
                 return 1
-            result = _run(mutant.module, mutant.tree(text), options.limit)
-            known[key] = result = tests[mutant.module] if result == SURVIVED else result
+            result = _run(mutant.module, mutant.tree(text), names, options.limit)
+            known[key] = result = survived if result == SURVIVED else result
             options.cache.parent.mkdir(parents=True, exist_ok=True)
             options.cache.write_text(json.dumps(known))
         seen[result] += 1
@@ -109,12 +109,19 @@ def main() -> int:
     return 0
 
 
-def _run(module: str, tree: ast.Module, limit: float) -> str:
-    """Run the module's tests on a changed module, in a process of their own."""
+def _work(chosen: str) -> list[tuple[Mutant | Replacement, tuple[str, ...]]]:
+    """Mutants of a module, or of the promises of freshness, each with the tests that must notice."""
+    if chosen == FRESHNESS:
+        return [(each, freshness.TESTS) for each in freshness.REPLACEMENTS]
+    return [(each, TESTS[chosen]) for each in mutants(chosen, _file(chosen).read_text(encoding="utf-8"))]
+
+
+def _run(module: str, tree: ast.Module, names: Sequence[str], limit: float) -> str:
+    """Run tests on a changed module, in a process of their own."""
     code = compile(tree, str(_file(module)), "exec")
     child = os.fork()
     if not child:
-        _in_child(module, code)
+        _in_child(module, code, names)
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -126,7 +133,7 @@ def _run(module: str, tree: ast.Module, limit: float) -> str:
     return TIMEOUT
 
 
-def _in_child(module: str, code: CodeType) -> None:
+def _in_child(module: str, code: CodeType, names: Sequence[str]) -> None:
     status = 1
     try:
         os.setsid()
@@ -135,7 +142,7 @@ def _in_child(module: str, code: CodeType) -> None:
             os.dup2(null, descriptor)
         sys.meta_path.insert(0, _Changed(module, code))
         os.chdir(ROOT)
-        tests = [str(_test(name)) for name in TESTS[module]]
+        tests = [str(UNIT / name) for name in names]
         status = pytest.main(["-x", "-q", *_PLUGINS, "--hypothesis-profile=mutation", *tests])
     finally:
         os._exit(int(status != 0))
@@ -170,13 +177,22 @@ def _file(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _test(name: str) -> Path:
-    return ROOT / "tests" / "unit" / name
+def _texts(names: Sequence[str]) -> list[str]:
+    """Tests, and what they share."""
+    return [
+        path.read_text(encoding="utf-8") for path in (*(UNIT / name for name in names), *sorted(GROUND.glob("*.py")))
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m trials.mutation", description=(__doc__ or "").partition("\n\n")[2])
-    whole.add_argument("modules", nargs="*", metavar="MODULE", help="modules (default: all that hold security checks)")
+    whole.add_argument(
+        "modules",
+        nargs="*",
+        metavar="MODULE",
+        choices=[*TESTS, FRESHNESS],
+        help=f"modules that hold security checks, or '{FRESHNESS}' (default: all)",
+    )
     whole.add_argument("--time", type=float, default=600, metavar="S", help="seconds in all (%(default)s)")
     whole.add_argument("--limit", type=float, default=60, metavar="S", help="seconds for one mutant (%(default)s)")
     whole.add_argument("--seed", type=int, default=1, help="in which order mutants are drawn (%(default)s)")
