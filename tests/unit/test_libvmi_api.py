@@ -33,6 +33,7 @@ from vmishim.memory.reader import KERNEL, PHYSICAL
 
 BASE = 0xFFFF_8880_0000_0000
 TABLES = 0x7000
+MAX_PFN = 0x10000  # behind the memory that most tests have
 
 
 class Kernel:
@@ -47,7 +48,7 @@ class Kernel:
     levels = 4
 
     def symbol(self, name: str) -> int:
-        return {"banner": BASE, "init_task": BASE + 64}[name]
+        return {"banner": BASE, "init_task": BASE + 64, "max_pfn": BASE + MAX_PFN}[name]
 
     def symbol_at(self, address: int) -> str:
         return {BASE: "banner"}[address]
@@ -421,3 +422,14 @@ def test_where_names_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert domains.path() == tmp_path / ".config" / "vmishim" / "domains.toml"
+
+
+def test_the_memory_size_is_that_of_now() -> None:
+    """It grows when memory is plugged in, and a broken kernel cannot make it larger than any memory."""
+    guest = Guest(bytearray(MAX_PFN + 8))  # type: ignore[arg-type]
+    vmi = Libvmi.over(guest)
+    for pages, size in ((0x40000, 1 << 30), (0x3FFDD, 1 << 30), (0x15_0000, 0x1_5000_0000), (1 << 60, 1 << 30)):
+        guest.memory[MAX_PFN:] = pages.to_bytes(8, "little")  # type: ignore[index]
+        assert (vmi.get_memsize(), vmi.get_max_physical_address()) == (size, size)
+    guest.memory = b""
+    assert vmi.get_memsize() == 1 << 30

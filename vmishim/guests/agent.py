@@ -27,7 +27,7 @@ read, as SEVmonitor does. The last two are there to be compared with."""
 STRATEGIES: tuple[Strategy, ...] = ("batch", "page", "scalar")
 
 # What LibVMI's get_offset and its examples ask for, requested together in the first round trip.
-SYMBOLS = ("init_task", "modules", "tcp_hashinfo", "linux_banner", "_text", "init_mm")
+SYMBOLS = ("init_task", "modules", "tcp_hashinfo", "linux_banner", "_text", "init_mm", "max_pfn")
 MEMBERS = (
     "task_struct tasks",
     "task_struct mm",

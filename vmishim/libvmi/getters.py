@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmishim.errors import FAILURE, LibvmiError, UnknownNameError
+from vmishim.errors import FAILURE, FaultError, LibvmiError, UnknownNameError
 from vmishim.guests import resolver
 from vmishim.libvmi.config import MEMBERS
 from vmishim.libvmi.constants import (
@@ -19,6 +19,10 @@ from vmishim.libvmi.constants import (
 )
 from vmishim.libvmi.symbols import Symbols
 from vmishim.libvmi.values import unsigned
+from vmishim.memory.reader import PAGE_SIZE
+
+_PHYSICAL_END = 1 << 52
+"""No physical address is above this, whatever a broken kernel says."""
 
 
 class Getters(Symbols):
@@ -122,12 +126,21 @@ class Getters(Symbols):
         return self._offset(struct_name, member)
 
     def get_memsize(self) -> int:
-        """Bytes of guest memory, up to the end of the highest. Source: ``vmi_get_memsize``."""
-        return self._profile.memory_size
+        """Bytes of guest memory, up to the end of the highest there is now. Source: ``vmi_get_memsize``."""
+        return self._memory_end()
 
     def get_max_physical_address(self) -> int:
         """End of the highest guest memory, bytes. Source: ``vmi_get_max_physical_address``."""
-        return self._profile.memory_size
+        return self._memory_end()
+
+    def _memory_end(self) -> int:
+        # The kernel raises max_pfn when memory is plugged in, and never lowers it (update_end_of_memory_vars).
+        try:
+            last = self._target.reader.read(self._target.profile.symbol("max_pfn"), 8)
+        except (KeyError, FaultError):
+            return self._profile.memory_size
+        end = int.from_bytes(last, "little") * PAGE_SIZE
+        return end if self._profile.memory_size < end <= _PHYSICAL_END else self._profile.memory_size
 
     def get_num_vcpus(self) -> int:
         """Virtual CPUs that are online; 0 when unknown. Source: ``vmi_get_num_vcpus``."""
