@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
+import re
 import struct
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,12 +75,14 @@ def kdump(
     level: int = 0,
     split: int = 0,
     status: int = 0,
+    info: bytes = b"",
     machine: range = range(8 * PAGE),
 ) -> bytes:
     """A compressed dump of these pages by number, as version 6 of the format.
 
     :param level: which pages it leaves out (``makedumpfile -d``)
     :param split: it is a part of one
+    :param info: what the kernel tells of itself (``vmcoreinfo``)
     :param machine: all pages of the machine
     """
     most = max(pages) + 1
@@ -87,7 +92,8 @@ def kdump(
     for number in machine:
         all_bits[number // 8] |= 1 << number % 8
     header = b"KDUMP   " + struct.pack("<I", 6) + bytes(390 + 22) + struct.pack("<IIIII", status, PAGE, 1, 2, 0)
-    sub_header = struct.pack("<Qii", 0, level, split).ljust(96, b"\0") + struct.pack("<Q", max(most, machine.stop))
+    sub_header = struct.pack("<Qii16xQQ", 0, level, split, PAGE + 200, len(info)).ljust(96, b"\0")
+    sub_header = (sub_header + struct.pack("<Q", max(most, machine.stop))).ljust(200, b"\0") + info
     descriptors, content = b"", b""
     at = 5 * PAGE
     for number in sorted(pages):
@@ -285,6 +291,15 @@ def test_a_search_finds_what_is_there_across_pages(tmp_path: Path, data: bytes) 
     assert memory.map.find(b"not there", start, end) == -1
 
 
+@pytest.mark.parametrize("info", [True, False])
+def test_a_dump_that_says_where_its_kernel_is_is_searched_there_first(tmp_path: Path, info: bool) -> None:
+    text = b"OSRELEASE=6.1.0\nSYMBOL(init_top_pgt)=ffffffff82800000\nNUMBER(phys_base)=88080384\n"  # 84 MiB
+    pages = {1: page(7), 31000: page(7), 32000: page(8)}
+    memory = ram(tmp_path, kdump(pages, info=text if info else b""))
+    found = [memory.place(at) // PAGE for at in memory.blocks(page(7)[:16])]
+    assert found == ([31000, 1, 31000] if info else [1, 31000])
+
+
 @pytest.mark.parametrize(
     ("data", "package"),
     [
@@ -410,3 +425,45 @@ def test_no_format_is_taken_for_another() -> None:
 def test_the_page_about_dumps_has_the_table_of_formats() -> None:
     page = (Path(__file__).parents[2] / "docs" / "dumps.md").read_text()
     assert "\n".join(formats.table()) in page
+
+
+SMALL = {0: page(0), 1: bytes(PAGE), 2: page(2), 9: page(9)}
+MUTATED = {
+    "ELF": (elf({0x1000: page(1), 0x3000: page(3)}, zeros=PAGE), [(0, 64 + 3 * 56)]),
+    "kdump": (
+        kdump(SMALL, level=1),
+        [(0, 16), (424, 444), (PAGE, PAGE + 104), (3 * PAGE, 3 * PAGE + 8), (4 * PAGE, 4 * PAGE + 48)],
+    ),
+    "flattened": (flattened(kdump(SMALL), 20_000), [(0, 32), (PAGE, PAGE + 40)]),
+    "LiME": (lime({0x1000: page(1), 0x3000: page(3)}), [(0, 32), (32 + PAGE, 64 + PAGE)]),
+    "AVML": (avml({0x1000: page(1) + CHANCE.randbytes(PAGE)}), [(0, 80)]),
+}
+VALUES = [bytes(8), b"\xff" * 8, struct.pack("<Q", 0x7FFF_FFFF)]
+
+
+REFUSAL = re.compile(r"^VM_NOT_FOUND: guest memory \S+ cannot be read: .{10,300}$")
+
+
+@pytest.mark.parametrize("name", MUTATED)
+def test_a_damaged_header_is_one_clear_error_or_unreadable_memory(tmp_path: Path, name: str) -> None:
+    """Each field of each header, with values of any size."""
+    data, headers = MUTATED[name]
+    outcomes = set()
+    for start, end in headers:
+        for at in range(start, min(end, len(data)), 4):
+            for value, width in itertools.product(VALUES, (4, 8)):
+                damaged = bytearray(data)
+                damaged[at : at + width] = value[:width]
+                try:
+                    memory = ram(tmp_path, bytes(damaged))
+                except LibvmiError as error:
+                    outcomes.add(REFUSAL.sub("refused", str(error)))
+                    continue
+                for first, last, _ in memory.segments[:8]:
+                    with suppress(FaultError):
+                        assert len(memory.read(first, min(last - first, 3 * PAGE))) == min(last - first, 3 * PAGE)
+                        outcomes.add("read")
+                with suppress(LibvmiError):
+                    assert next(memory.blocks(b"not there"), None) is None
+                memory.close()
+    assert outcomes == {"refused", "read"}

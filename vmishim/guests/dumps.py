@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class Memory:
     """(start, end) of the offsets that are not holes of the file: reading a hole would allocate memory for it."""
     size: int
     """Bytes of all offsets."""
+    hint: int = -1
+    """Guest physical address that may be the kernel's, according to the file; -1 without one."""
 
 
 def opened(path: str | os.PathLike[str]) -> Memory:
@@ -87,17 +90,35 @@ def _opened(file: Plain) -> Memory:
         if inner is formats.KDUMP:
             return _kdump(flattened, format)
         if inner is formats.ELF:
-            return Memory(format, flattened, _elf(flattened), ((0, flattened.size),), flattened.size)
+            segments = _elf(flattened)
+            return Memory(format, flattened, segments, ((0, flattened.size),), flattened.size, _elf_hint(flattened))
         raise ValueError("this flattened dump holds neither a compressed dump nor an ELF core")
     if format is formats.KDUMP:
         return _kdump(file, format)
     if format is formats.AVML:
         return _avml(file, format)
     segments = {formats.ELF: _elf, formats.LIME: _lime}[format](file) if format is not formats.RAW else ()
+    hint = _elf_hint(file) if format is formats.ELF else -1
     data = tuple(file.data())
     memory = mmap.mmap(file.descriptor, 0, prot=mmap.PROT_READ)
     file.close()  # the mapping has a descriptor of its own
-    return Memory(format, memory, segments, data, file.size)
+    return Memory(format, memory, segments, data, file.size, hint)
+
+
+# vmcoreinfo: what a crashed kernel tells of itself, in the text form of makedumpfile
+
+_INFO_MAX = 1 << 16
+_TABLES = re.compile(rb"^SYMBOL\((?:init_top_pgt|swapper_pg_dir)\)=([0-9a-f]{1,16})$", re.M)
+_MOVED = re.compile(rb"^NUMBER\(phys_base\)=(-?[0-9]{1,20})$", re.M)
+_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
+
+
+def _hint(info: bytes) -> int:
+    """Guest physical address of the kernel's page tables, which are part of its image; -1: it does not say."""
+    tables, moved = _TABLES.search(info), _MOVED.search(info)
+    if not tables or not moved:
+        return -1
+    return max(int(tables[1], 16) - _KERNEL_MAP + int(moved[1]), -1)
 
 
 # ELF
@@ -105,7 +126,7 @@ def _opened(file: Plain) -> Memory:
 _HEADER = Struct("<4sBB10xHHIQQQIHHHHHH")
 _PROGRAM = Struct("<IIQQQQQQ")
 _SECTION = Struct("<IIQQQQIIQQ")
-_CORE, _LOAD, _CLASS_64, _LITTLE, _MANY = 4, 1, 2, 1, 0xFFFF
+_CORE, _LOAD, _NOTE, _CLASS_64, _LITTLE, _MANY = 4, 1, 4, 2, 1, 0xFFFF
 _NAMES_MAX = 1 << 16
 
 
@@ -135,6 +156,17 @@ def _elf(file: File) -> tuple[Segment, ...]:
     if not segments:
         raise ValueError("this ELF core holds no memory")
     return segments
+
+
+def _elf_hint(file: File) -> int:
+    """From the first note of the core that has one. The header was checked."""
+    *_, programs, _, _, _, _, count, _, _, _ = _HEADER.unpack(file.at(0, _HEADER.size))
+    for part, _, offset, _, _, held, _, _ in _PROGRAM.iter_unpack(file.at(programs, min(count, 16) * _PROGRAM.size)):
+        if part == _NOTE and offset < file.size:
+            _, found, info = file.at(offset, min(held, _INFO_MAX, file.size - offset)).partition(b"VMCOREINFO\0")
+            if found:
+                return _hint(info)
+    return -1
 
 
 def _is_xen(file: File, sections: int, many: int, names: int) -> bool:
@@ -268,8 +300,8 @@ def _length(file: File, at: int) -> int:
 
 _COUNTS = Struct("<424xIIIII")
 """In the header: status, bytes of a block, blocks of the sub-header, blocks of the bitmaps, pages."""
-_SUB_HEADER = Struct("<8xiiQQ48xQQQ")
-"""Level, whether it is a part, first and last page of the part, the same with 64 bits since version 6, pages."""
+_SUB_HEADER = Struct("<8xii16xQQ48xQ")
+"""Level, whether it is a part of a dump, offset and bytes of vmcoreinfo (version 3), pages (version 6)."""
 _DESCRIPTOR = Struct("<QII8x")
 _INCOMPLETE = 8
 """Status: the disk was full."""
@@ -285,7 +317,7 @@ def _kdump(file: File, format: Format) -> Memory:
     status, block, sub_blocks, bitmap_blocks, pages = _COUNTS.unpack(header)
     if block != PAGE_SIZE:
         raise ValueError(f"this dump has pages of {block} bytes, so it is not from x86-64")
-    level, split, _, _, _, _, pages_64 = _SUB_HEADER.unpack(file.at(block, _SUB_HEADER.size))
+    level, split, info_at, info_size, pages_64 = _SUB_HEADER.unpack(file.at(block, _SUB_HEADER.size))
     if version >= 2 and split:
         raise NotReadError(formats.SPLIT)
     if version >= 6:
@@ -318,7 +350,9 @@ def _kdump(file: File, format: Format) -> Memory:
     segments = tuple(_filled(stored, (Segment(start * PAGE_SIZE, end * PAGE_SIZE, ZEROS) for start, end in zeros)))
     size = count * PAGE_SIZE
     store = Packed(file, blocks, range(0, size + 1, PAGE_SIZE))
-    return Memory(format, store, segments, ((0, size),), size)
+    info_size = min(info_size, _INFO_MAX, max(file.size - info_at, 0)) if version >= 3 else 0
+    info = file.at(info_at, info_size)
+    return Memory(format, store, segments, ((0, size),), size, _hint(info))
 
 
 def _limited(runs: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -91,7 +91,7 @@ class Plain:
     def at(self, offset: int, count: int) -> bytes:
         """See ``File.at``."""
         check(self, offset, count)
-        data = os.pread(self.descriptor, count, offset)
+        data = os.pread(self.descriptor, count, offset) if count else b""
         while 0 < len(data) < count:  # one call gives 2 GiB at most
             more = os.pread(self.descriptor, count - len(data), offset + len(data))
             if not more:
@@ -429,9 +429,7 @@ class Packed:
         except ValueError as error:
             if not self._warned:
                 self._warned = True
-                log.warning(
-                    "a block of the dump is damaged, and its memory unreadable, maybe not the only one: %s", error
-                )
+                log.warning("a page or block of the file is damaged, so its memory is unreadable: %s", error)
             raise DamagedError(start, str(error)) from None
 
     def _packed(self, block: Block, size: int) -> bytes:

@@ -10,6 +10,7 @@ LibVMI's file driver it cannot stop the guest: a hold only keeps translations.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 from bisect import bisect_right
@@ -17,24 +18,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from operator import attrgetter
 from struct import unpack_from
 
 from vmishim import files
 from vmishim.errors import FaultError, LibvmiError, LinkError
 from vmishim.foreign import printable
-from vmishim.guests import dumps
+from vmishim.guests import dumps, layout
 from vmishim.guests.dumps import Segment
-from vmishim.guests.image import BLOCK, Image, Images
+from vmishim.guests.image import BLOCK, REGION, Image, Images
+from vmishim.guests.layout import GIB, Range
 from vmishim.guests.packed import CHUNK, DamagedError, Store
 from vmishim.kernel import btf, kallsyms
 from vmishim.kernel.btf import Btf
 from vmishim.kernel.profile import Member
 from vmishim.memory import pagetable
+from vmishim.memory.pagetable import PRESENT
 from vmishim.memory.reader import ADDRESSES, KERNEL, PAGE_SIZE, PHYSICAL
 
-GIB = 1 << 30
+log = logging.getLogger(__name__)
+
 KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 """``__START_KERNEL_map``: where the kernel image is mapped, less ``phys_base``."""
 TEXT = 0xFFFF_FFFF_8100_0000
@@ -47,23 +51,12 @@ RELEASE_MAX = 64
 DIGITS_MAX, TABLES_MAX = 4096, 16
 """Places in kernel images tried as token tables, and token tables whose neighbours are tried as symbol tables. A kernel
 has one, and few of the other; hostile memory could hold any number."""
+SHIFTS_MAX = 16
+"""Layouts of an image that its page tables may lead to; hostile memory could lead to any number."""
+MISSING = 16 * PAGE_SIZE
+"""Bytes at the end of RAM of which a page must be in the direct map."""
 TABLES_BEFORE, TABLES_AFTER = kallsyms.BEFORE + (8 << 20), 8 << 20
 """Bytes before and after the digits of a token table that hold all of a kernel's symbol tables."""
-
-
-def layouts(size: int) -> Iterator[tuple[Segment, ...]]:
-    """Where QEMU may have put ``size`` bytes of RAM, likelier layouts first.
-
-    Below 4 GiB there is a hole for devices, and RAM that does not fit below the hole continues at 4 GiB: ``q35`` keeps
-    2 GiB below it if there are 2.75 GiB or more, ``pc`` (i440fx) 3 GiB if there are 3.5 GiB or more. Otherwise RAM is
-    one piece.
-
-    Source: ``pc_q35_init`` and ``pc_init1`` of QEMU.
-    """
-    for limit, low in ((0xB000_0000, 2 * GIB), (0xE000_0000, 3 * GIB)):
-        if size >= limit:
-            yield Segment(0, low, 0), Segment(4 * GIB, 4 * GIB + size - low, low)
-    yield (Segment(0, size, 0),)
 
 
 class Ram:
@@ -82,11 +75,12 @@ class Ram:
             raise _unreadable(path, error.strerror or str(error)) from None
         except ValueError as error:
             raise _unreadable(path, str(error)) from None
-        self.format = memory.format
+        self.format, self._hint = memory.format, memory.hint
         self.data = memory.data
         self.map: mmap.mmap | Store | None = memory.store
+        self.size = memory.size
         self.is_dump = bool(memory.segments)
-        self.layouts = (memory.segments,) if memory.segments else tuple(layouts(memory.size))
+        self.layouts = (memory.segments,) if memory.segments else tuple(layout.guesses(memory.size))
         self.arrange(self.layouts[0])
 
     def arrange(self, segments: tuple[Segment, ...]) -> None:
@@ -115,7 +109,7 @@ class Ram:
             return self.map[address - start + offset : address - start + offset + count]
         except DamagedError as error:
             good = max(error.offset - (address - start + offset), 0)
-            raise FaultError(address + good, self.read(address, good)) from None
+            raise FaultError(address + good, self.read(address, good) if good else b"") from None
 
     def segment(self, address: int) -> Segment:
         """The part that has this guest physical address. :raises FaultError: none"""
@@ -187,14 +181,18 @@ class Ram:
                 yield address + skipped + done, words
 
     def blocks(self, pattern: bytes) -> Iterator[int]:
-        """File offsets of the first ``pattern`` in each block of guest physical memory, outside the file's holes."""
+        """Offsets of the first ``pattern`` in each block of guest physical memory, outside the file's holes. The blocks
+        near the kernel come first, if a dump says where it is, and then again.
+        """
         assert self.map is not None
-        for start, end in self.data:
+        near = self.within(self._hint - REGION, self._hint + REGION) if self._hint >= 0 else ()
+        for start, end in chain(((at, at + count) for _, at, count in near), self.data):
             at = self.map.find(pattern, start, end)
             while at >= 0:
                 skipped = 1
                 with suppress(FaultError):
-                    skipped = BLOCK - self.place(at) % BLOCK
+                    address = self.place(at)
+                    skipped = min(BLOCK - address % BLOCK, self.segment(address).end - address)
                     yield at
                 at = self.map.find(pattern, at + skipped, end)
 
@@ -232,6 +230,7 @@ class Kernel:
         self._members: dict[tuple[str, str], Member] = {}
         tables, given = _Tables(ram), None if symbols is None else [_map(symbols)]
         image = None
+        self.release, self._found = "", False
         for image in _images(ram):
             for self._symbols in given or tables.of(image):
                 if any(self._locate(banner) for banner in ram.find(BANNER, image) if _is_banner(ram, banner)):
@@ -239,6 +238,11 @@ class Kernel:
         if image is None:
             raise LibvmiError(
                 "OS: no Linux kernel found in the guest's memory: has it booted, and is the file all of its memory?"
+            )
+        if self._found:
+            raise LibvmiError(
+                f"OS: the guest's kernel was found, but not where the rest of this raw image of {ram.size} bytes "
+                "belongs: is it all of the guest's memory? A dump says it itself (QEMU: dump-guest-memory -z OUT)"
             )
         what = "kallsyms tables" if symbols is None else os.fspath(symbols)
         raise LibvmiError(
@@ -261,10 +265,13 @@ class Kernel:
             self.root = root - KERNEL_MAP + moved_both
         except (FaultError, KeyError):
             return False
+        physical = self._ram.place(banner)
         for self.levels in (4, 5):
-            if self._maps(names["linux_banner"] + self._moved, self._ram.place(banner)) and self._maps_end():
-                self._describe(banner)
-                return True
+            if self._maps(names["linux_banner"] + self._moved, physical):
+                self._found = True
+                if self._arrange(banner, physical):
+                    self._describe(banner)
+                    return True
         return False
 
     def _maps(self, address: int, physical: int) -> bool:
@@ -272,6 +279,67 @@ class Kernel:
             return pagetable.walk(self._ram.read, self.root, address, self.levels).physical == physical
         except FaultError:
             return False
+
+    def _read_virtual(self, address: int, count: int) -> bytes:
+        """:raises FaultError: not mapped, or across pages that are not beside each other"""
+        place = pagetable.walk(self._ram.read, self.root, address, self.levels)
+        if address % place.size + count > place.size:
+            raise FaultError(address)
+        return self._ram.read(place.physical, count)
+
+    def _arrange(self, banner: int, physical: int) -> bool:
+        """Take the parts of a raw image to belong where the kernel has its RAM. False: no layout does.
+
+        :param banner: offset of the kernel's version text
+        :param physical: where that is, which is known by the kernel's page tables
+        """
+        ram = self._ram
+        if ram.is_dump:
+            return True
+        located = ram.segments
+        root = self._symbols.addresses.get("iomem_resource")
+        for guess in dict.fromkeys([located, *self._splits(), *ram.layouts]):
+            ram.arrange(guess)
+            if ram.place(banner) != physical:
+                continue
+            if root is None:
+                if self._maps_end():
+                    return True
+                continue
+            said = layout.ranges(self._read_virtual, root + self._moved)
+            for fit in layout.fitting(said, ram.size) if said else ():
+                ram.arrange(fit)
+                if ram.place(banner) == physical and said and self._has(said, root):
+                    if ram.size < said[-1].end < layout.HIGH:
+                        log.warning(
+                            "the image ends before the guest's memory, at %#x: the rest is unreadable", ram.size
+                        )
+                    return True
+        ram.arrange(located)
+        return False
+
+    def _splits(self) -> Iterator[tuple[Segment, ...]]:
+        """Layouts by the ends of RAM that the kernel has in its image."""
+        try:
+            low, end = (int.from_bytes(self.read(name, 8), "little") * PAGE_SIZE for name in ("max_low_pfn", "max_pfn"))
+        except (FaultError, KeyError):
+            return
+        yield from layout.split_at(self._ram.size, low, end)
+
+    def _has(self, said: tuple[Range, ...], root: int) -> bool:
+        """Whether the same tree of resources is read, and the direct map has the end of RAM in each part."""
+        if layout.ranges(self._read_virtual, root + self._moved) != said:
+            return False
+        try:
+            start = self._find_page_offset()
+        except FaultError:
+            return False
+        for part in self._ram.segments:
+            end = max((min(each.end, part.end) for each in said if each.start < part.end), default=0)
+            # A page may be missing from the direct map: the kernel takes some out of it.
+            if not any(self._maps(start + page, page) for page in range(end - PAGE_SIZE, end - MISSING, -PAGE_SIZE)):
+                return False
+        return True
 
     def _maps_end(self) -> bool:
         """Whether the direct map reaches the end of RAM, which it does not in a wrong layout."""
@@ -368,13 +436,49 @@ def _is_banner(ram: Ram, at: int) -> bool:
 
 def _images(ram: Ram) -> Iterator[Image]:
     """The kernel images near a version text, in each layout of the RAM, which is then arranged so."""
-    finders = [(layout, Images(ram), set[Image]()) for layout in ram.layouts]
+    finders = {each: (Images(ram), set[Image]()) for each in ram.layouts}
+    shifted = _Shifted(ram)
     for at in ram.blocks(BANNER):
-        for layout, images, seen in finders:
-            ram.arrange(layout)
+        for guess in chain(tuple(finders), shifted.near(at)):
+            images, seen = finders.setdefault(guess, (Images(ram), set()))
+            ram.arrange(guess)
             for image in images.at(ram.place(at)) - seen:
                 seen.add(image)
                 yield image
+
+
+class _Shifted:
+    """Layouts of a raw image in which a kernel above the hole is where its page tables say, wherever the hole is. A
+    kernel below it is found in any layout.
+    """
+
+    def __init__(self, ram: Ram) -> None:
+        self._ram = ram
+        self._searched: set[int] = set()
+        self._found: dict[tuple[Segment, ...], None] = {}
+
+    def near(self, offset: int) -> Iterator[tuple[Segment, ...]]:
+        """Those that page tables near an offset of the image lead to, and those found before."""
+        if not self._ram.is_dump:
+            for number in range(max(offset // REGION - 1, 0), offset // REGION + 2):
+                if number not in self._searched and len(self._found) < SHIFTS_MAX:
+                    self._searched.add(number)
+                    self._search(number * REGION, (number + 1) * REGION)
+        yield from tuple(self._found)
+
+    def _search(self, start: int, end: int) -> None:
+        for low, high in self._ram.data:
+            first, last = max(low & -PAGE_SIZE, start), min(high & -PAGE_SIZE, end)
+            for chunk in range(first, last, CHUNK):
+                with self._ram.view(chunk, min(chunk + CHUNK, last)) as part:
+                    ends = part.cast("Q")[PAGE_SIZE // 8 - 1 :: PAGE_SIZE // 8].tolist()
+                    for at in (number * PAGE_SIZE for number, word in enumerate(ends) if word & PRESENT):
+                        self._add(chunk + at, layout.claimed(bytes(part[at : at + PAGE_SIZE])))
+
+    def _add(self, offset: int, address: int | None) -> None:
+        below = layout.HIGH + offset - (address or 0)
+        if address is not None and 0 < below <= offset and len(self._found) < SHIFTS_MAX:
+            self._found[layout.split(self._ram.size, below)] = None
 
 
 class _Tables:
