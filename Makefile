@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 
 help: ## what there is to make
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 demo: setup ## boot a VM, list its processes by an unchanged LibVMI script, compare the ways to read
 	@$(PYTHON) -m lab.demo
@@ -35,6 +35,10 @@ coverage: ## which lines of vmishim and guest_agent the unit and local tests run
 bench: setup ## measure listings of 100, 300 and 1,000 processes, each way to read
 	@$(PYTHON) -m bench
 
+histories: ## 3,000 long histories of reads by chance, new ones each time, against an oracle that only reads
+	@ci/setup --unit
+	@ci/check --tests --hypothesis-profile long --timeout 7200 tests/unit/test_histories.py
+
 soak: setup ## an hour of listings while all in the guest comes and goes, the agent is killed, the network is cut
 	@$(PYTHON) -m trials.soak
 
@@ -58,4 +62,4 @@ clean: ## remove what was made here; the lab image stays in its cache
 	@$(MAKE) --silent -C bpf clean
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test unit local guest kernels coverage bench soak lint docs release setup clean
+.PHONY: help demo test unit local guest kernels coverage histories bench soak lint docs release setup clean
