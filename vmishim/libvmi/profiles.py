@@ -37,7 +37,25 @@ class _File(Protocol):
     def size(self, struct: str) -> int: ...
 
 
-class SystemMap:
+class _Symbols:
+    """Symbols of a file, by name and by address."""
+
+    _symbols: dict[str, int]
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {address: name for name, address in reversed(self._symbols.items())}
+
+    def symbol(self, name: str) -> int:
+        """Address as the file has it. :raises KeyError: not in it."""
+        return self._symbols[name]
+
+    def symbol_at(self, address: int) -> str:
+        """The first name at exactly ``address``. :raises KeyError: none."""
+        return self._names[address]
+
+
+class SystemMap(_Symbols):
     """A ``System.map`` or a copy of ``/proc/kallsyms``.
 
     :raises ConfigError: ``OS``: it cannot be read
@@ -79,18 +97,6 @@ class SystemMap:
             )
         self._symbols = modules | self._symbols
 
-    @cached_property
-    def _names(self) -> dict[int, str]:
-        return {address: name for name, address in reversed(self._symbols.items())}
-
-    def symbol(self, name: str) -> int:
-        """Address as the file has it. :raises KeyError: not in it."""
-        return self._symbols[name]
-
-    def symbol_at(self, address: int) -> str:
-        """The first name at exactly ``address``. :raises KeyError: none."""
-        return self._names[address]
-
     def member(self, struct: str, member: str) -> Member:
         """:raises KeyError: always; a symbol map has no layouts."""
         raise KeyError(member)
@@ -107,7 +113,7 @@ def _told(value: Any) -> str:
     return json.dumps(value[:40] if isinstance(value, str) else value)[:50]
 
 
-class JsonProfile:
+class JsonProfile(_Symbols):
     """A Volatility 3 symbol file (ISF), or a Rekall profile, in plain JSON.
 
     :raises ConfigError: ``OS``: it cannot be read, or is neither
@@ -163,18 +169,6 @@ class JsonProfile:
         if key not in holder and default is None:
             raise self._damaged(where, f"it has no {key}")
         return holder.get(key, default)
-
-    @cached_property
-    def _names(self) -> dict[int, str]:
-        return {address: name for name, address in reversed(self._symbols.items())}
-
-    def symbol(self, name: str) -> int:
-        """Address as the file has it. :raises KeyError: not in it."""
-        return self._symbols[name]
-
-    def symbol_at(self, address: int) -> str:
-        """The first name at exactly ``address``. :raises KeyError: none."""
-        return self._names[address]
 
     def size(self, struct: str) -> int:
         """Bytes of the structure.
