@@ -22,9 +22,9 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from bench import hosts, inside, report, variants, workloads
+from bench import hosts, inside, report, results, variants, workloads
 from bench.hosts import Host
-from bench.report import Case, Cost, Ground, Part
+from bench.results import Case, Cost, Ground, Part
 from lab import image as images
 from lab.environment import MissingError
 from lab.image import ImageError, say
@@ -78,7 +78,7 @@ def main() -> int:
             report.show(grounds[-1], console)
         if options.local:
             here = _here(extent)
-            grounds.append(report.beside(here, grounds[0]) if grounds else here)
+            grounds.append(results.beside(here, grounds[0]) if grounds else here)
             report.show(grounds[-1], console)
     except (ImageError, LabError, LibvmiError, MissingError, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -97,7 +97,7 @@ def _write(grounds: Sequence[Ground], folder: Path, command: str) -> None:
     of_fleet = folder / "fleet.json"
     known = json.loads(of_fleet.read_text()) if of_fleet.exists() else None
     (folder / "benchmark.md").write_text(report.document(grounds, command, known))
-    record = {"command": command, "grounds": [report.as_json(ground) for ground in grounds]}
+    record = {"command": command, "grounds": [results.as_json(ground) for ground in grounds]}
     (folder / "benchmark.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "benchmark.svg").write_text(report.plotted(grounds))
     if folder.resolve() == ROOT / "docs":
@@ -193,7 +193,7 @@ class _Measured:
         return Ground(
             kernel=self._host.kernel,
             where=self._host.where,
-            machine=report.machine(),
+            machine=results.machine(),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
             cases=cases,
             first=self._first,
@@ -223,7 +223,7 @@ class _Measured:
             self._check(name, "native", native["found"])
             costs["native"] = Cost(native["runs"])
         self.load = max(self.load, os.getloadavg()[0])
-        ordered = {strategy: costs[strategy] for strategy in report.STRATEGIES if strategy in costs}
+        ordered = {strategy: costs[strategy] for strategy in results.STRATEGIES if strategy in costs}
         self.cases.append(Case(name, size, counting.calls, ordered, buckets))
         return self.cases[-1], native
 

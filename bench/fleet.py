@@ -31,7 +31,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import report, variants
+from bench import report, results, variants
 from bench.variants import RunningAgent
 from lab.image import say
 from vmishim.guests.domains import Domain
@@ -120,7 +120,7 @@ def main() -> int:
             os.kill(agent.pid, signal.SIGKILL)
         rows.append(without_agents(f"{fleet.WIDTH} threads", guests, truth, len(dead), ask))
     result = {
-        "machine": f"Linux {os.uname().release.split('-')[0]}, {report.machine()}",
+        "machine": f"Linux {os.uname().release.split('-')[0]}, {results.machine()}",
         "load": round(os.getloadavg()[0], 1),
         "list": chosen.list,
         "agents": chosen.agents,
@@ -129,7 +129,7 @@ def main() -> int:
         "rows": [asdict(row) | {"rate": row.rate} for row in rows],
     }
     chosen.output.mkdir(exist_ok=True)
-    (chosen.output / "fleet.json").write_text(json.dumps(report.rounded(result), indent=1) + "\n")
+    (chosen.output / "fleet.json").write_text(json.dumps(results.rounded(result), indent=1) + "\n")
     page = chosen.output / "benchmark.md"
     if page.exists():
         page.write_text(report.marked(page.read_text(), "fleet", report.fleet(result)))

@@ -2,7 +2,7 @@
 
     python -m bench.pages
 
-Needed after a change to what the pages say (`bench.report`, `bench.paper`, `bench.plot`).
+Needed after a change to what the pages say (`bench.report`, `bench.paper_page`, `bench.plot`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench import paper, report
+from bench import paper_page, report, results
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,15 +19,15 @@ def written() -> dict[Path, str]:
     """Each page, with what its record in docs/ gives."""
     docs, readme = ROOT / "docs", ROOT / "README.md"
     record = json.loads((docs / "benchmark.json").read_text())
-    grounds = [report.from_json(ground) for ground in record["grounds"]]
-    beside = paper.from_json(json.loads((docs / "paper.json").read_text()))
+    grounds = [results.from_json(ground) for ground in record["grounds"]]
+    beside = paper_page.from_json(json.loads((docs / "paper.json").read_text()))
     fleet = json.loads((docs / "fleet.json").read_text())
     return {
         readme: report.marked(readme.read_text(), "bench", report.quote(grounds)),
         docs / "benchmark.md": report.document(grounds, record["command"], fleet),
         docs / "benchmark.svg": report.plotted(grounds),
-        docs / "paper.md": paper.document(beside),
-        docs / "paper.svg": paper.drawn(beside),
+        docs / "paper.md": paper_page.document(beside),
+        docs / "paper.svg": paper_page.drawn(beside),
     }
 
 

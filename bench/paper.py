@@ -17,7 +17,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,8 +26,9 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from bench import delay, hosts, inside, plant_modules, plot, report, variants, workloads
-from bench.report import Case, Cost, Rows
+from bench import delay, hosts, inside, paper_page, plant_modules, plot, report, results, variants, workloads
+from bench.paper_page import THEIRS, Delay, Distance, Paper
+from bench.results import Case, Cost
 from lab import image as images
 from lab.agent import InstalledAgent
 from lab.environment import MissingError
@@ -38,7 +39,6 @@ from vmishim.guests.agent import AgentGuest, Strategy
 from vmishim.libvmi import Libvmi
 
 ROOT = Path(__file__).parents[1]
-THEIRS = "eBPFmonitor"
 READ: dict[str, Strategy] = {"scalar": "scalar", THEIRS: "batch", "page": "page", "batch": "batch"}
 """How each strategy's memory is asked for. Theirs is kept here as ours is; its agent is another."""
 RUNS = {"scalar": 3, THEIRS: 15, "page": 5, "batch": 15}
@@ -61,54 +61,6 @@ EMPTY = 200
 """Empty requests by which a round trip is measured."""
 
 
-@dataclass(frozen=True)
-class Delay:
-    """A network with an added delay, milliseconds."""
-
-    added: float
-    """What it was made to take."""
-    measured: float
-    """Round trip of an empty request."""
-    costs: dict[str, Cost]
-    """Of a listing, by strategy."""
-
-
-@dataclass
-class Distance:
-    """One listing over all delays."""
-
-    listing: str
-    size: int
-    reads: int
-    """Calls of the API."""
-    base: dict[str, Cost]
-    """Without the forwarder: what it takes beside the round trips."""
-    delays: list[Delay] = field(default_factory=list)
-
-    def model(self, strategy: str, added: float, floor: float) -> float:
-        """Milliseconds that a listing should take: requests x round trip + base."""
-        return self.base[strategy].requests * (added + floor) + self.base[strategy].ms
-
-
-@dataclass
-class Paper:
-    """All that was measured."""
-
-    kernel: str
-    where: str
-    here: str
-    machine: str
-    date: str
-    load: float
-    cpus: int
-    direct: float
-    """Milliseconds of an empty request on this machine without the forwarder ..."""
-    floor: float
-    """... and what a forwarder without a delay adds."""
-    cases: list[Case]
-    distances: list[Distance]
-
-
 def main() -> int:
     """Measure, print, write; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.paper", description=(__doc__ or "").split("\n")[0])
@@ -123,12 +75,12 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    for title, rows in _tables(paper):
+    for title, rows in paper_page.tables(paper):
         report.terminal(title, rows, console)
     options.output.mkdir(exist_ok=True)
-    (options.output / "paper.md").write_text(document(paper))
-    (options.output / "paper.json").write_text(json.dumps(report.rounded(asdict(paper)), indent=1) + "\n")
-    (options.output / "paper.svg").write_text(drawn(paper))
+    (options.output / "paper.md").write_text(paper_page.document(paper))
+    (options.output / "paper.json").write_text(json.dumps(results.rounded(asdict(paper)), indent=1) + "\n")
+    (options.output / "paper.svg").write_text(paper_page.drawn(paper))
     return 0
 
 
@@ -147,7 +99,7 @@ def _measure(kernel: str | None) -> Paper:
         kernel=release,
         where=where,
         here=f"Linux {os.uname().release.split('-')[0]}, this machine",
-        machine=report.machine(),
+        machine=results.machine(),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         load=max(measured.load, os.getloadavg()[0]),
         cpus=os.cpu_count() or 0,
@@ -360,171 +312,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-# ---- results ---------------------------------------------------------------------------------------------------------
-
-TIMES = ("scalar", THEIRS, "page", "batch", "native", "native, flushed")
-FIRST = (f"{THEIRS}, first", "batch, first", "native, first", "batch, flushed", "native, flushed")
-
-
-def _tables(paper: Paper) -> Iterator[tuple[str, Rows]]:
-    yield "Time of a listing, medians", _times(paper.cases, TIMES)
-    ratios = (("scalar", "batch"), (THEIRS, "batch"), ("page", "batch"), ("batch", "native"))
-    yield "Ratios", _ratios(paper.cases, (*ratios, ("batch", "native, flushed")))
-    yield (
-        "The first listing, including the connection, and a listing after all caches were flushed",
-        _times(paper.cases, FIRST),
-    )
-    pairs = ((f"{THEIRS}, first", "batch, first"), ("batch, first", "native, first"))
-    yield "Ratios of first and flushed listings", _ratios(paper.cases, (*pairs, ("batch, flushed", "native, flushed")))
-    yield "Requests and bytes of a listing", _requests(paper.cases)
-    for distance in paper.distances:
-        yield (
-            f"{distance.size:,} {distance.listing} over a slower network: milliseconds, measured (and by the model)",
-            _delays(paper, distance),
-        )
-
-
-def _times(cases: Sequence[Case], names: Sequence[str]) -> Rows:
-    rows: Rows = [("listing", *(f"{name}\nms" for name in names))]
-    for case in cases:
-        rows.append((case.name, *(_mark(case.costs[name], report.number(case.costs[name].ms)) for name in names)))
-    return rows
-
-
-def _ratios(cases: Sequence[Case], pairs: Sequence[tuple[str, str]]) -> Rows:
-    rows: Rows = [("listing", *("/\n".join(pair) for pair in pairs))]
-    for case in cases:
-        rows.append(
-            (case.name, *(_mark(case.costs[one], report.number(case.times(one, two), "x")) for one, two in pairs))
-        )
-    return rows
-
-
-def _requests(cases: Sequence[Case]) -> Rows:
-    rows: Rows = [("listing", "reads", *(f"{strategy}\n{what}" for strategy in READ for what in ("requests", "bytes")))]
-    for case in cases:
-        costs = [case.costs[strategy] for strategy in READ]
-        figures = [_mark(cost, text) for cost in costs for text in (f"{cost.requests:,}", report.size(cost.carried))]
-        rows.append((case.name, f"{case.reads:,}", *figures))
-    return rows
-
-
-def _delays(paper: Paper, distance: Distance) -> Rows:
-    names = [f"+ {plot.duration(each.added)}" for each in distance.delays]
-    rows: Rows = [("strategy", "requests", "base", *names)]
-    for strategy, base in distance.base.items():
-        cells = []
-        for each in distance.delays:
-            cost = each.costs[strategy]
-            by_model = report.number(distance.model(strategy, each.added, paper.floor))
-            cells.append(f"{_mark(cost, report.number(cost.ms))} ({by_model})")
-        rows.append((strategy, _mark(base, f"{base.requests:,}"), _mark(base, report.number(base.ms)), *cells))
-    return rows
-
-
-def _mark(cost: Cost, text: str) -> str:
-    return f"~{text}" if cost.projected else text
-
-
-def document(paper: Paper) -> str:
-    """docs/paper.md."""
-    tables = [f"### {title}\n\n{report.markdown(rows)}" for title, rows in _tables(paper)]
-    measured = len(tables) - len(paper.distances)
-    parts = [
-        "# Comparison with earlier work",
-        "Written by `python -m bench.paper`; do not edit.",
-        _METHOD,
-        f"## Linux {paper.kernel}, {paper.where}",
-        " ".join(filter(None, [f"{paper.date}; {paper.machine}.", report.crowded(paper.load, paper.cpus)])),
-        *tables[:measured],
-        f"## The network: {paper.here}",
-        _NETWORK.format(direct=paper.direct * 1e3, floor=paper.floor * 1e3),
-        "![Time of a listing over the round-trip time, measured and by the model](paper.svg)",
-        *tables[measured:],
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-_METHOD = """\
-[`bench/workloads.py`](../bench/workloads.py), unchanged, lists 100, 300 and 1,000 processes, kernel modules and TCP
-sockets of one VM in one run, by five strategies:
-
-- **scalar**: each read is a request, as in SEVmonitor.
-- **eBPFmonitor**: an eBPF program collects the addresses of all objects in one run. The agent's user space then copies
-  one object after the other and sends all of them in one reply, which the IDS's side keeps.
-- **page**: each 4 KiB page is a request, and is kept for the length of the listing.
-- **batch**: vmishim's. The eBPF program that walks the list also copies what is wanted.
-- **native**: the genuine libvmi 3.7.1 on the VM's memory file, with the VM paused, in an environment of its own.
-
-The others are modelled by how they read, as we understand it: neither their code nor their transport is used. All but
-native run over our link, with its encryption, our Python and our agent. For eBPFmonitor's strategy the agent differs in
-one place, [`bench/sequential.py`](../bench/sequential.py): its walk brings only addresses, and each object is copied by
-a separate run of the program that reads memory, from the first wanted byte to the last. Our read-ahead, which knows the
-wanted fields, keeps the result as usual. Where the original does less, it is slower than this model; the difference
-that remains between the two is where the copying is done.
-
-Every strategy is checked against what was planted: a listing that lacks a planted object ends the run. The modules are
-copies of one small module under different names. Each listing reads fresh memory in the steady state: three listings
-before it learned what an unchanged script reads. **flushed**: all caches were flushed, names too, so that the head's
-address is looked up again; native does this in its symbol map, ours by a request. **first**: from nothing to the end of
-the first listing; for ours this includes connection, handshake and the kernel's facts, for native its constructor.
-Times are medians. A time marked ~ was not run to its end: it is projected from the reads that were done."""
-
-_NETWORK = """\
-The lists of this machine, read from its agent at a TCP port through our own forwarder
-([`bench/delay.py`](../bench/delay.py)), which delays everything by half a round trip in each direction. Without it, an
-empty request takes {direct:.0f} us. The forwarder itself, which wakes and copies once in each direction, adds
-{floor:.0f} us: that is the floor, no round trip through it can be shorter. The model has no fitted parameters:
-
-    time = requests x (round trip + floor) + base
-
-where the requests are counted and the base is the listing without the forwarder. Lines are the model, dots are
-measured, rings are projected."""
-
-
-def from_json(record: dict[str, Any]) -> Paper:
-    """The record of a run: docs/paper.json."""
-
-    def costs(of: dict[str, Any]) -> dict[str, Cost]:
-        return {strategy: Cost(**cost) for strategy, cost in of.items()}
-
-    distances = [
-        Distance(
-            **each
-            | {"base": costs(each["base"])}
-            | {"delays": [Delay(**delay | {"costs": costs(delay["costs"])}) for delay in each["delays"]]}
-        )
-        for each in record["distances"]
-    ]
-    cases = [report.case_from_json(case) for case in record["cases"]]
-    return Paper(**record | {"cases": cases, "distances": distances})
-
-
-def drawn(paper: Paper) -> str:
-    """docs/paper.svg."""
-    charts = []
-    for distance in paper.distances:
-        curves = [
-            plot.Curve(
-                strategy,
-                [(each.added, each.costs[strategy].ms, not each.costs[strategy].projected) for each in distance.delays],
-                [(added, distance.model(strategy, added, paper.floor)) for added in _steps(distance.delays)],
-            )
-            for strategy in distance.base
-        ]
-        title = (
-            f"Listing {distance.size:,} {distance.listing}, {paper.here}: measured, and requests x round trip + base"
-        )
-        charts.append((title, "round trip that the network adds", curves))
-    return plot.curves(charts)
-
-
-def _steps(delays: Sequence[Delay], count: int = 40) -> list[float]:
-    """From the shortest delay to the longest, evenly by logarithm."""
-    low, high = delays[0].added, delays[-1].added
-    return [low * (high / low) ** (step / count) for step in range(count + 1)]
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from bench import pages, plot, report
-from bench.report import Case, Cost, Ground, Part
+from bench import pages, plot, report, results
+from bench.results import Case, Cost, Ground, Part
 
 SVG = "{http://www.w3.org/2000/svg}"
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ def test_a_busy_machine_is_told_of(load: float, warned: bool) -> None:
 def test_native_is_borrowed_for_listings_as_large_only() -> None:
     sizes = (("processes", 103), ("processes", 900), ("sockets", 2001))
     here = replace(GROUND, cases=[case(name, size, batch=0.5) for name, size in sizes])
-    costs = [list(found.costs) for found in report.beside(here, GROUND).cases]
+    costs = [list(found.costs) for found in results.beside(here, GROUND).cases]
     assert costs == [["batch", "native"], ["batch"], ["batch"]]
 
 
@@ -222,7 +222,7 @@ def test_the_fleet_has_a_paragraph_that_stays() -> None:
 
 
 def test_the_record_is_json() -> None:
-    assert json.loads(json.dumps(report.as_json(GROUND)))["cases"][0]["costs"]["page"]["requests"] == 7
+    assert json.loads(json.dumps(results.as_json(GROUND)))["cases"][0]["costs"]["page"]["requests"] == 7
 
 
 def boxes(drawing: str) -> list[float]:
@@ -233,7 +233,7 @@ def boxes(drawing: str) -> list[float]:
 def test_the_plot_has_a_bar_for_each_way_of_each_listing() -> None:
     drawing = report.plotted([GROUND, GROUND])
     bars = sum(len(found.costs) for found in GROUND.cases)
-    assert len(boxes(drawing)) == 2 * (len(report.STRATEGIES) + bars)
+    assert len(boxes(drawing)) == 2 * (len(results.STRATEGIES) + bars)
     texts = {text.text for text in ElementTree.fromstring(drawing).iter(f"{SVG}text")}
     assert {"scalar", "page", "batch", "native", "100 processes", "8,192 buckets", "41s"} <= texts
 

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import paper, plot, report
-from bench.paper import Delay, Distance, Paper
-from bench.report import Case, Cost
+from bench import paper_page, plot, results
+from bench.paper_page import Delay, Distance, Paper
+from bench.results import Case, Cost
 
 SVG = "{http://www.w3.org/2000/svg}"
 COSTS = {
@@ -56,7 +56,7 @@ def test_the_model_is_requests_times_round_trip_and_the_base(strategy: str, adde
 
 
 def test_the_page_has_every_way_and_marks_what_is_projected() -> None:
-    text = paper.document(PAPER)
+    text = paper_page.document(PAPER)
     assert "| 300 processes | ~900 | 12.0 | 300 | 4.00 | 1.00 | 75.0 |" in text
     assert "| 300 processes | ~225x | 3.00x | 75.0x | 4.00x | 0.05x |" in text
     assert "| 300 processes | 50.0 | 40.0 | 500 | 6.00 | 75.0 |" in text
@@ -67,12 +67,12 @@ def test_the_page_has_every_way_and_marks_what_is_projected() -> None:
 
 
 def test_the_record_is_json() -> None:
-    record = json.loads(json.dumps(report.rounded(asdict(PAPER))))
+    record = json.loads(json.dumps(results.rounded(asdict(PAPER))))
     assert record["distances"][0]["delays"][1]["costs"]["scalar"]["projected"]
 
 
 def test_the_figure_has_a_dot_for_each_point_and_a_line_for_each_strategy() -> None:
-    drawing = ElementTree.fromstring(paper.drawn(PAPER))
+    drawing = ElementTree.fromstring(paper_page.drawn(PAPER))
     rings = [dot.get("fill") for dot in drawing.iter(f"{SVG}circle")]
     assert sorted(rings, key=str) == sorted([plot.COLOURS["scalar"], "none", *[plot.COLOURS["batch"]] * 2])
     assert [line.get("stroke") for line in drawing.iter(f"{SVG}polyline")] == [
