@@ -468,15 +468,16 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
 def _explain(error: Exception) -> str | None:
     """An error's message for people, on one line; None if the error is a bug."""
     from vmishim.commands import CommandError
-    from vmishim.errors import LibvmiError
+    from vmishim.errors import FAILURE, LibvmiError
     from vmishim.foreign import printable
 
     if isinstance(error, CommandError):
         text = str(error)
     elif isinstance(error, LibvmiError):
         text = str(error)
-        if text == "VMI_FAILURE":
-            text = "no Linux kernel structure at that place in the guest's memory (VMI_FAILURE); run vmishim doctor"
+        if text == FAILURE:
+            why = getattr(error, "__notes__", ["no Linux kernel structure at that place in the guest's memory"])
+            text = f"{'; '.join(why)} ({FAILURE}); run vmishim doctor"
         text = re.sub(r"^[A-Z_]{2,}: ", "", text)  # LibVMI's name for the failure is for programs
     elif isinstance(error, OSError):
         # Every file of ours is opened by its name.

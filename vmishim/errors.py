@@ -6,13 +6,13 @@
 ``└ LinkError``            the connection to the agent failed: a dead peer, a wrong key, a forged or truncated frame
 ``  └ RebootedError``      the guest was booted again: what is known of its kernel is out of date
 
-``str()`` of the first two is LibVMI's ``VMI_FAILURE``, which scripts compare with. What failed is in the attributes,
-and in a note that a traceback shows.
+``str()`` of most failures is LibVMI's ``VMI_FAILURE``, which scripts compare with. What failed and why is in a note,
+which a traceback shows (``error.__notes__``), and for the first two in attributes.
 """
 
 from __future__ import annotations
 
-from vmishim.foreign import paragraph, printable
+from vmishim.foreign import paragraph
 
 FAILURE = "VMI_FAILURE"
 """LibVMI's name for most failures."""
@@ -29,6 +29,17 @@ class LibvmiError(Exception):
 
     def __init__(self, *words: object) -> None:
         super().__init__(*(paragraph(word) if isinstance(word, str) else word for word in words))
+
+    def add_note(self, note: str) -> None:
+        """As of every exception; unprintable characters are escaped."""
+        super().add_note(paragraph(note))
+
+
+def failure(why: str) -> LibvmiError:
+    """``VMI_FAILURE`` with a note that says why, as the genuine bindings raise it without one."""
+    error = LibvmiError(FAILURE)
+    error.add_note(why)
+    return error
 
 
 class FaultError(LibvmiError):
@@ -57,7 +68,8 @@ class UnknownNameError(LibvmiError):
     def __init__(self, name: str) -> None:
         super().__init__(FAILURE)
         self.name = name
-        self.add_note(f"this kernel has no {printable(name)}")
+        kind = "" if " " in name else "member " if "." in name else "symbol or structure "
+        self.add_note(f"this kernel has no {kind}{name}")
 
     def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str]]:
         return type(self), (self.name,)

@@ -55,7 +55,8 @@ def main():
                 for module, name in modules(vmi):
                     print(f"{name} (struct addr {module:#x})")
     except LibvmiError as error:
-        sys.exit(f"{domain}: {error}")
+        # vmishim adds why to LibVMI's bare VMI_FAILURE.
+        sys.exit(": ".join([domain, str(error), *getattr(error, "__notes__", [])]))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def main():
                 for task, pid, comm in processes(vmi):
                     print(f"[{pid:>5}] {comm} (struct addr {task:#x})")
     except LibvmiError as error:
-        sys.exit(f"{domain}: {error}")
+        # vmishim adds why to LibVMI's bare VMI_FAILURE.
+        sys.exit(": ".join([domain, str(error), *getattr(error, "__notes__", [])]))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmishim.errors import FaultError, LibvmiError, LinkError, UnknownNameError
+import vmishim.libvmi
+from vmishim.errors import FaultError, LibvmiError, LinkError, UnknownNameError, failure
 from vmishim.guests import domains
 from vmishim.kernel.profile import Member
 from vmishim.libvmi import AccessContext, Libvmi, Registers, check, pause
@@ -198,7 +199,71 @@ def test_a_failure_says_what_failed(vmi: Libvmi, target: Guest) -> None:
     with pytest.raises(UnknownNameError) as unknown:
         vmi.get_kernel_struct_offset("task_struct", "no_such_member")
     assert unknown.value.name == "task_struct.no_such_member"
-    assert unknown.value.__notes__ == ["this kernel has no task_struct.no_such_member"]
+    assert unknown.value.__notes__ == ["this kernel has no member task_struct.no_such_member"]
+    with pytest.raises(UnknownNameError) as symbol:
+        vmi.translate_ksym2v("modules")
+    assert symbol.value.__notes__ == ["this kernel has no symbol or structure modules"]
+
+
+BY_PID, BY_DTB = (
+    AccessContext(TranslateMechanism.PROCESS_PID, addr=BASE),
+    AccessContext(TranslateMechanism.PROCESS_DTB, addr=BASE, dtb=TABLES),
+)
+REFUSED: dict[str, tuple[Callable[[Libvmi], object], str]] = {
+    "write": (lambda vmi: vmi.write(BY_PID, b"x"), "never changes the guest"),
+    "write_va": (lambda vmi: vmi.write_va(BASE, 0, b"x"), "never changes the guest"),
+    "write_pa": (lambda vmi: vmi.write_pa(0, b"x"), "never changes the guest"),
+    "write_8_va": (lambda vmi: vmi.write_8_va(BASE, 0, 1), "never changes the guest"),
+    "request_page_fault": (lambda vmi: vmi.request_page_fault(0, BASE, 0), "never changes the guest"),
+    "set_vcpureg": (lambda vmi: vmi.set_vcpureg(0, 0, 0), "never changes the guest"),
+    "get_vcpureg": (lambda vmi: vmi.get_vcpureg(X86Reg.RAX.value, 0), "only CR3 is known"),
+    "get_vcpuregs": (lambda vmi: vmi.get_vcpuregs(0), "cannot read a virtual CPU's registers"),
+    "listen": (lambda vmi: vmi.listen(1), "events need a hypervisor's help"),
+    "register_event": (
+        lambda vmi: vmi.register_event(MemEvent(MemAccess.RW, lambda *_: None)),
+        "events need a hypervisor's help",
+    ),
+    "slat_create": (lambda vmi: vmi.slat_create(), "second-level page tables are the hypervisor's"),
+    "slat_switch": (lambda vmi: vmi.slat_switch(0), "second-level page tables are the hypervisor's"),
+    "read_unicode_str_va": (lambda vmi: vmi.read_unicode_str_va(BASE, 0), "only Windows has unicode strings"),
+    "pid_to_dtb": (lambda vmi: vmi.pid_to_dtb(99), ""),
+    "read_va of no process": (lambda vmi: vmi.read_va(BASE, 99, 8), ""),
+    "read_ksym": (lambda vmi: vmi.read_ksym("nothing", 8), "this kernel has no symbol or structure nothing"),
+    "get_offset": (lambda vmi: vmi.get_offset("nonsense"), "this kernel has no symbol or structure nonsense"),
+    "translate_v2ksym by other tables": (lambda vmi: vmi.translate_v2ksym(BY_DTB, 5), ""),
+    "get_access_mode": (lambda vmi: vmi.get_access_mode("nobody", INIT_DOMAINNAME, None), "no domain 'nobody'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_every_failure_keeps_libvmi_s_text_and_adds_the_reason(vmi: Libvmi, name: str) -> None:
+    call, reason = REFUSED[name]
+    with pytest.raises(LibvmiError) as caught:
+        call(vmi)
+    assert str(caught.value) == "VMI_FAILURE"
+    (note,) = caught.value.__notes__
+    assert reason in note
+    assert note.isprintable()
+
+
+def test_a_partial_opening_says_what_is_missing(target: Guest) -> None:
+    vmi = Libvmi.__new__(Libvmi)
+    vmi._open(target, None, initialised=False)
+    for call in (lambda: vmi.translate_ksym2v("x"), lambda: vmi.get_offset("linux_pid"), lambda: vmi.read_va(1, 1, 1)):
+        with pytest.raises(LibvmiError) as caught:
+            call()
+        assert str(caught.value) == "VMI_FAILURE"
+        assert "call init_os first" in caught.value.__notes__[0]
+
+
+def test_no_bare_failure_is_raised() -> None:
+    """`failure` adds the reason."""
+    folder = Path(vmishim.libvmi.__file__).parent
+    assert [path.name for path in folder.glob("*.py") if "LibvmiError(FAILURE)" in path.read_text()] == []
+
+
+def test_a_note_with_a_guests_text_does_not_act() -> None:
+    assert failure("no \x1b[2J\u202e").__notes__ == [r"no \x1b[2J\u202e"]
 
 
 def test_a_broken_link_is_never_memory_that_is_not_there(vmi: Libvmi, target: Guest) -> None:
@@ -388,8 +453,9 @@ def test_the_constructor_s_arguments_are_checked(known: Path) -> None:
 def test_access_mode(known: Path, vmi: Libvmi) -> None:
     assert vmi.get_access_mode("web-1", INIT_DOMAINNAME, None) is VMIMode.FILE
     assert vmi.get_access_mode("7", INIT_DOMAINID, None) is VMIMode.FILE
-    with pytest.raises(LibvmiError, match=r"^VMI_FAILURE$"):
+    with pytest.raises(LibvmiError) as caught:
         vmi.get_access_mode("nobody", INIT_DOMAINNAME, None)
+    assert str(caught.value) == "VMI_FAILURE"
 
 
 @pytest.mark.parametrize(

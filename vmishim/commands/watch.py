@@ -148,7 +148,6 @@ class Watch:
 def watch(options: argparse.Namespace) -> int:
     """Watch until ``q`` or Ctrl-C.
 
-    :raises CommandError: the interval is not above 0
     :raises LibvmiError: there is no such guest, or the first connection fails
     """
     watched = Watch(options)

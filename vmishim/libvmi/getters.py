@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmishim.errors import FAILURE, FaultError, LibvmiError, UnknownNameError
+from vmishim.errors import FaultError, LibvmiError, UnknownNameError, failure
 from vmishim.guests import resolver
 from vmishim.libvmi.config import MEMBERS
 from vmishim.libvmi.constants import (
@@ -17,6 +17,7 @@ from vmishim.libvmi.constants import (
     VMIWinVer,
     X86Reg,
 )
+from vmishim.libvmi.opened import NO_OS
 from vmishim.libvmi.symbols import Symbols
 from vmishim.libvmi.values import unsigned
 from vmishim.memory.reader import PAGE_SIZE
@@ -59,8 +60,8 @@ class Getters(Symbols):
         domain.encode()
         try:
             found = resolver.current().find(domain, not init_flags & INIT_DOMAINNAME)
-        except LibvmiError:
-            raise LibvmiError(FAILURE) from None
+        except LibvmiError as error:
+            raise failure(str(error)) from None
         return VMIMode.FILE if found.ramfile else VMIMode.KVM
 
     def get_page_mode(self, vcpu: int) -> PageMode:
@@ -101,7 +102,7 @@ class Getters(Symbols):
         """
         offset_name.encode()
         if not self._os:
-            raise LibvmiError(FAILURE)
+            raise failure(NO_OS)
         if offset_name == "linux_kaslr":
             return self._profile.kaslr_offset
         if offset_name == "linux_init_task":
@@ -122,7 +123,7 @@ class Getters(Symbols):
         """
         struct_name.encode(), member.encode()
         if not self._os:
-            raise LibvmiError(FAILURE)
+            raise failure(NO_OS)
         return self._offset(struct_name, member)
 
     def get_memsize(self) -> int:
@@ -157,5 +158,5 @@ class Getters(Symbols):
         wanted = unsigned(reg)
         unsigned(vcpu)
         if wanted != X86Reg.CR3.value:
-            raise LibvmiError(FAILURE)
+            raise failure("only CR3 is known: an agent in the guest cannot read a virtual CPU's other registers")
         return self._kernel_tables()

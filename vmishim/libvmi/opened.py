@@ -14,6 +14,9 @@ from vmishim.libvmi.values import unsigned
 from vmishim.memory import pagetable
 from vmishim.memory.reader import ADDRESSES, KERNEL, PHYSICAL
 
+NO_OS = "the guest was opened with partial=True, which allows only reads of physical memory: call init_os first"
+"""Why a call fails that needs ``_os``."""
+
 
 class OpenedGuest:
     """A guest that was reached. Holds every attribute of a ``Libvmi``; the classes above it have none of their own.

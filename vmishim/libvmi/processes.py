@@ -6,8 +6,9 @@ import operator
 import time
 from collections.abc import Iterator
 
-from vmishim.errors import FAILURE, FaultError, LibvmiError
+from vmishim.errors import FaultError, failure
 from vmishim.libvmi import limits
+from vmishim.libvmi.opened import NO_OS
 from vmishim.libvmi.translation import PageTables
 from vmishim.libvmi.values import signed_32, unsigned
 from vmishim.memory.lifetimes import PID_STALE
@@ -45,7 +46,7 @@ class Processes(PageTables):
                 dtb = self._tables_of(memory) if memory else 0
                 self._dtbs[pid] = dtb, time.monotonic() + PID_STALE
                 return dtb
-        raise LibvmiError(FAILURE)
+        raise failure(f"the guest has no process {pid}")
 
     def dtb_to_pid(self, dtb: int) -> int:
         """Pid of the first process that has its page tables at the physical address ``dtb``.
@@ -64,7 +65,7 @@ class Processes(PageTables):
             memory = self._kernel_64(_add(task, mm))
             if memory and self._tables_of(memory) in (dtb, dtb & ~_SWITCHED):
                 return self._kernel_32(_add(task, number))
-        raise LibvmiError(FAILURE)
+        raise failure(f"no process of the guest has its page tables at {dtb:#x}")
 
     def translate_uv2p(self, vaddr: int, pid: int) -> int:
         """Physical address of a virtual address of process ``pid``.
@@ -84,7 +85,7 @@ class Processes(PageTables):
     def _space(self, pid: int) -> int:
         """The space that reads of a process's memory are in. :raises LibvmiError: there is no such process."""
         if not self._os:
-            raise LibvmiError(FAILURE)
+            raise failure(NO_OS)
         if pid == 0:
             operator.index(pid)  # 0.0 is not a pid
             return KERNEL
@@ -97,7 +98,7 @@ class Processes(PageTables):
     def _tasks(self) -> Iterator[int]:
         """Address of every ``task_struct`` in the guest's list, ``init_task`` first."""
         if not self._os:
-            raise LibvmiError(FAILURE)
+            raise failure(NO_OS)
         first = task = self._symbol("init_task")
         offset = self._offset("task_struct", "tasks")
         for _ in range(limits.TASK_LIMIT):
@@ -105,7 +106,7 @@ class Processes(PageTables):
             task = _add(self._kernel_64(_add(task, offset)), -offset)
             if task == first:
                 return
-        raise LibvmiError(FAILURE)
+        raise failure(f"the list of tasks has more than {limits.TASK_LIMIT} entries: it loops")
 
 
 def _add(address: int, offset: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any, NoReturn
 
-from vmishim.errors import FAILURE, FaultError, LibvmiError
+from vmishim.errors import FaultError, failure
 from vmishim.libvmi import limits
 from vmishim.libvmi.scalars import Scalars
 from vmishim.libvmi.values import AccessContext, signed_32, unsigned
@@ -13,6 +13,8 @@ from vmishim.memory.reader import ADDRESSES, KERNEL, PAGE_SIZE, PHYSICAL
 
 STRING_CHUNK = 256
 """Bytes asked for first when a string is read: a name or a path fits, and one request is enough."""
+
+NOT_WINDOWS = "only Windows has unicode strings (UNICODE_STRING); the guest runs Linux"
 
 
 class Reads(Scalars):
@@ -123,7 +125,7 @@ class Reads(Scalars):
         Source: ``vmi_read_unicode_str``.
         """
         ctx.to_ffi()
-        raise LibvmiError(FAILURE)
+        raise failure(NOT_WINDOWS)
 
     def read_unicode_str_va(self, vaddr: int, pid: int) -> NoReturn:
         """Refused: only Windows has such strings.
@@ -133,7 +135,7 @@ class Reads(Scalars):
         Source: ``vmi_read_unicode_str_va``.
         """
         unsigned(vaddr), signed_32(pid)
-        raise LibvmiError(FAILURE)
+        raise failure(NOT_WINDOWS)
 
     def free_unicode_str(self, unicode_str: Any) -> NoReturn:
         """Refused: ``read_unicode_str`` returns none that could be freed.
@@ -175,4 +177,4 @@ class Reads(Scalars):
                 return (text + data[:end]).decode()
             text += data
             address = (address + count) % ADDRESSES
-        raise LibvmiError(FAILURE)
+        raise failure(f"the string has no end within {limits.STRING_LIMIT >> 20} MiB")

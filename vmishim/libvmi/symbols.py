@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vmishim.errors import FAILURE, LibvmiError, UnknownNameError
+from vmishim.errors import UnknownNameError, failure
 from vmishim.libvmi.constants import TranslateMechanism
+from vmishim.libvmi.opened import NO_OS
 from vmishim.libvmi.processes import Processes
 from vmishim.libvmi.values import AccessContext, unsigned
 from vmishim.memory.reader import ADDRESSES, KERNEL, PHYSICAL
@@ -29,7 +30,7 @@ class Symbols(Processes):
                 return known
         symbol.encode()
         if not self._os:
-            raise LibvmiError(FAILURE)
+            raise failure(NO_OS)
         return self._symbol(symbol)
 
     def translate_sym2v(self, ctx: AccessContext, symbol: str) -> int:
@@ -48,7 +49,7 @@ class Symbols(Processes):
         for name, value in exports:
             if name == symbol:
                 return (ctx.addr + value) % ADDRESSES
-        raise LibvmiError(FAILURE)
+        raise failure(f"the image at {ctx.addr:#x} exports no {symbol}")
 
     def translate_v2sym(self, ctx: AccessContext, addr: int) -> str:
         """Name of the symbol that a shared object exports at ``addr`` bytes from its start.
@@ -67,7 +68,7 @@ class Symbols(Processes):
         for name, value in exports:
             if value == addr:
                 return name
-        raise LibvmiError(FAILURE)
+        raise failure(f"the image at {ctx.addr:#x} exports nothing at {addr:#x}")
 
     def translate_v2ksym(self, ctx: AccessContext, addr: int) -> str:
         """Name of the kernel symbol that starts exactly at ``addr``.
@@ -83,7 +84,7 @@ class Symbols(Processes):
         if known is not None:
             return known
         if dtb != self._kernel_tables():
-            raise LibvmiError(FAILURE)
+            raise failure("only the kernel's own symbols are known by address; use pid 0")
         try:
             return self._profile.symbol_at(unsigned(addr))
         except KeyError:
@@ -106,7 +107,7 @@ class Symbols(Processes):
             return self.pid_to_dtb(ctx.pid)
         if ctx.tr_mechanism is TranslateMechanism.PROCESS_DTB:
             return unsigned(ctx.dtb)
-        raise LibvmiError(FAILURE)
+        raise failure(f"an AccessContext of {ctx.tr_mechanism.name} names no page tables")
 
     def _image(self, ctx: AccessContext) -> tuple[int, Iterator[tuple[str, int]]]:
         """(dtb, exported symbols) of the ELF image at ``ctx.addr``. :raises LibvmiError: ``ctx`` is not virtual."""

@@ -6,9 +6,9 @@ from itertools import islice
 from struct import Struct
 from types import SimpleNamespace
 
-from vmishim.errors import FAILURE, FaultError, LibvmiError
+from vmishim.errors import FaultError, failure
 from vmishim.libvmi import limits
-from vmishim.libvmi.opened import OpenedGuest
+from vmishim.libvmi.opened import NO_OS, OpenedGuest
 from vmishim.libvmi.values import PageEntries, PageInfo, PageLookup, unsigned
 from vmishim.memory import pagetable
 from vmishim.memory.pagetable import Translation
@@ -78,10 +78,10 @@ class PageTables(OpenedGuest):
         pages = pagetable.pages(self._read_physical, unsigned(dtb), self._profile.levels, self._encryption())
         try:
             found = list(islice(pages, limits.PAGES_LIMIT + 1))
-        except ValueError:
-            raise LibvmiError(FAILURE) from None
+        except ValueError as error:
+            raise failure(f"the page tables at {dtb:#x} are not valid: {error}") from None
         if len(found) > limits.PAGES_LIMIT:
-            raise LibvmiError(FAILURE)
+            raise failure(f"the page tables at {dtb:#x} map more than {limits.PAGES_LIMIT} pages")
         return [
             PageInfo(SimpleNamespace(vaddr=page.address, dtb=dtb, paddr=page.physical, size=page.size))
             for page in reversed(found)
@@ -105,7 +105,7 @@ class PageTables(OpenedGuest):
     def _kernel_tables(self) -> int:
         """Physical address of the kernel's page tables (LibVMI's ``kpgd``)."""
         if not self._os:
-            raise LibvmiError(FAILURE)
+            raise failure(NO_OS)
         if not self._kpgd:
             base = _U64.unpack(self._read(self._symbol("phys_base"), 8, KERNEL))[0]
             try:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import operator
 from typing import Any, NoReturn
 
-from vmishim.errors import FAILURE, LibvmiError
+from vmishim.errors import failure
 from vmishim.libvmi.symbols import Symbols
 from vmishim.libvmi.values import AccessContext, signed_32, unsigned
+
+READ_ONLY = "vmishim only reads: it never changes the guest"
 
 
 class Writes(Symbols):
@@ -253,7 +255,7 @@ class Writes(Symbols):
         if value is not None and operator.index(value) >> 8 * size:
             raise OverflowError(f"integer {value} does not fit into {size} bytes")
         self._refuse_buffer(bytes(size), ctx, symbol, address, pid)
-        raise LibvmiError(FAILURE)
+        raise failure(READ_ONLY)
 
     def _refuse_buffer(
         self, buffer: Any, ctx: AccessContext | None = None, symbol: str | None = None, address: int = 0, pid: int = 0
@@ -266,5 +268,5 @@ class Writes(Symbols):
             self.translate_ksym2v(symbol)
         unsigned(address), signed_32(pid)
         if length:
-            raise LibvmiError(FAILURE)
+            raise failure(READ_ONLY)
         return 0
