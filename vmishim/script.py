@@ -2,30 +2,73 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from vmishim.errors import LibvmiError
-from vmishim.guests.resolver import ENROLLED, Resolver, resolving
+from vmishim.guests.domains import Domain
+from vmishim.guests.resolver import ENROLLED, Resolver, reach, resolving, use
+
+if TYPE_CHECKING:
+    from vmishim.guests.agent import Strategy
 
 COMPAT = Path(__file__).parent / "compat"
 """The folder that holds our package named ``libvmi``."""
+CHILDREN = Path(__file__).parent / "children"
+"""The folder that holds nothing but `libvmi` for the script's child processes."""
+INHERITED = "VMISHIM_SCRIPT"
+"""Environment variable that says to the script's child processes how to open guests, as JSON of `Inherited`."""
 
 
-def execute(script: str, arguments: Sequence[str], resolver: Resolver = ENROLLED) -> int:
-    """Run a script as ``python SCRIPT ARGUMENTS`` would, except that ``import libvmi`` imports ours.
+@dataclass(frozen=True)
+class Inherited:
+    """How a script's child processes open guests.
+
+    :ivar strategy: how an agent is asked for memory
+    :ivar entry: the settings of the entry that stands for every name; None: ``domains.toml`` counts
+    """
+
+    strategy: Strategy = "batch"
+    entry: dict[str, Any] | None = None
+
+    def resolver(self) -> Resolver:
+        """As a resolver."""
+        if self.entry is None:
+            return Resolver(reach=lambda domain: reach(domain, self.strategy))
+        entry = Domain(**self.entry)
+        return Resolver(
+            find=lambda name, _: replace(entry, name=name),
+            reach=lambda domain: reach(replace(entry, name=domain.name), self.strategy),
+        )
+
+
+def inherit() -> None:
+    """In a child process of a script: open guests as its parent does. Without a parent, as always."""
+    if text := os.environ.get(INHERITED):
+        use(Inherited(**json.loads(text)).resolver())
+
+
+def execute(
+    script: str, arguments: Sequence[str], resolver: Resolver = ENROLLED, inherited: Inherited | None = None
+) -> int:
+    """Run a script as ``python SCRIPT ARGUMENTS`` would, except that ``import libvmi`` imports ours, in its child
+    processes too.
 
     :param resolver: finds and opens the domains that the script names
+    :param inherited: the same for child processes that do not share this one's memory
     :returns: 0; 1 after the traceback of what it raised, 130 if that was Ctrl-C
     :raises LibvmiError: this installation lacks that package
     :raises SystemExit: the script did
     """
-    with _as_main(script, arguments), resolving(resolver):
+    with _as_main(script, arguments), resolving(resolver), _children(inherited or Inherited()):
         try:
             runpy.run_path(script, run_name="__main__")
         except SystemExit:
@@ -55,10 +98,30 @@ def _as_main(script: str, arguments: Sequence[str]) -> Iterator[None]:
         ours = sys.modules.get("libvmi")
         if ours is None or not str(getattr(ours, "__file__", "")).startswith(str(COMPAT)):
             _import_ours()
-        sys.path = rest if alone else [os.path.dirname(os.path.abspath(script)), *rest]
+        sys.path = [*([] if alone else [os.path.dirname(os.path.abspath(script))]), str(CHILDREN), *rest]
         yield
     finally:
         sys.argv, sys.path = argv, path
+
+
+@contextmanager
+def _children(inherited: Inherited) -> Iterator[None]:
+    """For the length of the block, child processes find our ``libvmi``: those of multiprocessing by ``sys.path``, which
+    it passes on, other interpreters by ``PYTHONPATH``."""
+    theirs = os.environ.get("PYTHONPATH")
+    ours = {
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(CHILDREN), theirs))),
+        INHERITED: json.dumps(asdict(inherited)),
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _import_ours() -> None:

@@ -72,6 +72,7 @@ TABLE: dict[str, set[str]] = {
     "libvmi": {"vmishim.libvmi"},
     "vmishim.inspection": {"vmishim.errors", "vmishim.guests", "vmishim.isolated", "vmishim.libvmi"},
     "vmishim.script": {"vmishim.errors", "vmishim.guests"},
+    "vmishim.children": {"vmishim.script"},
     "vmishim.output": {"vmishim.foreign"},
     "vmishim.compare": {
         *("vmishim.foreign", "vmishim.plural"),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from tests.ground.hostile import plant, ran
-from vmishim import isolated
+from vmishim import isolated, script
+from vmishim.guests import resolver
+from vmishim.guests.domains import Domain
 
 ROOT = Path(__file__).parents[2]
 STARTS = {"run", "Popen", "call", "check_call", "check_output", "getoutput", "getstatusoutput"}
@@ -207,6 +211,70 @@ def test_a_script_is_run_as_python_runs_it(hostile: Path, tmp_path: Path) -> Non
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"{script.parent} False False\n" * 2), done.stderr
     assert ran(hostile) == set()
+
+
+CHILDREN_SCRIPT = """
+import multiprocessing, os, subprocess, sys
+from libvmi import Libvmi, LibvmiError
+import report  # beside the script, and a name of compat/ids
+
+def look(number):
+    import libvmi, libvmi.event, report
+    try:
+        Libvmi("nobody")
+    except LibvmiError as error:
+        print(libvmi.__file__, str(error).partition(":")[0], report.__file__, flush=True)
+
+if __name__ == "__main__":
+    look(0)
+    for method in ("fork", "spawn", "forkserver"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            pool.map(look, [1])
+    if "again" not in sys.argv:
+        subprocess.run([sys.executable, *sys.argv, "again"], check=True)
+        subprocess.run([sys.executable, "-c", "from libvmi.libvmi import Libvmi"], check=True)
+"""
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_every_child_of_a_script_has_our_libvmi(hostile: Path, tmp_path: Path, safe: bool) -> None:
+    """However Python starts it: its parent's memory is not in "spawn" and "forkserver", nor in another interpreter."""
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "script.py"
+    script.write_text(CHILDREN_SCRIPT)
+    script.with_name("report.py").write_text("")
+    environment = {"PATH": os.environ["PATH"], "VMISHIM_CONFIG": str(tmp_path / "domains.toml"), "HOME": str(tmp_path)}
+    command = [*isolated.script_runner("vmishim.cli"), "run", str(script)]
+    if safe:
+        # Python itself starts the children of "spawn" in the working folder's reach, unless it was told not to.
+        environment["PYTHONSAFEPATH"] = "1"
+        environment["PYTHONPATH"] = str(script.parent)
+    folder = hostile if safe else tmp_path
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    ours = Path(isolated.FOLDER, "vmishim", "compat", "libvmi", "__init__.py")
+    assert done.stdout == f"{ours} VM_NOT_FOUND {script.with_name('report.py')}\n" * 8
+    assert ran(hostile) == set()
+
+
+def test_what_children_inherit_opens_guests_as_their_parent_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Domain, str]] = []
+    monkeypatch.setattr(script, "reach", lambda domain, strategy: asked.append((domain, strategy)))
+    entry = Domain("local", agent="ipc:///s", agent_key="k", key="/k", timeout=3.0)
+    inherited = script.Inherited("page", asdict(entry))
+    monkeypatch.setenv(script.INHERITED, json.dumps(asdict(inherited)))
+    monkeypatch.setattr(resolver, "_blocks", [])
+    script.inherit()
+    resolver.current().reach(resolver.current().find("any", False))
+    assert asked == [(replace(entry, name="any"), "page")]
+
+
+def test_a_script_leaves_the_environment_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/theirs")
+    (tmp_path / "script.py").write_text("import os; print(os.environ['PYTHONPATH'].endswith('/children:/theirs'))")
+    before = dict(os.environ)
+    assert script.execute(str(tmp_path / "script.py"), []) == 0
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("safe", ["", "1"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from vmishim.commands import CommandError
@@ -12,7 +12,7 @@ from vmishim.commands.guests import Meter
 from vmishim.guests.domains import Domain
 from vmishim.guests.resolver import Resolver, reach
 from vmishim.guests.target import Target
-from vmishim.script import execute
+from vmishim.script import Inherited, execute
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         meter.add(target)
         return target
 
-    resolver = Resolver(reach=metered)
+    resolver, inherited = Resolver(reach=metered), Inherited(options.strategy)
     with ExitStack() as stack:
         if options.local:
             from vmishim.guests import local
@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
             # Before the script starts, so that a missing requirement is one clear error.
             here = stack.enter_context(local.agent())
             resolver = Resolver(find=lambda name, _: replace(here, name=name), reach=metered)
+            inherited = replace(inherited, entry=asdict(here))
         if options.stats:
             stack.callback(meter.report)
-        return execute(options.script, options.arguments, resolver)
+        return execute(options.script, options.arguments, resolver, inherited)

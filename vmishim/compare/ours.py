@@ -13,7 +13,7 @@ from vmishim.guests.domains import Domain
 from vmishim.guests.resolver import Resolver, reach
 from vmishim.guests.target import Target
 from vmishim.libvmi import Libvmi
-from vmishim.script import execute
+from vmishim.script import Inherited, execute
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
     try:
         with recording.of(Libvmi, task["record"]):
             begun = time.perf_counter()
-            return execute(task["script"], task["arguments"], resolver)
+            return execute(task["script"], task["arguments"], resolver, Inherited(task["strategy"], task["entry"]))
     finally:
         seconds = time.perf_counter() - begun
         links = [target.agent.link for target in targets if target.agent is not None]

@@ -59,6 +59,11 @@ def current() -> Resolver:
     return _of_context.get() or (_blocks[-1] if _blocks else ENROLLED)
 
 
+def use(resolver: Resolver) -> None:
+    """Use ``resolver`` for every ``Libvmi(name)`` of this process outside of `resolving` blocks."""
+    _blocks.insert(0, resolver)
+
+
 @contextmanager
 def resolving(resolver: Resolver) -> Iterator[None]:
     """Use ``resolver`` for every ``Libvmi(name)`` within the block.
