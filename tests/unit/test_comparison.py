@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.ground.images import lime
+from trials.fuzz import ram
+from trials.fuzz.bombs import btf_blob, btf_struct
 from vmishim import cli
 from vmishim.commands import compare as compare_command
-from vmishim.compare import engine, report, verdict
+from vmishim.compare import backends, engine, report, verdict
 from vmishim.compare.backends import Missing
 from vmishim.compare.engine import Job, Round, assemble, judge
 from vmishim.compare.recorder import Recording, form
 from vmishim.compare.verdict import Run, compare, moved
 from vmishim.errors import LibvmiError
 from vmishim.guests import domains
+from vmishim.guests.domains import Domain
 from vmishim.libvmi.constants import VMIOS
 from vmishim.wire.keys import generate
 
@@ -333,6 +337,21 @@ def test_an_entry_may_have_an_agent_and_a_ramfile(config: Path) -> None:
     (config / "domains.toml").write_text(entry)
     lab = domains.find("lab")
     assert (lab.agent, lab.ramfile) == ("tcp://h:1", "/run/ram")
+
+
+@pytest.mark.parametrize(
+    ("write", "expected"), [(bytes, "no interpreter"), (lambda memory: lime({0: memory}), "this LiME image has")]
+)
+def test_native_reads_no_file_that_has_memory_elsewhere(
+    tmp_path: Path, write: Callable[[bytes], bytes], expected: str
+) -> None:
+    file = tmp_path / "memory"
+    file.write_bytes(write(ram.guest(btf_blob(btf_struct(1, []), b"\0a\0"))))
+    found = {each.name: each for each in backends.find(Domain("seized", ramfile=str(file)), tmp_path)}
+    assert isinstance(found["ramfile"], backends.Backend)
+    native = found["native"]
+    assert isinstance(native, backends.Missing)
+    assert expected in native.why
 
 
 @pytest.mark.parametrize(

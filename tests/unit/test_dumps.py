@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ground.images import avml, lime
 from vmishim.errors import FaultError, LibvmiError
 from vmishim.guests import formats
 from vmishim.guests import packed as unpacking
@@ -102,23 +103,6 @@ def kdump(
         content += data
     blocks = [header, sub_header, bytes(all_bits), bytes(bits), descriptors]
     return b"".join(block.ljust(PAGE, b"\0") for block in blocks) + content
-
-
-def lime(ranges: dict[int, bytes]) -> bytes:
-    """An image of LiME of these ranges, by physical address."""
-    return b"".join(
-        struct.pack("<4sIQQ8x", b"EMiL", 1, start, start + len(data) - 1) + data for start, data in ranges.items()
-    )
-
-
-def avml(ranges: dict[int, bytes]) -> bytes:
-    """The same as ``avml --compress`` writes it."""
-    image = b""
-    for start, data in ranges.items():
-        frames = bytes(cramjam.snappy.compress(data))
-        image += struct.pack("<4sIQQ8x", b"AVML", 2, start, start + len(data) - 1) + frames
-        image += struct.pack("<Q", len(frames))
-    return image
 
 
 def flattened(dump: bytes, piece: int = 1000) -> bytes:

@@ -20,9 +20,6 @@ from pathlib import Path
 from struct import pack
 from typing import Any
 
-import cramjam
-import lzallright
-
 from trials.fuzz import ram
 from trials.fuzz.budget import within_budget
 from vmishim import attestation
@@ -205,6 +202,9 @@ def _one_page_for_all() -> bytes:
 
 def _growing(method: int) -> bytes:
     """A compressed dump whose 2,000 pages would be a MiB each."""
+    import cramjam
+    import lzallright
+
     data = b"\1" * (1 << 20)
     if method == 1:
         page = zlib.compress(data, 9)

@@ -13,8 +13,6 @@ from pathlib import Path
 from struct import Struct, pack
 from typing import Any
 
-import cramjam
-
 from guest_agent.agent import Agent
 from guest_agent.kernel import Gathered
 from trials.fuzz import ram
@@ -385,6 +383,8 @@ def _dumps(data: bytes) -> None:
 
 def _dumped() -> list[bytes]:
     """A core of one page, a compressed dump of two, the same flattened, an image of LiME and one of AVML."""
+    import cramjam
+
     page = bytes(range(256)) * 16
     core = b"\x7fELF\2\1\1".ljust(16, b"\0") + pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     core += pack("<IIQQQQQQ", 1, 7, 120, 0, 0x1000, 4096, 4096, 0) + page

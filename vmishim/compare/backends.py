@@ -141,6 +141,9 @@ def _agent_problem(domain: Domain, by_agent: Domain) -> Any:
 
 def _native(vmi: Libvmi, ram: Path, folder: Path, genuine: str) -> Backend | Missing:
     """The genuine bindings on the guest's RAM file, with LibVMI's file driver."""
+    if not vmi.vmi.is_flat:
+        why = f"LibVMI takes offsets of the file for addresses, and this {vmi.vmi.format.name} has its memory elsewhere"
+        return Missing(NATIVE, why, "compare on a VM with a RAM file and no hole in its memory, such as one of 1 GiB")
     if not genuine:
         remedy = (
             "python3.11 -m venv genuine && genuine/bin/pip install libvmi==3.7.1, then --genuine genuine/bin/python "

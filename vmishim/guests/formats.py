@@ -41,6 +41,8 @@ def _starts(*marks: bytes) -> tuple[tuple[int, bytes], ...]:
 _DUMP = "then, in its monitor, dump-guest-memory -z OUT"
 _START = "start the VM as it was, with -S and"
 
+_PACKAGES = "lzallright (LZO), cramjam (Snappy, Zstandard)"
+
 RAW = Format(
     "raw image",
     "QEMU `memory-backend-file`, `pmemsave`; VMware `.vmem`; Firecracker memory file; LiME `format=padded`",
@@ -55,13 +57,13 @@ KDUMP = Format(
     "kdump (compressed dump)",
     "`makedumpfile -c/-l/-p/-z`, QEMU `dump-guest-memory -z/-l/-s -R`",
     _starts(b"KDUMP   "),
-    package="lzallright (LZO), cramjam (snappy, zstd)",
+    package=_PACKAGES,
 )
 FLATTENED = Format(
     "flattened dump",
     "`makedumpfile -F`, QEMU `dump-guest-memory -z/-l/-s`, `virsh dump --format kdump-...`",
     _starts(b"makedumpfile\0\0\0\0"),
-    package="as kdump",
+    package=_PACKAGES,
 )
 LIME = Format("LiME image", "LiME `format=lime`; AVML", _starts(b"EMiL"))
 AVML = Format("AVML image", "AVML `--compress`", _starts(b"AVML"), package="cramjam")
@@ -179,7 +181,7 @@ class NotReadError(ValueError):
 
 def table() -> Iterator[str]:
     """The lines of docs/dumps.md's table."""
-    yield "| format | written by | here |"
+    yield "| format | written by | read, or what to do |"
     yield "|---|---|---|"
     for format in FORMATS:
         needs = f"; needs {format.package}" if format.package else ""

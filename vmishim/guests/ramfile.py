@@ -27,6 +27,7 @@ from vmishim.errors import FaultError, LibvmiError, LinkError
 from vmishim.foreign import printable
 from vmishim.guests import dumps, layout
 from vmishim.guests.dumps import Segment
+from vmishim.guests.formats import Format
 from vmishim.guests.image import BLOCK, REGION, Image, Images
 from vmishim.guests.layout import GIB, Range
 from vmishim.guests.packed import CHUNK, DamagedError, Store
@@ -562,6 +563,16 @@ class RamFile:
     def agent(self) -> None:
         """None: a RAM file is read without an agent."""
         return None
+
+    @property
+    def format(self) -> Format:
+        """What the file is."""
+        return self._ram.format
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether guest physical addresses are offsets of the file."""
+        return not self._ram.is_dump and all(start == offset for start, _, offset in self._ram.segments)
 
     @property
     def reader(self) -> RamFile:
