@@ -34,11 +34,12 @@ examples:
   vmishim doctor web-1                      check what works, and how to fix what does not
 
 A DOMAIN is an enrolled guest (list them with vmishim domains). Exit status: 0 success, 1 a problem with the guest or
-the machine, 2 a problem with the command line.
+the machine, 2 a problem with the command line; of ps, lsmod and ss, 3 if only part of a list could be read.
 """
 
 PS = """\
 vmishim ps web-1 --tree
+vmishim ps web-1 --threads
 vmishim ps web-1 --json | jq '.[].comm'
 vmishim ps --domains 'web-*' --deadline 10
 sudo vmishim ps --local
@@ -55,8 +56,12 @@ sudo vmishim ss --local --stats
 """
 
 FLEET = """\
+What cannot be read is marked: a question mark in the table, null and "unreadable" in JSON, and a line on standard
+error; the exit status is then 3.
+
 With --domains the table has a column for the guest; with --json each object is one line, printed as guests answer. A
-guest that can't be read gets one line with "error" and does not delay the others; the exit status is then 1.
+guest that can't be read gets one line with "error" and does not delay the others; the exit status is then 1. What
+could not be read of a guest's list gets lines with "damage".
 """
 
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
@@ -102,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     _guests(ps)
     shape = ps.add_mutually_exclusive_group()
     shape.add_argument("--tree", action="store_true", help="show children below their parents")
+    ps.add_argument("--threads", action="store_true", help="show all threads of each process")
     _listing(ps, shape)
 
     lsmod = command("lsmod", "inspection:lsmod", "list the kernel modules of a guest, or of many", LSMOD, FLEET)

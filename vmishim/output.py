@@ -36,7 +36,7 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for title, cells in whole:
         if title in widths:
-            right = all(isinstance(cell, int) or cell == "" for cell in cells)
+            right = all(isinstance(cell, int) or cell in ("", "?") for cell in cells)
             last = title == columns[-1]
             table.add_column(
                 title.removeprefix("-"),

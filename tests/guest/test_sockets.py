@@ -19,7 +19,7 @@ from vmishim.libvmi import Libvmi, pause
 from vmishim.wire.keys import save_private
 
 # What ``/proc/net/tcp`` says of a socket: version, both ends, state, uid (or none), inode.
-Line = tuple[int, str, int, str, int, str, int, int]
+Line = tuple[int, str, int, str, int, str, int | None, int | None]
 
 PLANTED = """\
 import fcntl, os, socket, struct, time
@@ -64,7 +64,7 @@ time.sleep(1000)
 
 def proc(lab: LabVM, path: str) -> set[Line]:
     """The lines of ``net/tcp`` and ``net/tcp6`` below a folder of ``/proc``."""
-    found = set()
+    found: set[Line] = set()
     for version, name in ((4, "tcp"), (6, "tcp6")):
         for line in lab.read(f"{path}/net/{name}").decode().splitlines()[1:]:
             words = line.split()

@@ -30,7 +30,7 @@ def sight(*sockets: Socket, tasks: tuple[Task, ...] = (), modules: tuple[Module,
     return Sight(
         {(task.pid, task.address): task for task in tasks},
         {(module.name, module.address): module for module in modules},
-        {(each.inode,): each for each in sockets},
+        {(each.inode or 0,): each for each in sockets},
         **more,
     )
 
@@ -216,3 +216,18 @@ def test_the_newest_event_is_on_top_and_nothing_controls_the_terminal() -> None:
     assert lines[0].startswith("web-1  ")
     assert [line.split()[3] for line in lines[4:]] == ["19", "18", "17", "16"]
     assert "\\x1b[2J[red]" in lines[4]
+
+
+@pytest.mark.parametrize(
+    ("were", "are", "found"),
+    [
+        ({1000}, {1000, 0}, True),  # a thread of it did, for itself
+        ({1000, 0}, {1000, 0}, False),
+        ({1000}, {1000}, False),
+        (set(), {1000, 0}, False),  # they could not be read before
+    ],
+)
+def test_a_thread_that_became_root_is_a_finding(were: set[int], are: set[int], found: bool) -> None:
+    before = sight(tasks=(SHELL,), users={KEY: frozenset(were)})
+    now = sight(tasks=(SHELL,), users={KEY: frozenset(are)})
+    assert [event.finding for event in seen(before, now)] == [changes.BECAME_ROOT] * found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from vmishim.guests.domains import Domain
 from vmishim.inspection import cluster, fleet
 from vmishim.inspection.cluster import KINDS, Scheduler, engine, error_line, parsed, plain
 from vmishim.inspection.cluster_client import refuse
+from vmishim.inspection.lists import MARKS_MAX
 from vmishim.inspection.objects import Task
 
 GUEST = Domain("web-1", ramfile="/nowhere")
@@ -24,19 +26,28 @@ WRONG = {
     "too few": b"[1]\n",
     "a number too large": plain([Task(2**64, 1, 0, 0, "x", "running", 0)]),
     "a negative number": plain([Task(-1, 1, 0, 0, "x", "running", 0)]),
-    "a bool": json.dumps([True, 1, 0, 0, "x", "running", 0]).encode(),
-    "a float": json.dumps([1.0, 1, 0, 0, "x", "running", 0]).encode(),
-    "a list as a name": json.dumps([1, 1, 0, 0, ["x"], "running", 0]).encode(),
+    "a bool": json.dumps([True, 1, 0, 0, "x", "running", 0, ""]).encode(),
+    "a float": json.dumps([1.0, 1, 0, 0, "x", "running", 0, ""]).encode(),
+    "a list as a name": json.dumps([1, 1, 0, 0, ["x"], "running", 0, ""]).encode(),
     "a long name": plain([Task(1, 1, 0, 0, "x" * (cluster.TEXT_MAX + 1), "running", 0)]),
     "a long line": b" " * (cluster.LINE_MAX + 1) + plain(TASKS),
     "deep": b"[" * cluster.LINE_MAX,
+    "nobody's name": json.dumps([1, 1, 0, 0, None, "running", 0, ""]).encode(),
+    "no damage": b'{"damage": 1}\n',
+    "more than damage": b'{"damage": "x", "more": 1}\n',
+    "too much damage": plain([], ["x"] * (MARKS_MAX + 2)),
+    "a long damage": json.dumps({"damage": "x" * (cluster.ERROR_MAX + 1)}).encode(),
     "an error after a list": plain(TASKS) + error_line("no"),
 }
 
 
 def test_a_list_arrives_as_it_was() -> None:
-    assert parsed(GUEST, "ps", plain(TASKS)) == fleet.Answer("web-1", TASKS)
-    assert parsed(GUEST, "ps", b"") == fleet.Answer("web-1", [])
+    assert parsed(GUEST, "ps", plain(TASKS)) == fleet.Answer("web-1", TASKS, damage=[])
+    damaged = [replace(TASKS[0], uid=None, unreadable="cred of 1 init: it is gone")]
+    assert parsed(GUEST, "ps", plain(damaged, ["cred", "\x1b"])) == fleet.Answer(
+        "web-1", damaged, damage=["cred", "\x1b"]
+    )
+    assert parsed(GUEST, "ps", b"") == fleet.Answer("web-1", [], damage=[])
     assert parsed(GUEST, "ps", error_line("it is gone")) == fleet.Answer("web-1", error="it is gone")
     assert KINDS.keys() == fleet.LISTS.keys()
 

@@ -84,6 +84,7 @@ def test_lists(
         json=form == "json",
         stats=True,
         tree=False,
+        threads=False,
     )
     assert getattr(inspection, name)(options) == 1
     shown = capsys.readouterr()

@@ -70,7 +70,7 @@ TABLE: dict[str, set[str]] = {
     },
     "vmishim": {"vmishim.errors", "vmishim.libvmi", "vmishim.version"},
     "libvmi": {"vmishim.libvmi"},
-    "vmishim.inspection": {"vmishim.errors", "vmishim.guests", "vmishim.isolated", "vmishim.libvmi"},
+    "vmishim.inspection": {"vmishim.errors", "vmishim.guests", "vmishim.isolated", "vmishim.libvmi", "vmishim.memory"},
     "vmishim.script": {"vmishim.errors", "vmishim.guests"},
     "vmishim.children": {"vmishim.script"},
     "vmishim.output": {"vmishim.foreign"},

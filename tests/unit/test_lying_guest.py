@@ -21,7 +21,8 @@ from vmishim import client
 from vmishim.commands.inspection import SHAPES
 from vmishim.errors import LibvmiError, LinkError
 from vmishim.guests.agent import STRATEGIES, AgentGuest, Strategy
-from vmishim.inspection import objects
+from vmishim.inspection import objects, open_files
+from vmishim.inspection.lists import Damage
 from vmishim.libvmi import AccessContext, Libvmi, limits
 from vmishim.libvmi.constants import TranslateMechanism
 from vmishim.output import show
@@ -219,8 +220,10 @@ class Wire:
 def small() -> Iterator[None]:
     """Lists that are long enough to be believed, but not for a test."""
     with pytest.MonkeyPatch.context() as patch:
-        for limit in ("MODULES_MAX", "NAMESPACES_MAX", "SOCKETS_MAX", "BUCKETS_MAX", "TASK_LIMIT", "FILES_MAX"):
+        for limit in ("MODULES_MAX", "NAMESPACES_MAX", "SOCKETS_MAX", "BUCKETS_MAX", "TASK_LIMIT"):
             patch.setattr(objects, limit, 300)
+        for limit in ("SLOTS_MAX", "FILES_MAX", "ALL_FILES_MAX"):
+            patch.setattr(open_files, limit, 2000)
         patch.setattr(limits, "TASK_LIMIT", 300)
         patch.setattr(limits, "PAGES_LIMIT", 300)
         patch.setattr(limits, "STRING_LIMIT", 1 << 16)
@@ -295,11 +298,15 @@ class LyingGuest(RuleBasedStateMachine):
 
     @rule(
         read=st.sampled_from(
-            [objects.tasks, objects.modules, objects.sockets, objects.without_file, objects.unlisted_modules]
-        )
+            [
+                *(objects.tasks, objects.threads, objects.modules, objects.sockets),
+                *(objects.without_file, objects.other_users, objects.unlisted_modules),
+            ]
+        ),
+        strict=st.booleans(),
     )
-    def list_all(self, read: Callable[[Libvmi], Iterator[Any]]) -> None:
-        self.call(lambda vmi: list(islice(read(vmi), 2000)))
+    def list_all(self, read: Callable[..., Iterator[Any]], strict: bool) -> None:
+        self.call(lambda vmi: list(islice(read(vmi) if strict else read(vmi, Damage()), 2000)))
 
     @rule()
     def pause(self) -> None:
@@ -395,9 +402,7 @@ def test_reads_that_did_not_come_are_an_error() -> None:
         (objects.sockets, "inet_listen_hashbucket"),
     ],
 )
-def test_a_structure_that_the_guest_does_not_know_is_an_error(
-    read: Callable[[Libvmi], Iterator[Any]], unknown: str
-) -> None:
+def test_a_structure_that_the_guest_does_not_know_is_an_error(read: Callable[..., Iterator[Any]], unknown: str) -> None:
     """It knows the one that the reader looks for, and not the next."""
     honest = Liar(0, 0.0)
 
@@ -413,7 +418,7 @@ def test_a_structure_that_the_guest_does_not_know_is_an_error(
 
     link: Any = Wire(reply)
     with pytest.raises(LibvmiError, match=unknown.replace(" ", r"\.")):
-        list(read(Libvmi.over(AgentGuest("liar", link))))
+        list(read(Libvmi.over(AgentGuest("liar", link)), Damage()))
 
 
 def test_a_message_of_a_million_empty_lists_is_refused_unread() -> None:

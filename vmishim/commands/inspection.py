@@ -16,9 +16,13 @@ from vmishim.foreign import printable
 from vmishim.inspection import cluster, fleet, objects
 from vmishim.inspection.changes import ends
 from vmishim.inspection.fleet import Answer
+from vmishim.inspection.lists import whole
 from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.output import dump, show, watched
 from vmishim.plural import counted
+
+PARTLY = 3
+"""Exit status: what was read is printed, but not all could be read."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,12 @@ SHAPES = {
     "ps": Shape(
         "processes",
         ("PID", "PPID", "UID", "STATE", "-TASK_STRUCT", "NAME"),
-        lambda task: (task.pid, task.ppid, task.uid, task.state, f"{task.address:x}", task.comm),
+        lambda task: (task.pid, known(task.ppid), known(task.uid), task.state, f"{task.address:x}", task.comm),
+    ),
+    "threads": Shape(
+        "threads",
+        ("PID", "TID", "UID", "STATE", "-TASK_STRUCT", "NAME"),
+        lambda task: (task.tgid, task.pid, known(task.uid), task.state, f"{task.address:x}", task.comm),
     ),
     "lsmod": Shape(
         "modules",
@@ -49,7 +58,7 @@ SHAPES = {
     "ss": Shape(
         "sockets",
         ("STATE", "LOCAL", "REMOTE", "UID", "-INODE", "-NETNS", "OWNER"),
-        lambda each: (each.state, *ends(each), each.uid, each.inode, each.namespace, owner(each)),
+        lambda each: (each.state, *ends(each), *map(known, (each.uid, each.inode, each.namespace)), owner(each)),
     ),
 }
 
@@ -58,13 +67,15 @@ def ps(options: argparse.Namespace) -> int:
     """List processes. :raises LibvmiError: they can't be read"""
     if options.domains and options.tree:
         raise CommandError("--tree works with one guest only; leave out --tree or --domains")
+    if options.threads and options.tree:
+        raise CommandError("--tree shows processes; leave out --tree or --threads")
     if options.domains or not options.tree or options.json:
-        return _list(options, "ps")
+        return _list(options, "threads" if options.threads else "ps")
     with libvmi(options) as vmi:
-        tasks = objects.whole(vmi, lambda vmi: watched(objects.tasks(vmi), "processes"))
-    rows = ((task.pid, task.uid, task.state, branch + task.comm) for branch, task in tree(tasks))
+        tasks, damage = whole(vmi, lambda vmi, damage: watched(objects.tasks(vmi, damage), "processes"))
+    rows = ((task.pid, known(task.uid), task.state, branch + task.comm) for branch, task in tree(tasks))
     show(("PID", "UID", "STATE", "NAME"), rows)
-    return 0
+    return _say(damage)
 
 
 def lsmod(options: argparse.Namespace) -> int:
@@ -82,20 +93,27 @@ def _list(options: argparse.Namespace, name: str) -> int:
         return _lists(options, name)
     shape = SHAPES[name]
     with libvmi(options) as vmi:
-        entries = objects.whole(vmi, lambda vmi: watched(fleet.LISTS[name](vmi), shape.what))
+        entries, damage = whole(vmi, lambda vmi, damage: watched(fleet.LISTS[name](vmi, damage), shape.what))
         release = vmi.vmi.profile.release
     if options.json:
         dump([_plain(entry) for entry in entries])
     elif entries:
         show(shape.columns, map(shape.row, entries))
-    else:
+    elif not damage:
         print(f"Linux {printable(release)} has no {shape.what}", file=sys.stderr)
-    return 0
+    return _say(damage)
+
+
+def _say(damage: Sequence[str], domain: str = "") -> int:
+    """Say on standard error what could not be read. Returns the exit status."""
+    for mark in damage:
+        print(f"vmishim: {f'{domain}: ' if domain else ''}not read: {printable(mark)}", file=sys.stderr)
+    return PARTLY if damage else 0
 
 
 def _lists(options: argparse.Namespace, name: str) -> int:
     """The same for many guests: a table with a column for the guest, or one JSON object per line as they answer.
-    Returns 1 if any guest could not be read.
+    Returns 1 if any guest could not be read, `PARTLY` if only part of one could.
 
     :raises CommandError: no guest's name matches
     """
@@ -109,6 +127,7 @@ def _lists(options: argparse.Namespace, name: str) -> int:
         answers[answer.domain] = answer
         if options.json:
             rows = [_plain(entry) for entry in answer.entries] if not answer.error else [{"error": answer.error}]
+            rows += [{"damage": mark} for mark in answer.damage]
             for row in rows:
                 print(json.dumps({"domain": answer.domain} | row), flush=True)
     failed = sum(bool(answer.error) for answer in answers.values())
@@ -117,7 +136,8 @@ def _lists(options: argparse.Namespace, name: str) -> int:
     if options.stats or failed:
         told = f"{counted(len(answers), 'guest')}, {failed} not read" if failed else counted(len(answers), "guest")
         print(f"vmishim: {told}, {time.monotonic() - begun:.3f} s", file=sys.stderr)
-    return 1 if failed else 0
+    partly = [_say(answer.damage, answer.domain) for answer in answers.values()]
+    return 1 if failed else max(partly)
 
 
 def _table(answers: Sequence[Answer], shape: Shape) -> Iterator[tuple[Any, ...]]:
@@ -128,8 +148,15 @@ def _table(answers: Sequence[Answer], shape: Shape) -> Iterator[tuple[Any, ...]]
 
 
 def owner(socket: Socket) -> str:
-    """The socket's owner: ``NAME (PID)``."""
+    """The socket's owner: ``NAME (PID)``; a question mark if not all open files could be searched."""
+    if socket.pid is None:
+        return "?"
     return f"{socket.comm} ({socket.pid})" if socket.pid else ""
+
+
+def known(number: int | None) -> int | str:
+    """A cell of a table: a question mark for what could not be read."""
+    return "?" if number is None else number
 
 
 def _plain(entry: Task | Module | Socket) -> dict[str, Any]:
@@ -145,11 +172,11 @@ def tree(tasks: Sequence[Task]) -> Iterator[tuple[str, Task]]:
     """
     drawn = (sys.stdout.encoding or "").lower().startswith("utf")
     middle, last, beside, below = ("├─ ", "└─ ", "│  ", "   ") if drawn else ("|- ", "`- ", "|  ", "   ")
-    known = {task.pid for task in tasks}
+    listed = {task.pid for task in tasks}
     children: dict[int, list[Task]] = {}
     roots = []
     for task in tasks:
-        if task.ppid in known and task.ppid != task.pid:
+        if task.ppid is not None and task.ppid in listed and task.ppid != task.pid:
             children.setdefault(task.ppid, []).append(task)
         else:
             roots.append(task)

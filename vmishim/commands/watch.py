@@ -14,7 +14,7 @@ import termios
 import time
 import tty
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -72,6 +72,7 @@ class Watch:
         self._handshakes = 0
         self._before: Sight | None = None
         self._silent = self._torn = False
+        self._damage: Sequence[str] = ()
         self._name = "this machine" if options.local else str(options.domain)
         self.screen = Screen(self._name)
 
@@ -134,6 +135,10 @@ class Watch:
             self.screen.state = "its lists can't be read; trying again"
             return
         self._torn = False
+        for mark in sight.damage:
+            if mark not in self._damage:
+                yield add("!", "guest", f"not read: {mark}")
+        self._damage = sight.damage
         for event in findings(sight) if self._before is None else changes(self._before, sight):
             yield add(event.sign, event.kind, event.text, event.finding)
         self._before = sight
@@ -141,7 +146,7 @@ class Watch:
         self.screen.state = (
             f"{counted(len(sight.tasks), 'process', 'processes')}, {counted(len(sight.modules), 'module')}, "
             f"{counted(len(sight.sockets), 'socket')}, "
-            f"{listeners:,} of them listening"
+            f"{listeners:,} of them listening" + (f"; {len(sight.damage):,} not read" if sight.damage else "")
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,10 +16,11 @@ from vmishim.guests.domains import Domain
 from vmishim.kernel.offsets import Offsets
 from vmishim.link import Link
 from vmishim.memory.pages import Pages
-from vmishim.memory.reader import Extent, MemoryReader
+from vmishim.memory.reader import ADDRESSES, Extent, MemoryReader
 from vmishim.readahead.catalogue import KNOWN, find_lists
 from vmishim.readahead.readahead import ReadAhead
 from vmishim.wire.keys import PrivateKey, PublicKey, load_private
+from vmishim.wire.plan import Kind, Plan, Step, Take
 from vmishim.wire.sealed import Unsealing
 
 Strategy = Literal["batch", "page", "scalar"]
@@ -97,6 +99,23 @@ class AgentGuest:
         """See `Agent.learned`; only ``batch`` has a read-ahead that takes it."""
         if isinstance(self._cache, ReadAhead):
             self._cache.learned(extents)
+
+    def behind(self, start: int, count: int, offset: int, most: int) -> tuple[list[int], str] | None:
+        """See `Agent.behind`."""
+        if not isinstance(self._cache, ReadAhead):
+            return None
+        plan = Plan(start % ADDRESSES, Step.ONCE, (Take(0, offset, 8),), heads=count, max_nodes=most)
+        words: list[int] = []
+        missing = ""
+        for chunk in self.remote.walk(plan):
+            _, faults, _, kinds, values = plan.columns(chunk.bulk)
+            there = [not fault and kind == Kind.NODE for fault, kind in zip(faults, kinds, strict=True)]
+            words += compress(values, there)
+            if chunk.truncated:
+                missing = f"there are more than {most:,}"
+            elif not all(there):
+                missing = "some cannot be read"
+        return words, missing
 
     def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
         """Translate in one request, see `Remote.lookup`."""

@@ -34,6 +34,18 @@ class Agent(Protocol):
         """Take kernel memory that an injected program read into the read-ahead."""
         ...
 
+    def behind(self, start: int, count: int, offset: int, most: int) -> tuple[list[int], str] | None:
+        """The words at ``offset`` behind the pointers of an array, in one walk in the guest; null pointers are skipped.
+
+        :param start: address of the first pointer
+        :param count: how many
+        :param most: words after which the walk ends
+        :returns: the words that can be read, and why these are not all, empty if they are; None if this guest is read
+            without reading ahead, to be compared with
+        :raises LinkError: the guest could not be asked
+        """
+        ...
+
 
 class Target(Protocol):
     """One guest: by its agent, or by the RAM file of an ordinary VM."""

@@ -5,11 +5,12 @@ A finding is a hint, not a verdict: an updated daemon runs a deleted executable 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vmishim.inspection import objects
+from vmishim.inspection.lists import Damage, whole
 from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.libvmi import Libvmi
 
@@ -28,6 +29,8 @@ class Sight:
 
     :ivar deleted: keys of processes whose executable is deleted
     :ivar unlisted: modules that are hidden from the module list, by name and address
+    :ivar users: the real user ids of each process's threads
+    :ivar damage: what could not be read
     """
 
     tasks: Mapping[Key, Task] = field(default_factory=dict)
@@ -35,6 +38,8 @@ class Sight:
     sockets: Mapping[Key, Socket] = field(default_factory=dict)
     deleted: frozenset[Key] = frozenset()
     unlisted: Mapping[Key, str] = field(default_factory=dict)
+    users: Mapping[Key, frozenset[int]] = field(default_factory=dict)
+    damage: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -48,22 +53,30 @@ class Event:
 
 
 def look(vmi: Libvmi) -> Sight:
-    """Read all lists within one hold.
+    """Read all lists within one hold. What cannot be read of them is in `Sight.damage`.
 
     :raises LibvmiError: they can't be read
     :raises LinkError: the guest could not be reached
     """
-    return objects.whole(vmi, _look)[0]
+    seen = whole(vmi, _look)
+    sight, damage = seen.entries[0], seen.damage
+    return replace(sight, damage=damage)
 
 
-def _look(vmi: Libvmi) -> Iterator[Sight]:
+def _look(vmi: Libvmi, damage: Damage) -> Iterator[Sight]:
+    tasks = {_task(task): task for task in objects.tasks(vmi, damage)}
+    users: dict[int, set[int]] = {}
+    for task in (*tasks.values(), *objects.other_users(vmi, damage)):
+        if task.uid is not None:
+            users.setdefault(task.tgid, set()).add(task.uid)
     yield Sight(
-        tasks={_task(task): task for task in objects.tasks(vmi)},
-        modules={(module.name, module.address): module for module in objects.modules(vmi)},
+        tasks=tasks,
+        modules={(module.name, module.address): module for module in objects.modules(vmi, damage)},
         # Sockets that no process has open (any more, or yet) come and go by themselves.
-        sockets={_socket(each): each for each in objects.sockets(vmi) if each.inode},
-        deleted=frozenset(_task(task) for task in objects.without_file(vmi)),
-        unlisted={(name, address): name for name, address in objects.unlisted_modules(vmi)},
+        sockets={_socket(each): each for each in objects.sockets(vmi, damage) if each.inode != 0},
+        deleted=frozenset(_task(task) for task in objects.without_file(vmi, damage)),
+        unlisted={(name, address): name for name, address in objects.unlisted_modules(vmi, damage)},
+        users={key: frozenset(users.get(task.tgid, ())) for key, task in tasks.items()},
     )
 
 
@@ -73,7 +86,15 @@ def _task(task: Task) -> Key:
 
 
 def _socket(each: Socket) -> Key:
-    return each.version, each.local, each.local_port, each.remote, each.remote_port, each.namespace, each.inode
+    return (
+        each.version,
+        each.local,
+        each.local_port,
+        each.remote,
+        each.remote_port,
+        each.namespace or 0,
+        each.inode or 0,
+    )
 
 
 def findings(now: Sight) -> Iterator[Event]:
@@ -98,7 +119,7 @@ def changes(before: Sight, now: Sight) -> Iterator[Event]:
         if key not in before.tasks:
             yield Event("+", "process", described(task), found)
         else:
-            if before.tasks[key].uid and not task.uid:
+            if _became_root(before, now, key):
                 found = "; ".join(filter(None, (BECAME_ROOT, found)))
             if found:
                 yield Event("!", "process", described(task), found)
@@ -116,7 +137,13 @@ def changes(before: Sight, now: Sight) -> Iterator[Event]:
 
 
 def _port(socket: Socket) -> Key:
-    return socket.namespace, socket.local_port
+    return socket.namespace or 0, socket.local_port
+
+
+def _became_root(before: Sight, now: Sight, key: Key) -> bool:
+    """Whether a process has a thread that is root's and had none, or its leading thread became root's."""
+    was, uids = before.tasks[key].uid, before.users.get(key, frozenset())
+    return bool(was and now.tasks[key].uid == 0) or bool(uids and 0 not in uids and 0 in now.users.get(key, ()))
 
 
 def _names(sight: Sight) -> dict[str, None]:
@@ -127,7 +154,8 @@ def _names(sight: Sight) -> dict[str, None]:
 def described(entry: Task | Socket) -> str:
     """A process or a socket, described in a few words."""
     if isinstance(entry, Task):
-        return f"{entry.pid} {entry.comm}, uid {entry.uid}, parent {entry.ppid}"
+        uid, parent = ("?" if each is None else each for each in (entry.uid, entry.ppid))
+        return f"{entry.pid} {entry.comm}, uid {uid}, parent {parent}"
     owner = f", {entry.comm} ({entry.pid})" if entry.pid else ""
     local, remote = ends(entry)
     return f"{local} listen{owner}" if entry.state == "listen" else f"{local} - {remote}{owner}"

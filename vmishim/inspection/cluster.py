@@ -30,9 +30,10 @@ from vmishim.errors import LinkError
 from vmishim.guests.agent import Strategy
 from vmishim.guests.domains import Domain
 from vmishim.inspection.fleet import DEADLINE, Answer, Entry, ask, failed, late, over
+from vmishim.inspection.lists import MARKS_MAX
 from vmishim.inspection.objects import Module, Socket, Task
 
-KINDS: dict[str, type[Entry]] = {"ps": Task, "lsmod": Module, "ss": Socket}
+KINDS: dict[str, type[Entry]] = {"ps": Task, "threads": Task, "lsmod": Module, "ss": Socket}
 """The class of a list's entries, by the key of `vmishim.inspection.fleet.LISTS`."""
 ANSWER_MAX = 64 << 20
 """Bytes of one guest's answer; about 500,000 processes."""
@@ -145,14 +146,17 @@ def plainly(domain: Domain, what: str, strategy: Strategy) -> bytes:
     """What a worker runs: `ask`, with the list or the error as `plain` bytes. It raises nothing, because Dask would
     send the exception as a pickle."""
     try:
-        return plain(ask(domain, what, strategy))
+        return plain(*ask(domain, what, strategy))
     except Exception as error:  # one line for whatever went wrong
         return error_line(failed(domain, error).error)
 
 
-def plain(entries: Sequence[Entry]) -> bytes:
-    """A list as bytes: one line of JSON for each entry, an array of its fields' values in order."""
-    return b"".join(json.dumps(astuple(entry)).encode() + b"\n" for entry in entries)
+def plain(entries: Sequence[Entry], damage: Sequence[str] = ()) -> bytes:
+    """A list as bytes: one line of JSON for each entry, an array of its fields' values in order; then one for each
+    sentence of its damage, an object."""
+    lines: list[Any] = [astuple(entry) for entry in entries]
+    lines += [{"damage": mark[:ERROR_MAX]} for mark in damage]
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 def error_line(text: str) -> bytes:
@@ -168,16 +172,23 @@ def parsed(domain: Domain, what: str, data: bytes) -> Answer:
     if len(data) >= ANSWER_MAX:
         return Answer(domain.name, error=f"the worker sent more than {ANSWER_MAX >> 20} MiB")
     entries: list[Entry] = []
+    damage: list[str] = []
     lines = BytesIO(data)
     try:
         while line := lines.readline(LINE_MAX):
             values = json.loads(line)
             if type(values) is str and not entries:
                 return Answer(domain.name, error=_told(line))
-            entries.append(_entry(KINDS[what], values))
+            if type(values) is dict:
+                damage.append(_mark(values))
+            else:
+                entries.append(_entry(KINDS[what], values))
+            if len(damage) > MARKS_MAX + 1:
+                raise ValueError
     except (ValueError, RecursionError):
-        return Answer(domain.name, error=f"line {len(entries) + 1} of the worker's answer is malformed")
-    return Answer(domain.name, entries)
+        number = len(entries) + len(damage) + 1
+        return Answer(domain.name, error=f"line {number} of the worker's answer is malformed")
+    return Answer(domain.name, entries, damage=damage)
 
 
 def _entry(kind: type[Entry], values: Any) -> Entry:
@@ -190,9 +201,18 @@ def _entry(kind: type[Entry], values: Any) -> Entry:
             fits = type(value) is str and len(value) <= TEXT_MAX
         else:
             fits = type(value) is int and 0 <= value < 1 << 64
+            fits = fits or (value is None and field.type == "int | None")
         if not fits:
             raise ValueError
     return kind(*values)
+
+
+def _mark(values: dict[str, Any]) -> str:
+    """:raises ValueError: the values are not a sentence about damage"""
+    match values:
+        case {"damage": str(mark), **rest} if not rest and len(mark) <= ERROR_MAX:
+            return mark
+    raise ValueError
 
 
 def _told(line: bytes) -> str:

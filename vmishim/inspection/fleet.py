@@ -19,6 +19,7 @@ from vmishim.guests.agent import Strategy
 from vmishim.guests.domains import Domain
 from vmishim.guests.resolver import reach
 from vmishim.inspection import objects
+from vmishim.inspection.lists import Damage, Listed, whole
 from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.libvmi import Libvmi
 
@@ -28,12 +29,13 @@ WIDTH = 32
 """Guests that one process asks at the same time."""
 DEADLINE = 30.0
 """Seconds after which a guest that has not answered has failed."""
-LISTS: dict[str, Callable[[Libvmi], Iterator[Entry]]] = {
+LISTS: dict[str, Callable[[Libvmi, Damage], Iterator[Entry]]] = {
     "ps": objects.tasks,
+    "threads": objects.threads,
     "lsmod": objects.modules,
     "ss": objects.sockets,
 }
-"""Readers of lists, by the command that shows the list."""
+"""Readers of lists, by the command that shows the list; ``threads`` is ``ps --threads``."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Answer:
 
     :ivar entries: its list; empty after a failure
     :ivar error: the reason of the failure, on one line; empty if there was none
+    :ivar damage: a sentence for each thing of the list that could not be read
     """
 
     domain: str
     entries: Sequence[Entry] = ()
     error: str = ""
+    damage: Sequence[str] = ()
 
 
 def matching(pattern: str) -> list[Domain]:
@@ -57,14 +61,14 @@ def matching(pattern: str) -> list[Domain]:
     return [domain for name, domain in domains.load().items() if fnmatchcase(name, pattern)]
 
 
-def ask(domain: Domain, what: str, strategy: Strategy = "batch") -> list[Entry]:
-    """One list of one guest, read within one hold.
+def ask(domain: Domain, what: str, strategy: Strategy = "batch") -> Listed[Entry]:
+    """One list of one guest, read within one hold, and what of it could not be read.
 
     :param what: a key of `LISTS`
     :raises LibvmiError: it can't be reached, or read
     """
     with Libvmi.over(reach(domain, strategy=strategy)) as vmi:
-        return objects.whole(vmi, LISTS[what])
+        return whole(vmi, LISTS[what])
 
 
 def over(
@@ -87,7 +91,8 @@ def over(
             except Empty:
                 return
             try:
-                answer = Answer(domain.name, ask(domain, what, strategy))
+                entries, damage = ask(domain, what, strategy)
+                answer = Answer(domain.name, entries, damage=damage)
             except Exception as error:  # no error may stop this thread, which still has guests to ask
                 answer = failed(domain, error)
             answers.put(answer)

@@ -101,7 +101,9 @@ class Processes(PageTables):
             raise failure(NO_OS)
         first = task = self._symbol("init_task")
         offset = self._offset("task_struct", "tasks")
-        for _ in range(limits.TASK_LIMIT):
+        met: set[int] = set()
+        while task not in met and len(met) < limits.TASK_LIMIT:  # a damaged list may loop without its head
+            met.add(task)
             yield task
             task = _add(self._kernel_64(_add(task, offset)), -offset)
             if task == first:

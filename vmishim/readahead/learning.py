@@ -54,6 +54,12 @@ def explain(
     for listing in known:
         kernel_list, snapshot = listing.kernel_list, listing.snapshot
         pointees.ask(kernel_list, snapshot)
+        for inner in kernel_list.inner:
+            # A ring's head first: pointers of the ring's own nodes lead there too.
+            hop = inner.head.path[-1]
+            column = inner.head.path[:-1], hop.offset, WORD
+            if snapshot.pointer_near(column, hop.tags, address - inner.head.offset, 1) is not None:
+                return listing, inner.head
         for column in snapshot.candidates:
             path, offset, span = column
             if span != WORD and Field(path, offset, span) not in listing.fields.whole:
