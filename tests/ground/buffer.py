@@ -262,6 +262,7 @@ class BufferKernel:
     :param memory: all there is of kernel memory
     :param symbols: names and addresses
     :param members: ``"struct member"`` or ``"struct"`` -> [offset, size]
+    :ivar pointees: what words of structures point to: ``"struct offset"`` or ``"#type offset"`` -> [type, size]
     :param chunk: bytes of records that one run hands out
     """
 
@@ -275,6 +276,7 @@ class BufferKernel:
         self.memory = memory
         self.symbols, self.members = dict(symbols or {}), dict(members or {})
         self.chunk = chunk
+        self.pointees: dict[str, list[int]] = {}
         self.levels, self.page_offset, self.encrypted = 4, 0, 0
 
     def as_kernel(self) -> Kernel:
@@ -291,7 +293,7 @@ class BufferKernel:
         return self.members.get(name)
 
     def pointee(self, question: str) -> list[int] | None:
-        return None
+        return self.pointees.get(question)
 
     def changed(self) -> list[str]:
         return []
