@@ -119,7 +119,7 @@ def terminal(title: str, rows: Rows, console: Console) -> None:
 
 
 def markdown(rows: Rows) -> str:
-    """A table in Markdown; its first column is text, the others figures, but for columns without a digit."""
+    """A table in Markdown; its first column is text, the others are figures, except columns without a digit."""
     columns = list(zip(*rows[1:], strict=True))
     text = [not at or not any(any(map(str.isdigit, cell)) for cell in cells) for at, cells in enumerate(columns)]
     header = " | ".join(name.replace("/\n", "/").replace("\n", ", ") for name in rows[0])

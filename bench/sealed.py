@@ -34,7 +34,7 @@ SIZES = (8, 4 << 10, 64 << 10, 1 << 20)
 """Bytes of a read."""
 TASKS = 300
 RUNS = 30
-"""Of each, by each agent, after three that do not count."""
+"""Listings of each kind by each agent, after three that do not count."""
 
 
 def main() -> int:

@@ -163,7 +163,7 @@ REPORT = fill(
     cpuid=bytes([0x19, 1, 1]),
     chip_id=CHIP,
 )
-"""What that chip says of a guest; not signed yet."""
+"""What that chip says about a guest; not signed yet."""
 
 
 def evidence(**fields: int | bytes) -> bytes:

@@ -1,7 +1,7 @@
 """MkDocs hooks: the pages that are not files of docs/, and links that work on a forge and on the site.
 
 The pages at the top of the repository (README.md and the like) become pages of the site, and each package of vmishim
-gets a reference page from its docstrings. A link to a file of the repository that is no page becomes a link to the
+gets a reference page from its docstrings. A link to a file of the repository that is not a page becomes a link to the
 repository (``repo_url``).
 """
 

@@ -609,7 +609,7 @@ class Lists:
     def test_a_look_at_one_list_does_not_keep_a_node_old_for_another(
         self, ground: Ground, known_first: str, first: int
     ) -> None:
-        """Two lists share nodes. One's head was looked at, and no more; then the other is listed."""
+        """Two lists share nodes. One's head was looked at, and nothing else; then the other is listed."""
         place, nodes = tasks(ground, 6, Field((), 0, 8))
         other = sharing(ground, [nodes[first], *(node for node in nodes[1:] if node != nodes[first])], Field((), 0, 8))
         vmi = ground.read(*((place, other) if known_first == "tasks" else (other, place)))

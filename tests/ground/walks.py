@@ -114,7 +114,7 @@ class Walks:
 
     @pytest.mark.parametrize("bias", [0, 8, -16])
     def test_chain(self, ground: Ground, bias: int) -> None:
-        """Of each node the pointer that leads on is at LINK; what points to the node points ``bias`` bytes before."""
+        """Each node has the pointer that leads on at LINK; what points to the node points ``bias`` bytes before."""
         layout = ground.layout()
         head = layout.room(8)
         nodes = layout.nodes(100, SIZE)

@@ -264,7 +264,7 @@ def reachable(port: int, addresses: list[str], seconds: float = 2.0) -> dict[str
 
 
 def outcome(name: str, to: Any) -> str:
-    """Of one try, in a process of its own: what it changes of itself, it changes of nobody else."""
+    """The outcome of one try, in a process of its own, so that what it changes about itself affects no other try."""
     reads, writes = os.pipe()
     if os.fork() == 0:
         word = "done"

@@ -198,7 +198,7 @@ def test_pause_holds_still(lab: LabVM, ids: Ids) -> None:
 
 
 def test_symbols_by_address_are_the_first_of_kallsyms(lab: LabVM, guest: AgentGuest) -> None:
-    """Of each address the first; the kernel's own, and those of a module that came after the agent and went again."""
+    """The first name of each address: the kernel's own, and those of a module loaded after the agent, and unloaded."""
     first: dict[int, str] = {}
     for line in lab.kallsyms().decode().splitlines():
         first.setdefault(int(line.split()[0], 16), line.split()[2])

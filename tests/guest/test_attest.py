@@ -1,4 +1,4 @@
-"""Attestation in a booted guest, which is none of AMD's confidential ones: it says so, and nothing takes it for one."""
+"""Attestation in a booted guest that is not an AMD confidential VM: it says so, and nothing accepts it as one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_report_comes_through_the_kernels_configfs() -> None:
         vm.write("/run/tsm/report", sign(raw, key))
         vm.write("/run/tsm/certificates", table(VCEK=certificate, ASK=authority().ask, ARK=authority().ark))
         vm.write("/run/tsm_provider.ko", modules.build(PROVIDER, vm.image.release).read_bytes())
-        # The driver itself finds that this is no machine of its kind.
+        # The driver itself finds that this is not a machine of its kind.
         assert b"No such device" in vm.run("modprobe", "sev-guest", check=False).stderr
         vm.run("modprobe", "tsm")
         vm.run("mount", "-t", "configfs", "none", "/sys/kernel/config")

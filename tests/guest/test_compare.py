@@ -27,8 +27,8 @@ from libvmi import Libvmi
 with Libvmi(sys.argv[1]) as vmi:
     print(vmi.read_8_pa(vmi.get_memsize() - 1))
 """
-"""Differs by design: to whoever has the whole file, memory ends with the file; to the kernel, and so to its agent, it
-ends before what the firmware keeps to itself."""
+"""Differs by design: a reader of the whole file sees memory to the file's end; for the kernel, and so for its agent, it
+ends before what the firmware keeps for itself."""
 
 CLOCK = """\
 import sys

@@ -244,7 +244,7 @@ def test_a_killed_agent_thaws(lab: LabVM, guest: AgentGuest, counter: Counter) -
 
 
 def test_the_warden_thaws_without_a_next_agent(lab: LabVM) -> None:
-    """What was frozen by a process that kills itself, and that nobody starts again."""
+    """What was frozen by a process that kills itself and is not started again."""
     killed = lab.run("python3", "-IS", "-c", FREEZING + "os.kill(os.getpid(), 9)", check=False)
     assert killed.returncode == -9
     assert killed.stdout == b"frozen 1\n"

@@ -19,7 +19,7 @@ from vmishim.wire.plan import Plan, Step, Take
 
 TRACING = "/sys/kernel/tracing"
 BUCKETS = 64
-"""Of ``kprobe_table`` (KPROBE_TABLE_SIZE, kernel/kprobes.c)."""
+"""Heads of ``kprobe_table`` (KPROBE_TABLE_SIZE, kernel/kprobes.c)."""
 GONE, DISABLED, FTRACE = 1, 2, 8
 """Flags of a probe (include/linux/kprobes.h)."""
 

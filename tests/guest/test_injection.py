@@ -75,7 +75,7 @@ def kernel_headers(vm: LabVM) -> Path:
 
 @pytest.fixture(scope="module")
 def offsets(kernel_headers: Path) -> Offsets:
-    """Of what a guest's listings need, and of a member that is none."""
+    """Offsets that a guest's listings need, and one of a member that does not exist."""
     return member_offsets(kernel_headers, MEMBERS)
 
 

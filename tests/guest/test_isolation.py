@@ -16,7 +16,7 @@ from tests.guest.ids import Ids
 
 INTRUDER = Path(__file__).with_name("intruder.py")
 OUTCOMES = {
-    # Its own pid namespace: there is no such process, in any way of naming it.
+    # Its own pid namespace: however the process is named, there is no such one.
     "list_processes": "ESRCH",
     "signal_by_pid": "ESRCH",
     "signal_by_pidfd": "ESRCH",

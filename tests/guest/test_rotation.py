@@ -1,4 +1,4 @@
-"""Keys are changed while guests are read: at no instant may nobody read, and who is struck off reads nothing more."""
+"""Keys are changed while guests are read: a permitted key can always read, a removed one from then on never."""
 
 from __future__ import annotations
 

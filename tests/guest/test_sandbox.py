@@ -24,7 +24,7 @@ INJECTION = "/etc/systemd/system/vmishim-agent.service.d/injection.conf"
 
 
 def statuses(lab: LabVM) -> dict[str, Status]:
-    """Of the agent's threads, by name, and of the process beside it, the loader or the one that thaws: ``beside``."""
+    """The agent's threads, by name, and the process beside it, the loader or the one that thaws: ``beside``."""
     processes = "/sys/fs/cgroup/system.slice/vmishim-agent.service/cgroup.procs"
     script = f"for pid in $(cat {processes}); do cat /proc/$pid/task/*/status; done"
     texts = lab.run("sh", "-c", script).stdout.decode().split("Name:\t")[1:]
@@ -37,7 +37,7 @@ def statuses(lab: LabVM) -> dict[str, Status]:
 
 
 def user(lab: LabVM) -> str:
-    """Whom systemd made for the service, by number."""
+    """The user that systemd made for the service, by number."""
     return lab.run("stat", "-c", "%u", "/run/vmishim-agent").stdout.decode().strip()
 
 

@@ -18,7 +18,7 @@ from vmishim.inspection.objects import Socket
 from vmishim.libvmi import Libvmi, pause
 from vmishim.wire.keys import save_private
 
-# What ``/proc/net/tcp`` says of a socket: version, both ends, state, uid (or none), inode.
+# What ``/proc/net/tcp`` says about a socket: version, both ends, state, uid (or none), inode.
 Line = tuple[int, str, int, str, int, str, int | None, int | None]
 
 PLANTED = """\
@@ -91,7 +91,7 @@ def line(found: Socket) -> Line:
 
 
 def whole(told: set[Line]) -> set[Line]:
-    """Without owners that a closed socket no longer has, whom kernels before 6.17 don't name."""
+    """Without the owners of closed sockets, which kernels before 6.17 don't name."""
     return {each if each[7] else (*each[:6], 0, 0) for each in told}
 
 

@@ -64,7 +64,7 @@ def fork() -> None:
 def start_thread() -> None:
     try:
         threading.Thread(target=int).start()
-    except RuntimeError:  # all that Python says of it
+    except RuntimeError:  # all that Python says about it
         raise PermissionError(1, "clone") from None
 
 

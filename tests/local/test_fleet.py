@@ -1,4 +1,4 @@
-"""Many agents at once, on this machine: by threads and by a Dask cluster; what is broken holds nobody up."""
+"""Many agents at once, on this machine: by threads and by a Dask cluster; a broken one does not delay the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hostile host at work: nothing it sends is ever taken for good. Longer: ``python -m trials.hostile``."""
+"""A hostile host at work: nothing it sends is ever accepted. Longer: ``python -m trials.hostile``."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Attempts:
     @pytest.mark.parametrize("attempt", attempts.FATAL)
     def test_the_worst_end_the_process(self, where: LabVM | None, attempt: str) -> None:
         status, output, log = self.run(where, attempt)
-        # A shell between would say 128 + signal; there is none.
+        # A shell in between would report 128 + signal; none runs.
         assert (abs(status) & 127, output) == (signal.SIGSYS, ""), log
 
 

@@ -238,7 +238,7 @@ def test_the_agent_keeps_no_key(machine: Machine, guest: AgentGuest) -> None:
 
 def test_the_agent_holds_three_programs_and_what_it_asks_and_is_answered_by(machine: Machine) -> None:
     pid = machine.sealing.pid
-    # A connection that closes meanwhile takes its file along, and grep tells of it by its status.
+    # A connection that closes meanwhile takes its file along, and grep reports that by its status.
     script = f"grep -Ehs '^(prog_type|value_size)' /proc/{pid}/fdinfo/* || [ $? = 2 ]"
     held = machine.run("sh", "-c", script).splitlines()
     plan = Plan(8, Step.SELF, ())

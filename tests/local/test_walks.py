@@ -49,7 +49,7 @@ EXAMPLES = 3 * settings().max_examples
 
 @st.composite
 def pointers(draw: st.DrawFn) -> int:
-    """Where a word points to: offsets from the ground's start; negative for what is no address there."""
+    """Where a word points to: offsets from the ground's start; negative for what is not an address there."""
     kind = draw(st.sampled_from(["link", "link", "link", "inside", "end", "nulls", "bad"]))
     match kind:
         case "link":

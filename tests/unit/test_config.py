@@ -32,7 +32,7 @@ db.2{ostype="Linux";linux_name=02460;}
 
 
 class Guest:
-    """What a guest says of itself."""
+    """What a guest says about itself."""
 
     release = "6.1.0"
     hostname = boot_id = ""
@@ -57,7 +57,7 @@ class Guest:
         return {"task_struct": 9728}[struct]
 
     def forget(self) -> None:
-        """Nothing was asked of anybody."""
+        """No guest was asked."""
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,7 @@ def kdump(
 
     :param level: which pages it leaves out (``makedumpfile -d``)
     :param split: it is a part of one
-    :param info: what the kernel tells of itself (``vmcoreinfo``)
+    :param info: what the kernel says about itself (``vmcoreinfo``)
     :param machine: all pages of the machine
     """
     most = max(pages) + 1

@@ -30,7 +30,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "offsets": Offsets.read,
     "symbols": ramfile._map,
 }
-"""Every file by which one decides whom, or what, to trust."""
+"""Every file that decides whom, or what, to trust."""
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
@@ -161,7 +161,7 @@ def test_a_user_trusts_its_own_files_and_those_of_root(seen_by_all: Path) -> Non
 
 
 def in_child(uid: int, path: Path) -> str:
-    """What a process of another user says of a file."""
+    """What a process of another user says about a file."""
     reads, writes = os.pipe()
     child = os.fork()
     if not child:

@@ -1,5 +1,6 @@
-"""Whatever an IDS follows from a list is learned, exact, and soon one request: scenes of the guest tests of reading ahead,
-on planted processes, without a kernel. The truth is what was planted.
+"""Whatever an IDS follows from a list is learned, exact, and soon one request: on planted processes, without a kernel.
+
+The truth is what was planted. ``tests/guest/test_readahead.py`` shows the same of real processes.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ ROOM = 0x8000
 CHUNK = 1024
 """Bytes of a reply: so few that a walk takes several."""
 NODE, LINK, POINTER, TEXT = 96, 16, 32, 48
-"""Of a task: its bytes, and where it has its link, a pointer to an object, and a name."""
+"""A task: its bytes, and where it has its link, a pointer to an object, and a name."""
 TASKS = [0x1000 + 128 * number for number in range(6)]
 OBJECTS = [0x2000 + 64 * number for number in range(6)]
 MODULES_HEAD = 0x3000
@@ -152,7 +152,7 @@ class Histories(RuleBasedStateMachine):
         assert isinstance(guest.reader, ReadAhead)
         self.reader = guest.reader
         self.vmi = Libvmi.over(guest)
-        # What the oracle knows of the script.
+        # What the oracle knows about the script.
         self.floor = 0
         """Nothing older is answered: the state at the last flush, fork, or end of a hold."""
         self.looked = {"tasks": 0, "modules": 0, "sockets": 0}
@@ -469,7 +469,7 @@ class Histories(RuleBasedStateMachine):
         self.check(node + offset, data, self.since("modules", node) if offset == 16 else 0, begun)
 
     def read_a_counter(self, number: int) -> None:
-        """It is of this moment, but for one that came with a listing a moment ago."""
+        """It is as of now, unless it came with a listing a moment ago."""
         at, before, begun = COUNTERS[number], self.memory.version, self.now
         since = before
         if at in self.companions:
@@ -636,7 +636,7 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-# As many as the profile says, and the same ones each time but for --hypothesis-profile=long. Without shrinking, which
+# As many as the profile says, and the same ones each time, except in `make histories`. Without shrinking, which
 # takes minutes: a history reads well enough as it is.
 TestHistories.settings = settings(
     stateful_step_count=40,

@@ -32,7 +32,7 @@ from vmishim.wire.messages import Eject, Failure, Inject, Injected, Rejected, Ru
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = re.findall(r"```c\n(.*?)```", (ROOT / "docs" / "injection.md").read_text(), re.DOTALL)[0]
-# Of what is only pointed to, an object's BTF says no more than the name.
+# Of what is only pointed to, an object's BTF has only the name.
 KEEP_TYPE = """
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);

@@ -37,7 +37,7 @@ CHILDREN = {
     "vmishim/inject/bcc.py: _compile": 1,
     "vmishim/inject/bcc.py: _interpreter": 1,
     # An interpreter that the user names: isolated to try it, then a file of ours that runs the user's script. The
-    # script's own backends are isolated but for the user's packages.
+    # script's own backends are isolated except for the user's packages.
     "vmishim/compare/backends.py: _native": 1,
     "vmishim/compare/backends.py: run": 1,
     "bench/hosts.py: native": 1,

@@ -1,4 +1,4 @@
-"""Where the parts of a raw image belong: what a guest's kernel says of it."""
+"""Where the parts of a raw image belong: what a guest's kernel says about it."""
 
 from __future__ import annotations
 

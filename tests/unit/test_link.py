@@ -535,7 +535,7 @@ def test_work_between_two_requests_comes_after_the_reply(tmp_path: Path) -> None
     received, worked = threading.Event(), threading.Event()
 
     def work() -> None:
-        # Were the reply not out yet, this would wait in vain, and the exchange would fail.
+        # If the reply were not out yet, this would wait until its deadline, and the exchange would fail.
         if not worked.is_set() and received.wait(10):
             worked.set()
 
@@ -669,7 +669,7 @@ def test_an_endpoint_that_is_not_valid_is_named(endpoint: str) -> None:
 
 
 def test_a_link_that_was_idle_while_its_agent_was_away_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """libzmq connects again and again, and tells of each try: nobody reads that while the link is idle."""
+    """libzmq connects again and again, and reports each try; nothing reads that while the link is idle."""
     monkeypatch.setattr(vmishim.link, "_RECONNECT_MS", (1, 1))
     with Served("tcp://127.0.0.1:0") as served:
         link = served.link()

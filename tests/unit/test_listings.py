@@ -1,4 +1,4 @@
-"""What a guest says of its hash tables is not simply believed."""
+"""What a guest says about its hash tables is checked."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_each_field_is_refused_with_a_value_of_another_type(kind: type[Message])
     for values in ([*good, 0], good[:-1] if good else [0], dict(zip("abcdefgh", good, strict=False)) or None, "x"):
         with pytest.raises(LinkError):
             decode(raw(kind.KIND, values))
-    # An object is no list, though its keys are strings.
+    # An object is not a list, though its keys are strings.
     with pytest.raises(LinkError):
         decode(raw(kind.KIND, {str(at): 0 for at in range(len(good))}))
     if "bulk" not in fields(kind):

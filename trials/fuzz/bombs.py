@@ -238,7 +238,7 @@ def _small_blocks() -> bytes:
 
 
 def _piled_records() -> bytes:
-    """A flattened dump of 20,000 records that each cover all earlier ones but for a byte."""
+    """A flattened dump of 20,000 records that each cover all earlier ones except a byte."""
     records = b"".join(pack(">qq", 20_000 - number, 100) + bytes(100) for number in range(20_000))
     return _records_in_a_hole().ljust(4096, b"\0") + records + pack(">qq", -1, -1)
 
@@ -247,7 +247,7 @@ _sparse = partial(_dump, size=1 << 43)
 
 
 def _programs_in_a_hole() -> bytes:
-    """A core whose first section, in a hole, tells of 100 million program headers, in a hole as well."""
+    """A core whose first section, in a hole, announces 100 million program headers, in a hole as well."""
     header = b"\x7fELF\2\1\1".ljust(16, b"\0") + pack(
         "<HHIQQQIHHHHHH", 4, 62, 1, 0, 4096, 64, 0, 64, 56, 0xFFFF, 64, 1, 0
     )

@@ -18,7 +18,7 @@ _HARD_MIB = 4 * MEMORY_MIB
 
 
 class OverBudgetError(BaseException):
-    """An input costs too much. No ``Exception``: what is fuzzed must not take it for an error of the input."""
+    """An input costs too much. Not an ``Exception``, which what is fuzzed could mistake for an error of the input."""
 
 
 class Spent(NamedTuple):

@@ -399,7 +399,7 @@ def _dumped() -> list[bytes]:
     return [core, dump, flat, lime, avml]
 
 
-# ---- what a machine says of itself -----------------------------------------------------------------------------------
+# ---- what a machine says about itself --------------------------------------------------------------------------------
 
 
 def _attestation(data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""A hostile host between an IDS and its agent: what it does to frames, and whether one of them is ever taken for good.
+"""A hostile host between an IDS and its agent: what it does to frames, and whether one of them is ever accepted.
 
 ``python -m trials.hostile`` puts a million altered frames through both ends of sessions without sockets (`core`), ten
 thousand between a real IDS and a real agent (`sockets`), and floods a real agent (`flood`).

@@ -93,7 +93,7 @@ REPLACEMENTS = (
     Replacement(
         _LISTS,
         "half a walk is kept",
-        "                self.tell(listing, Event.FAIL)  # half a walk is none\n",
+        "                self.tell(listing, Event.FAIL)  # half a walk is not kept\n",
         "",
     ),
     Replacement(

@@ -1,4 +1,4 @@
-"""Make processes, connections and modules come and go, and tell of it. Run in the guest, by the guest's own Python:
+"""Make processes, connections and modules come and go, and report it. Run in the guest, by the guest's own Python:
 
     churn.py HOST PORT SEED MODULE...
 

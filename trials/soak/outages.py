@@ -74,7 +74,7 @@ class Outages:
         self._thread.start()
 
     def stop(self) -> None:
-        """Make no more. The last one ends, and is over once the guest was asked again."""
+        """Stop making outages. The last one ends, and is over once the guest was asked again."""
         self._stop.set()
 
     @property

@@ -263,8 +263,8 @@ _SOCK_LINK = "__sk_common.skc_nulls_node"
 _THREADS = (Inner("signal", "signal_struct", "thread_head", "task_struct", "thread_node", ("pid", "tgid", "comm")),)
 
 KNOWN: tuple[Ring | Table, ...] = (
-    # LibVMI's examples read of each task: tasks.next, pid, comm (examples/process-list.c). What others read is learned;
-    # what nobody does would cost as much.
+    # LibVMI's examples read of each task: tasks.next, pid, comm (examples/process-list.c). What others read is learned:
+    # each field costs time in every walk, read or not.
     Ring("tasks", "init_task", "task_struct", "tasks", ("pid", "comm"), in_node=True, inner=_THREADS),
     # ... and of each module: list.next, name (examples/module-list.c).
     Ring("modules", "modules", "module", "list", ("name",)),

@@ -12,7 +12,7 @@ WORD = 8
 BLOCK = 256
 """Bytes that are brought of an array once some of its words in a row were read."""
 ROW = 4
-"""Words in a row after which they are taken for an array."""
+"""Words in a row from which on they count as an array."""
 RING = 0
 """`Hop.span` of a ring."""
 

@@ -92,7 +92,7 @@ _WALK, _PEEK, _FORGET = (_AT_HEAD, Action.WALK), (_PEEKED, Action.PEEK), (_UNKNO
 _WALK_ON, _PUBLISH, _DROP = (_MOVING, Action.WALK_ON), (_MOVING, Action.PUBLISH), (_STALE, Action.DROP)
 
 TABLE: dict[Event, tuple[Step | None, Step | None, Step | None, Step | None, Step | None]] = {
-    # None: in that phase this cannot happen, or is no event. Columns:
+    # None: in that phase this cannot happen, or means nothing. Columns:
     #                 UNKNOWN, PEEKED, AT_HEAD, MOVING, STALE
     Event.LOOK: (_WALK, _WALK, _WALK, _WALK, _WALK),
     Event.EARLY_LOOK: (_PEEK, _PEEK, _PEEK, _PEEK, _PEEK),
@@ -132,7 +132,7 @@ class Head:
         self._looks_last_time: Counter[int] = Counter()
 
     def on(self, event: Event) -> Action:
-        """Enter the next phase. :raises Impossible: there is none"""
+        """Enter the next phase. :raises Impossible: the event cannot happen in this phase"""
         step = TABLE[event][self.phase]
         if step is None:
             raise Impossible(f"{event.name} in phase {self.phase.name}")

@@ -63,7 +63,7 @@ class Lists:
             try:
                 self._walk(listing)
             except BaseException:
-                self.tell(listing, Event.FAIL)  # half a walk is none
+                self.tell(listing, Event.FAIL)  # half a walk is not kept
                 raise
         if action in (Action.PUBLISH, Action.WALK_ON):
             self._move_on(listing)
@@ -125,7 +125,7 @@ class Lists:
 
     def fetch(self, listing: Listing, lesson: Lesson) -> None:
         """Bring what was learned of a list, for all its nodes."""
-        # Know what is added, and that only: of the rest, another list's may be younger by now.
+        # Only what is added becomes known: what another list brought of the rest may be younger.
         more = listing.snapshot.bare()
         self._walker.collect(more, lesson.stage, rings=lesson.rings)
         self._publish(listing, more.words, more.cells)
@@ -156,8 +156,8 @@ class Lists:
         listing.walks += 1
 
     def _empty_heads(self, listing: Listing, before: dict[int, int] | None) -> dict[int, int] | None:
-        """Of a table that was walked, the heads that are to be known as empty where the walk has no word of them: those
-        that were not before, or all if nothing was known."""
+        """The heads of a walked table that become known as empty, where the walk did not bring them: those not known
+        as empty before, or all if nothing was known."""
         words = listing.empty_words
         if not words:
             return None
@@ -171,7 +171,7 @@ class Lists:
         """Know a head's neighbours like all other nodes."""
         listing.head.moved_on()
         neighbours, listing.apart = listing.apart.neighbours, listing.apart.moved_on()
-        # What is known of them by now is younger.
+        # What is already known of them is younger.
         words = {at: word for at, word in neighbours.words.items() if at not in self.store.words}
         cells = {at: cell for at, cell in neighbours.cells.items() if at not in self.store.cells}
         self._publish(listing, words, cells)

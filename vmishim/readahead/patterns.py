@@ -7,11 +7,11 @@ from collections import OrderedDict, deque
 from vmishim.memory.reader import KERNEL_FLOOR
 
 RUN = 4
-"""Reads one behind the other after which they are taken for an array that is read through."""
+"""Reads one behind the other from which on they count as an array that is read through."""
 RUN_BYTES, RUN_BYTES_MAX = 4096, 1 << 18
 """Bytes brought of such an array at first and at most; each time twice as many, as the kernel's own read-ahead does."""
 CHAIN_LENGTH = 3
-"""Links of a chain of dependent reads after which it is taken for a list."""
+"""Links of a chain of dependent reads from which on it counts as a list."""
 CHAIN_REACH = 4096
 """Bytes from where a pointer points within which the next link of a chain is looked for."""
 FRUITLESS_MAX = 1024

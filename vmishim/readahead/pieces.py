@@ -32,7 +32,7 @@ class Pieces:
             self._starts = None
 
     def refresh(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
-        """Know these where the same is known already; nothing else that has one of ``words`` in it stays."""
+        """Know these where the same is known already; forget other pieces that have one of ``words`` in them."""
         for at in self.words.keys() & words.keys():
             self.words[at] = words[at]
         for at, cell in list(self.cells.items()):
@@ -42,14 +42,14 @@ class Pieces:
                 self.drop((), (at,))
 
     def drop(self, words: Iterable[int], cells: Iterable[int]) -> None:
-        """Know these no more."""
+        """Forget these."""
         # Without a loop in Python: each listing drops what the one before it brought, thousands of words.
         deque(map(self.words.pop, words, repeat(None)), 0)
         deque(map(self.cells.pop, cells, repeat(None)), 0)
         self._starts = None
 
     def clear(self) -> None:
-        """Know nothing."""
+        """Forget everything."""
         self.words.clear()
         self.cells.clear()
         self._starts = []

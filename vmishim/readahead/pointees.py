@@ -1,4 +1,4 @@
-"""What words point to, by the guest's BTF: a read is taken for one of a structure only where there is one."""
+"""What words point to, according to the guest's BTF: only where a structure is can a read be one of its members."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vmishim.readahead.fields import WORD, Column, Path
 from vmishim.readahead.snapshot import Snapshot
 
 ARRAY, UNTYPED = 4096, 256
-"""Bytes above a pointer within which a read is taken for one of what it points to: for a pointer to pointers, and for
+"""Bytes above a pointer within which a read counts as one of what it points to: for a pointer to pointers, and for
 one to void or characters. What any other points to is as large as its type says."""
 
 

@@ -18,7 +18,7 @@ _TAGS_BY_LOW_BITS = (0, 7, 7, 7, 255, 7, 255, 7)
 
 
 def is_kernel(word: int) -> bool:
-    """Whether a word may point into the kernel. Its last page is no memory: there stand error codes (IS_ERR_VALUE)."""
+    """Whether a word may point into the kernel. Its last page is not memory: those are error codes (IS_ERR_VALUE)."""
     return KERNEL_FLOOR <= word < (1 << 64) - 4096
 
 

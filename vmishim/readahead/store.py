@@ -154,9 +154,9 @@ class Held:
         known.update(words, cells)
 
     def answer(self, known: Pieces, withheld: Withheld, address: int, data: bytes) -> bytes:
-        """Of each byte what was answered before, where one was; and that from now on."""
+        """Each byte as it was answered before, or else as it was read now; that is its answer from now on."""
         data = known.overlay(address, data)
-        # It agrees with all that is known, which may be much: there is no need to compare.
+        # It agrees with all that is known, so there is no need to compare.
         if address in withheld() or len(known.cells.get(address, b"")) >= len(data):
             return data
         if len(data) == WORD:

@@ -50,7 +50,7 @@ class Apart:
 
 
 def nothing_apart() -> Apart:
-    """Of a list whose head nobody looked at."""
+    """What is kept apart of a list whose head was not looked at: nothing."""
     return Apart(Pieces(), Pieces())
 
 
