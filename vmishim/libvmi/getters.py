@@ -127,11 +127,14 @@ class Getters(Symbols):
         return self._offset(struct_name, member)
 
     def get_memsize(self) -> int:
-        """Bytes of guest memory, up to the end of the highest there is now. Source: ``vmi_get_memsize``."""
+        """Bytes of guest memory, up to the end of the highest there is now. Over an agent, of what the guest's kernel has:
+        LibVMI also counts what firmware keeps at the end of memory, less than 1 MiB. Source: ``vmi_get_memsize``."""
         return self._memory_end()
 
     def get_max_physical_address(self) -> int:
-        """End of the highest guest memory, bytes. Source: ``vmi_get_max_physical_address``."""
+        """End of the highest guest memory, bytes. Over an agent as ``get_memsize``: 1,073,598,464 instead of
+        1,073,741,824 in a VM of 1 GiB, for what firmware keeps is not in the kernel's direct map. Source:
+        ``vmi_get_max_physical_address``."""
         return self._memory_end()
 
     def _memory_end(self) -> int:
