@@ -378,7 +378,7 @@ def of_a_pause(vmi: Libvmi) -> None:
     vmi.resume_vm()
 
 
-ARRAY = 0x30000
+ARRAY, TREE = 0x30000, 0x60000
 
 
 def in_a_child(check: Callable[[], bool], seconds: float = 5) -> bool:
@@ -655,6 +655,165 @@ class Lists:
         add(ground, nodes)
         last = ground.base + nodes[-2] + LINK
         ground.in_time(lambda: vmi.read_addr_va(last, 0) != place.start, "the node that was added")
+
+
+def tree(ground: Ground, numbers: list[int]) -> None:
+    """A search tree of ``numbers``, each at its own place; `ARRAY` has the pointer to its root."""
+    at = {number: TREE + 0x500 * number for number in numbers}
+
+    def grow(some: list[int]) -> int:
+        if not some:
+            return 0
+        middle = len(some) // 2
+        node = at[some[middle]]
+        ground.put(node, some[middle], grow(some[:middle]), grow(some[middle + 1 :]))
+        return ground.base + node
+
+    ground.put(ARRAY, grow(sorted(numbers)))
+
+
+def climb(vmi: Libvmi, node: int) -> list[int]:
+    """Numbers of a tree's nodes, from a node down, in order."""
+    if not node:
+        return []
+    left, right = vmi.read_addr_va(node + 8, 0), vmi.read_addr_va(node + 16, 0)
+    return [*climb(vmi, left), vmi.read_32_va(node, 0), *climb(vmi, right)]
+
+
+def cost(ground: Ground, script: Callable[[], Any]) -> int:
+    """How many requests a script takes."""
+    before = len(ground.link.requests)
+    script()
+    return len(ground.link.requests) - before
+
+
+class Trails:
+    """What is behind pointers, further than any field of a list reaches."""
+
+    def test_a_tree_is_one_request_behind_the_pointer_to_it(self, ground: Ground) -> None:
+        numbers = list(range(40))
+        tree(ground, numbers)
+        vmi = ground.read()
+        costs = [cost(ground, lambda: climb(vmi, vmi.read_addr_va(ground.base + ARRAY, 0))) for _ in range(5)]
+        assert costs[0] > len(numbers)
+        assert costs[1:] == [2] * 4
+
+    def test_a_tree_is_as_it_is_when_the_pointer_to_it_is_read(self, ground: Ground) -> None:
+        numbers = list(range(0, 60, 2))
+        vmi = ground.read()
+        for number in range(1, 60, 4):
+            tree(ground, numbers)
+            assert climb(vmi, vmi.read_addr_va(ground.base + ARRAY, 0)) == sorted(numbers)
+            numbers.append(number)
+            numbers.remove(number - 1)
+
+    def test_a_path_from_each_node_up_to_its_own_parent_is_two_requests(
+        self, ground: Ground, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As each process's executable has a path, and the root's dentry is its own parent."""
+        place, nodes = tasks(ground, 20, Field((), 0, 8))
+        deep = 14
+        paths = {
+            node: [TREE + 0x600 * (number * deep + step) for step in range(deep)] for number, node in enumerate(nodes)
+        }
+        root = TREE - 0x1000
+        ground.put(root + 24, ground.base + root)
+        for number, (node, path) in enumerate(paths.items()):
+            ground.put(node + 8, ground.base + path[0])
+            for step, (here, above) in enumerate(zip(path, [*path[1:], root], strict=True)):
+                ground.put(here + 24, ground.base + above, 0, number << 8 | step)
+        vmi = ground.read(place)
+
+        def names() -> list[int]:
+            found = []
+            for link in forward(vmi, place.start):
+                here = vmi.read_addr_va(link - LINK + 8, 0)
+                while (above := vmi.read_addr_va(here + 24, 0)) != here:
+                    found.append(vmi.read_64_va(here + 40, 0))
+                    here = above
+            return found
+
+        with caplog.at_level(logging.INFO):
+            costs = [cost(ground, names) for _ in range(5)]
+        assert costs[2:] == [2] * 3, costs
+        assert names() == [number << 8 | step for number in range(1, 20) for step in range(deep)]
+        assert not caplog.records
+
+    def test_a_chain_that_ends_in_itself_is_learned_once(
+        self, ground: Ground, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        links = [TREE + 0x600 * number for number in range(30)]
+        for here, above in zip(links, [*links[1:], links[-1]], strict=True):
+            ground.put(here + 24, ground.base + above)
+        ground.put(ARRAY, ground.base + links[0])
+        vmi = ground.read()
+
+        def up() -> int:
+            count, here = 0, vmi.read_addr_va(ground.base + ARRAY, 0)
+            while (above := vmi.read_addr_va(here + 24, 0)) != here:
+                count, here = count + 1, above
+            return count
+
+        with caplog.at_level(logging.INFO):
+            costs = [cost(ground, lambda: up() == len(links) - 1) for _ in range(4)]
+        assert costs[1:] == [1] * 3
+        assert up() == len(links) - 1
+        assert not caplog.records
+
+    def test_what_a_script_polls_is_of_this_moment(self, ground: Ground) -> None:
+        """Until the next look at where it began, the guest is asked each time."""
+        tree(ground, [1, 2, 3])
+        vmi = ground.read()
+        node = vmi.read_addr_va(ground.base + ARRAY, 0)
+        at = vmi.read_addr_va(node + 8, 0)
+        for value in range(5):
+            ground.put(at - ground.base, value)
+            assert vmi.read_32_va(at, 0) == value
+
+    def test_a_head_that_a_script_kept_is_of_this_moment(self, ground: Ground) -> None:
+        """It never reads what leads there. The ring is too short for a list of its own, and its nodes lead back."""
+        _, nodes = tasks(ground, 3)
+        vmi = ground.read()
+        for _ in range(4):
+            assert forward(vmi, ground.base + nodes[0] + LINK) == [ground.base + node + LINK for node in nodes[1:]]
+            add(ground, nodes)
+
+    def test_what_a_trail_brought_expires(self, ground: Ground) -> None:
+        tree(ground, list(range(20)))
+        vmi = ground.read()
+        for _ in range(3):
+            climb(vmi, vmi.read_addr_va(ground.base + ARRAY, 0))
+        at = ground.base + TREE + 0x500 * 7 + 8
+        assert at in vmi.vmi.words
+        ground.put(at - ground.base, 77)
+        ground.in_time(lambda: at not in vmi.vmi.words, "the old value to be forgotten")
+        assert vmi.read_addr_va(at, 0) == 77
+
+    def test_a_trail_in_a_hold_changes_no_answer(self, ground: Ground) -> None:
+        tree(ground, list(range(20)))
+        vmi = ground.read()
+        for _ in range(3):
+            climb(vmi, vmi.read_addr_va(ground.base + ARRAY, 0))
+        with pause(vmi):
+            node = vmi.read_addr_va(ground.base + ARRAY, 0)
+            assert vmi.read_32_va(node, 0) == 10
+            ground.put(node - ground.base, 77)
+            climb(vmi, node)
+            assert vmi.read_32_va(node, 0) == 10
+        assert 77 in climb(vmi, vmi.read_addr_va(ground.base + ARRAY, 0))
+
+    def test_a_trail_forgets_what_nothing_leads_to(self, ground: Ground) -> None:
+        vmi = ground.read()
+        lengths = []
+        for first in range(0, 400, 10):
+            tree(ground, list(range(first, first + 40)))
+            assert len(climb(vmi, vmi.read_addr_va(ground.base + ARRAY, 0))) == 40
+            reader = cast(PlantedGuest, vmi.vmi).reader
+            assert isinstance(reader, ReadAhead)
+            trail = reader._lists.trails.at(ground.base + ARRAY)
+            assert trail is not None
+            lengths.append(len(trail))
+        assert max(lengths) < 1000
 
 
 class Tables:

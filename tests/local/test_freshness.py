@@ -31,6 +31,9 @@ def ground(_planted: tuple[Planter, Kernel]) -> Ground:
 class TestLists(freshness.Lists): ...
 
 
+class TestTrails(freshness.Trails): ...
+
+
 class TestTables(freshness.Tables): ...
 
 

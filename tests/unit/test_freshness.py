@@ -26,6 +26,9 @@ def ground() -> Ground:
 class TestLists(freshness.Lists): ...
 
 
+class TestTrails(freshness.Trails): ...
+
+
 class TestTables(freshness.Tables):
     def test_a_chain_whose_head_can_no_longer_be_read_is_not_empty(self) -> None:
         """The kernel took back the page that the end of the table was in."""

@@ -127,7 +127,7 @@ class Getters(Symbols):
         return self._offset(struct_name, member)
 
     def get_memsize(self) -> int:
-        """Bytes of guest memory, up to the end of the highest there is now. Over an agent, of what the guest's kernel has:
+        """Bytes of guest memory, up to the end of the highest there is now. Over an agent, of what its kernel has:
         LibVMI also counts what firmware keeps at the end of memory, less than 1 MiB. Source: ``vmi_get_memsize``."""
         return self._memory_end()
 

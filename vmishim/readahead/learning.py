@@ -10,6 +10,7 @@ from vmishim.readahead.fields import WORD, Field, Hop, Path, Stage
 from vmishim.readahead.listing import Listing
 from vmishim.readahead.pointees import ARRAY, Pointees
 from vmishim.readahead.snapshot import TAGS
+from vmishim.readahead.trails import ABOVE, BELOW, IMAGE, IMAGE_ABOVE
 from vmishim.wire.plan import Step, Take, Text
 
 LEARN_MAX = 12288
@@ -71,6 +72,18 @@ def explain(
                     closest = address - base
                     best = listing, _field((*path, Hop(offset, tags, span)), address - base, count, text)
     return best
+
+
+def leads_to(listing: Listing, address: int) -> bool:
+    """Whether a word of a list's last walk points near ``address``: closely enough for what is read there to be behind
+    that pointer."""
+    snapshot = listing.snapshot
+    above, below = (ABOVE, BELOW) if address < IMAGE else (IMAGE_ABOVE, 0)
+    return any(
+        snapshot.pointer_near(column, tags, address, above, below) is not None
+        for column in snapshot.candidates
+        for tags in TAGS
+    )
 
 
 def learn(listing: Listing, field: Field) -> Lesson | None:

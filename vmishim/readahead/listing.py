@@ -8,6 +8,7 @@ from vmishim.readahead.fields import WORD, Fields, Path
 from vmishim.readahead.head import Head
 from vmishim.readahead.snapshot import Snapshot
 from vmishim.readahead.store import Batch
+from vmishim.readahead.trails import Trail
 from vmishim.readahead.walker import nothing_apart
 from vmishim.wire.plan import Plan, Step
 
@@ -23,6 +24,8 @@ class Listing:
     :ivar snapshot: where the last walk's nodes were, and what may point to more; without memory
     :ivar apart: the head's memory and that of its neighbours
     :ivar batch: the memory of all else, in the store
+    :ivar trail: what is read behind pointers where no field explains it
+    :ivar on: the trail that it is on, of a chain that a pointer leads to
     :ivar empty_words: for a table, what its heads hold when they are empty, by address
     :ivar empty_heads: the same as a batch in the store
     :ivar walks: how often it was walked
@@ -37,6 +40,8 @@ class Listing:
         self.snapshot = Snapshot()
         self.apart = nothing_apart()
         self.batch = Batch()
+        self.trail = Trail()
+        self.on: Trail | None = None
         self.empty_words: dict[int, int] = {}
         self.empty_heads = Batch()
         self.walks = 0

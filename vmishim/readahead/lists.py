@@ -17,6 +17,7 @@ from vmishim.readahead.learning import CHAIN_WORTH, CHAINS, Lesson, chain
 from vmishim.readahead.listing import Listing
 from vmishim.readahead.snapshot import Snapshot
 from vmishim.readahead.store import Batch, Held, Live, Store
+from vmishim.readahead.trails import Trail, Trails, cut, lines_of
 from vmishim.readahead.walker import Walker, nothing_apart
 from vmishim.wire.plan import Step
 
@@ -31,6 +32,7 @@ class Lists:
     :param background: whether a thread forgets in time
 
     :ivar by_address: each list by the address of its head
+    :ivar trails: those that begin at no list
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Lists:
         self._expirations = 0
         self.by_address: OrderedDict[int, Listing] = OrderedDict()
         self._heads: dict[int, Listing] = {}
+        self.trails = Trails()
         for kernel_list in lists:
             self._install(Listing(kernel_list))
 
@@ -130,6 +133,24 @@ class Lists:
         self._walker.collect(more, lesson.stage, rings=lesson.rings)
         self._publish(listing, more.words, more.cells)
 
+    def begin(self, trail: Trail) -> None:
+        """A pass over a trail begins; what was brought of it in the pass before is forgotten."""
+        trail.begin(self._now())
+        self.store.drop(trail.batch)
+        for listing in [listing for listing in self if listing.on is trail]:
+            self._remove(listing)
+
+    def follow(self, trail: Trail) -> None:
+        """Bring what is not known of a trail."""
+        words, cells = trail.missing(self.store.words, self.store.cells)
+        words = [at for at in words if self.trails.at(at) is None]
+        lines = self._walker.lines(lines_of(words, cells))
+        if not self.store.knows(trail.batch):
+            trail.batch = self.store.open()
+        self.store.put(trail.batch, *cut(lines, words, cells))
+        owner = next((listing for listing in self if listing.trail is trail), None)
+        trail.sweep(Snapshot() if owner is None else owner.snapshot, self.store.words)
+
     def _walk(self, listing: Listing) -> None:
         """Walk a list, and know what its nodes hold."""
         if listing.kernel_list.table is not None and not listing.kernel_list.start:
@@ -139,12 +160,14 @@ class Lists:
         self.store.drop(listing.batch)  # not the heads that were empty: most still are
         # Let go of the walk before, so that its memory is there for this one.
         listing.batch, listing.snapshot, listing.apart = Batch(), Snapshot(), nothing_apart()
+        self.store.drop(listing.trail.batch)
         companions = [read for read in listing.companions.wanted if read[0] not in self._heads]
         result = self._walker.walk(listing.kernel_list, listing.plan, listing.fields, companions, listing.empty_words)
         listing.companions.bring(result.companions, self.store.policy.until(self._now(), COMPANION_STALE))
         self._walker.collect_rest(result.snapshot, listing.fields)
         listing.snapshot, listing.apart = result.snapshot.bare(), result.apart
         listing.batch = self.store.open()
+        self.begin(listing.trail)
         # At once with the rest, or another thread would find a chain empty that is not.
         also = self._empty_heads(listing, before) if result.complete else None
         if also is None:
@@ -179,6 +202,7 @@ class Lists:
     def _drop(self, listing: Listing) -> None:
         self.store.drop(listing.batch)
         self.store.drop(listing.empty_heads)
+        self.store.drop(listing.trail.batch)
         listing.apart = nothing_apart()
 
     # ---- what becomes known ------------------------------------------------------------------------------------------
@@ -212,6 +236,8 @@ class Lists:
                             other.apart.head.update({}, {at: cell})
             if other is not listing and other.apart.ranges:  # or they would become known as they were at its older look
                 other.apart.neighbours.refresh(words, cells)
+        if listing.on is not None:
+            listing.on.meet_all(words, cells)
         self.store.put(listing.batch, words, cells, also)
 
     def _withheld(self) -> list[int]:
@@ -221,11 +247,12 @@ class Lists:
 
     # ---- which lists there are ---------------------------------------------------------------------------------------
 
-    def try_chain(self, start: int, bias: int) -> bool:
-        """Have a chain of reads as a list. False when it is not worth a walk."""
+    def try_chain(self, start: int, bias: int, trail: Trail | None) -> bool:
+        """Have a chain of reads as a list; until its next pass, if it is on a trail. False when it is not worth it."""
         if start in self._heads:
             return True
         listing = Listing(chain(start, bias))
+        listing.on = trail
         self._install(listing)  # so that its head is not known like other words
         try:
             self.tell(listing, Event.LOOK)
@@ -236,6 +263,9 @@ class Lists:
         if len(listing.snapshot.nodes[()]) < CHAIN_WORTH:  # a few pointers that happen to lie alike
             self._remove(listing)
             return False
+        if trail is not None:
+            trail.meet_all(listing.apart.head.words, {})
+        self.trails.end(start)
         learned = [each for each in self if each.kernel_list.step == Step.CHAIN]
         if len(learned) > CHAINS:
             self._remove(learned[0])

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 
 from vmishim.memory.reader import KERNEL_FLOOR
+from vmishim.readahead.trails import Trail
 
 RUN = 4
 """Reads one behind the other from which on they count as an array that is read through."""
 RUN_BYTES, RUN_BYTES_MAX = 4096, 1 << 18
 """Bytes brought of such an array at first and at most; each time twice as many, as the kernel's own read-ahead does."""
+RUN_BYTES_BEHIND = 512
+"""Bytes brought at first of an array that a pointer leads to, in a structure: those of an ``xa_node``'s slots."""
 CHAIN_LENGTH = 3
 """Links of a chain of dependent reads from which on it counts as a list."""
 CHAIN_REACH = 4096
@@ -21,25 +24,36 @@ REMEMBERED = 64
 
 
 class Run:
-    """Reads one behind the other."""
+    """Reads one behind the other.
+
+    :ivar trail: the trail that led to the first of them
+    """
 
     def __init__(self) -> None:
         self._next = -1
         self._length = 0
         self._bytes = RUN_BYTES
+        self.trail: Trail | None = None
 
-    def bytes_ahead(self, address: int, count: int) -> int:
-        """How many bytes to bring at a read of ``count`` bytes that nothing explains; 0 for just those."""
+    def bytes_ahead(self, address: int, count: int, first: int = RUN_BYTES) -> int:
+        """How many bytes to bring at a read of ``count`` bytes that nothing explains; 0 for just those.
+
+        :param first: how many of an array that is new
+        """
         if address == self._next:
             self._length += 1
         else:
-            self._length, self._bytes = 1, RUN_BYTES
+            self._length, self._bytes = 1, first
         self._next = address + count
         if self._length < RUN:
             return 0
         ahead = max(count, self._bytes)
         self._bytes = min(self._bytes * 2, RUN_BYTES_MAX)
         return ahead
+
+    def goes_on(self, address: int) -> bool:
+        """Whether a read at ``address`` is behind the last one."""
+        return address == self._next
 
     def go_on(self, address: int) -> None:
         """The array was brought up to ``address``, and is read on from there."""

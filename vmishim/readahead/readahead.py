@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from struct import Struct
 
@@ -23,13 +23,15 @@ from vmishim.errors import FaultError
 from vmishim.memory.pages import Pages
 from vmishim.memory.reader import KERNEL, KERNEL_FLOOR, Extent
 from vmishim.readahead.catalogue import KernelList
+from vmishim.readahead.companions import COMPANIONS
 from vmishim.readahead.fields import WORD
 from vmishim.readahead.head import Action, Event
-from vmishim.readahead.learning import explain, learn
+from vmishim.readahead.learning import explain, leads_to, learn
 from vmishim.readahead.listing import Listing
 from vmishim.readahead.lists import Lists
-from vmishim.readahead.patterns import Chains, Run
+from vmishim.readahead.patterns import RUN_BYTES, RUN_BYTES_BEHIND, Chains, Run
 from vmishim.readahead.pointees import Pointees
+from vmishim.readahead.trails import Trail
 
 
 class ReadAhead:
@@ -84,11 +86,11 @@ class ReadAhead:
                 return known
             if address < KERNEL_FLOOR:
                 raise FaultError(address)
-            for attempt in (self._companion, self._head_node, self._node, self._array):
+            for attempt in (self._companion, self._head_node, self._node, self._trail, self._array):
                 data = attempt(address, count, text)
                 if data is not None:
                     return self._store.answer(address, data)
-            return self._store.answer(address, self._unexplained(address, count))
+            return self._store.answer(address, self._unexplained(address, count, text))
 
     def learned(self, extents: Iterable[Extent]) -> None:
         """Know what came from elsewhere, such as an injected program, as if it had been read ahead."""
@@ -175,10 +177,11 @@ class ReadAhead:
     def _companion(self, address: int, count: int, text: bool) -> bytes | None:
         """A single read that came along with a listing; with several, the last one's, and none is used again."""
         came = [found for listing in self._lists if (found := listing.companions.take((address, count)))]
-        if not came:
+        data, until = max(came, key=itemgetter(1), default=(b"", 0.0))
+        if self._now() >= until:
             return None
-        data, until = max(came, key=itemgetter(1))
-        return data if self._now() < until else self._single(address, count)
+        self._begin_trail(address, data)
+        return data
 
     def _head_node(self, address: int, count: int, text: bool) -> bytes | None:
         """The node that a head is in, of which nothing is known: many a listing begins with it."""
@@ -198,13 +201,25 @@ class ReadAhead:
         if self._lists.tell(listing, Event.NODE) is Action.LEARN:
             lesson = learn(listing, field)
             if lesson is None:
-                return self._single(address, count)
+                own = self._lists.trails.end(address)
+                if own is not None:
+                    listing.trail.absorb(own)
+                return self._behind(listing.trail, address, count, text)
             self._lists.fetch(listing, lesson)
         return self._known_or_single(address, count, text)
 
+    def _trail(self, address: int, count: int, text: bool) -> bytes | None:
+        """What an earlier pass read behind a pointer: bring all that it read."""
+        trail = next((trail for trail in self._trails() if trail.has(address, count, self._now())), None)
+        return self._behind(trail, address, count, text) if trail is not None else None
+
     def _array(self, address: int, count: int, text: bool) -> bytes | None:
         """An array that is read through: bring what comes next with what was asked for."""
-        ahead = self._run.bytes_ahead(address, count) if self._store.policy.reads_arrays_ahead else 0
+        if not self._store.policy.reads_arrays_ahead:
+            return None
+        trail = self._run.trail if self._run.goes_on(address) else self._trail_to(address)
+        self._run.trail = trail
+        ahead = self._run.bytes_ahead(address, count, RUN_BYTES_BEHIND if trail is not None else RUN_BYTES)
         if not ahead:
             return None
         try:
@@ -217,20 +232,74 @@ class ReadAhead:
         if count == WORD and address % WORD == 0:
             values = Struct(f"<{whole}Q").unpack_from(data)
             self._lists.keep(dict(zip(range(address, address + whole * WORD, WORD), values, strict=True)), {})
+            if trail is not None:
+                trail.meet_all(dict(zip(range(address, address + whole * WORD, WORD), values, strict=True)), {})
         else:
             self._lists.keep({}, {address: data})
         self._run.go_on(address + (whole * WORD or len(data)))
         return data[:count]
 
-    def _unexplained(self, address: int, count: int) -> bytes:
-        """Anything else: read it alone. It may go with a listing, or be a link of a chain."""
+    def _unexplained(self, address: int, count: int, text: bool) -> bytes:
+        """Anything else: read it alone. It may go with a listing, be on a trail, or be a link of a chain."""
         data = self._single(address, count)
-        if self._current is not None and self._current.head.is_walked:
+        trail = None
+        if not self._begin_trail(address, data):
+            trail = self._trail_to(address)
+            if trail is not None:
+                trail.meet(address, data, text)
+            elif not text:
+                self._lists.trails.add(address, data, self._now())
+        if self._current is not None and self._current.head.is_walked and (trail is None or len(trail) < COMPANIONS):
             self._current.companions.meet((address, count))
         if count == WORD:
             found = self._chains.follow(address, int.from_bytes(data, "little"))
-            if found is not None and found[0] not in self._chains.fruitless and not self._lists.try_chain(*found):
-                self._chains.dismiss(found[0])
+            if found is not None and found[0] not in self._chains.fruitless:
+                start, bias = found
+                if not self._lists.try_chain(start, bias, self._trail_to(start)):
+                    self._chains.dismiss(start)
+        return data
+
+    def _begin_trail(self, address: int, data: bytes) -> bool:
+        """Begin a pass, where a trail begins at ``address``, unless something else leads there by now."""
+        trail = self._lists.trails.at(address)
+        if trail is None:
+            return False
+        other = self._trail_to(address, trail)
+        if other is not None and other.is_under_way(self._now()):
+            self._lists.trails.end(address)
+            other.absorb(trail)
+            return False
+        self._lists.trails.use(address)
+        trail.start(data)
+        self._lists.begin(trail)
+        return True
+
+    def _trails(self) -> Iterator[Trail]:
+        """Trails that a read may be on, the most likely first."""
+        if self._current is not None:
+            yield self._current.trail
+        yield from self._lists.trails
+        for listing in self._lists:
+            if listing is not self._current:
+                yield listing.trail
+
+    def _trail_to(self, address: int, besides: Trail | None = None) -> Trail | None:
+        """The trail that a read is on, since a pointer of known memory leads there; one ``besides`` another."""
+        listing = self._current
+        if listing is not None and (listing.trail.leads_to(address) or leads_to(listing, address)):
+            return listing.trail
+        found = (trail for trail in self._lists.trails if trail is not besides and trail.leads_to(address))
+        return next(found, None)
+
+    def _behind(self, trail: Trail, address: int, count: int, text: bool) -> bytes:
+        """A read on a trail: from what an earlier pass over it read, or alone."""
+        if trail.has(address, count, self._now()):
+            self._lists.follow(trail)
+            known = self._known(address, count, text)
+            if known is not None:
+                return known
+        data = self._single(address, count)
+        trail.meet(address, data, text)
         return data
 
     def _known_or_single(self, address: int, count: int, text: bool) -> bytes:

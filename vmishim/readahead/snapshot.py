@@ -100,13 +100,18 @@ class Snapshot:
         """What those of a column's words point to that have just such tags; sorted, each once."""
         key = (column, tags)
         if key not in self._sorted:
-            values: Iterable[int] = self.columns.get(column, ())
-            if column in self._blocks:
-                unpack = Struct(f"<{column[2] // WORD}Q").unpack
-                values = (word for block in self._blocks[column] for word in unpack(block))
+            values = self.words_of(column)
             found = {value & ~tags for value in values if is_kernel(value) and _TAGS_BY_LOW_BITS[value & 7] == tags}
             self._sorted[key] = sorted(found)
         return self._sorted[key]
+
+    def words_of(self, column: Column) -> Iterable[int]:
+        """All words of a column."""
+        values: Iterable[int] = self.columns.get(column, ())
+        if column in self._blocks:
+            unpack = Struct(f"<{column[2] // WORD}Q").unpack
+            values = (word for block in self._blocks[column] for word in unpack(block))
+        return values
 
     def _touch(self, column: Column) -> None:
         for tags in TAGS if self._sorted else ():
@@ -127,9 +132,10 @@ class Snapshot:
             self._sorted[key] = sorted(set(self.nodes[root]))
         return _near(self._sorted[key], address, before, after)
 
-    def pointer_near(self, column: Column, tags: int, address: int, reach: int) -> int | None:
-        """The closest address at or below ``address``, less than ``reach`` away, that ``column`` points to."""
-        return _near(self.pointers(column, tags), address, 0, reach)
+    def pointer_near(self, column: Column, tags: int, address: int, reach: int, before: int = 0) -> int | None:
+        """The closest address at or below ``address``, less than ``reach`` away, that ``column`` points to; else the
+        closest above, at most ``before`` away."""
+        return _near(self.pointers(column, tags), address, before, reach)
 
 
 def _near(addresses: list[int], address: int, before: int, after: int) -> int | None:

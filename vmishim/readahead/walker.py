@@ -14,8 +14,9 @@ from vmishim.readahead.catalogue import NODES_MAX, KernelList
 from vmishim.readahead.fields import RING, WORD, Fields, Stage
 from vmishim.readahead.pieces import Pieces
 from vmishim.readahead.snapshot import Snapshot, is_kernel
+from vmishim.readahead.trails import LINE
 from vmishim.wire.messages import AgentError, Chunk
-from vmishim.wire.plan import HEADS_MAX, Kind, Plan, Step
+from vmishim.wire.plan import HEADS_MAX, Kind, Plan, Step, Take
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +102,14 @@ class Walker:
         records = [snapshot.add(plan, own, chunk.bulk) for chunk in chunks]
         all_heads = kernel_list.table is None or _take_heads(kernel_list, snapshot, chain.from_iterable(records))
         nodes, last = snapshot.nodes[()], chunks[-1]
-        if kernel_list.step == Step.CHAIN and nodes and last.cycle_at == nodes[0] + kernel_list.link:
-            last = replace(last, cycles=0)  # no loop, but a ring that a pointer from outside leads into
+        if (
+            kernel_list.step == Step.CHAIN
+            and nodes
+            and last.cycles
+            and _ends_well(kernel_list, snapshot, last.cycle_at)
+        ):
+            last = replace(last, cycles=0)
+            nodes[:] = dict.fromkeys(nodes)
         complete = not _report(kernel_list.name, last) and all_heads
         edge = {kernel_list.start, kernel_list.start + kernel_list.stride} if complete else set()
         ends = {at: empty[at] for at in edge if at in empty}
@@ -120,6 +127,15 @@ class Walker:
         """Add a stage to a snapshot: fields of what its root leads to, or with ``rings`` of the nodes of the rings
         there."""
         (self._walk_rings if rings else self._gather)(snapshot, stage)
+
+    def lines(self, addresses: list[int]) -> dict[int, bytes]:
+        """`LINE` bytes at each of ``addresses``, where they can be read."""
+        found: dict[int, bytes] = {}
+        for some in _portions(addresses):
+            plan = Plan(0, Step.SELF, (Take(0, 0, LINE),), heads=len(some), stride=0)
+            for chunk in self._chunks(plan, some):
+                found.update((at, data) for at, fault, _, _, data in plan.records(chunk.bulk) if not fault)
+        return found
 
     def _gather(self, snapshot: Snapshot, stage: Stage) -> None:
         heads = sorted({head for head in snapshot.addresses(stage.root) if head >= KERNEL_FLOOR})
@@ -153,6 +169,13 @@ class Walker:
             if error.code != "walk":
                 raise
             return list(self._remote.walk(plan, heads, **also))
+
+
+def _ends_well(kernel_list: KernelList, snapshot: Snapshot, link: int) -> bool:
+    """Whether a chain that loops at ``link`` is undamaged: it is a ring that a pointer from outside leads into, or goes
+    from parent to parent, and the last is its own, as the root's dentry is."""
+    first = (snapshot.nodes[()][0] + kernel_list.link) % ADDRESSES
+    return link == first or (snapshot.words.get(link, 0) + kernel_list.bias) % ADDRESSES == link
 
 
 def _take_heads(kernel_list: KernelList, snapshot: Snapshot, records: Iterable[tuple[int, int, int]]) -> bool:
