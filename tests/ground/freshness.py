@@ -789,6 +789,17 @@ class Trails:
         ground.in_time(lambda: at not in vmi.vmi.words, "the old value to be forgotten")
         assert vmi.read_addr_va(at, 0) == 77
 
+    def test_what_a_script_kept_of_a_trail_is_of_this_moment_once_the_pass_is_old(self, ground: Ground) -> None:
+        tree(ground, list(range(20)))
+        vmi = ground.read()
+        for _ in range(3):
+            climb(vmi, vmi.read_addr_va(ground.base + ARRAY, 0))
+        at = ground.base + TREE + 0x500 * 7
+        ground.let_pass(2 * STALE)
+        for value in range(5):
+            ground.put(at - ground.base, value)
+            assert vmi.read_32_va(at, 0) == value
+
     def test_a_trail_in_a_hold_changes_no_answer(self, ground: Ground) -> None:
         tree(ground, list(range(20)))
         vmi = ground.read()

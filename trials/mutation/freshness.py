@@ -52,6 +52,7 @@ class Replacement:
 
 _HEAD, _LISTS, _STORE = "vmishim.readahead.head", "vmishim.readahead.lists", "vmishim.readahead.store"
 _READAHEAD, _COMPANIONS = "vmishim.readahead.readahead", "vmishim.readahead.companions"
+_TRAILS = "vmishim.readahead.trails"
 
 REPLACEMENTS = (
     Replacement(
@@ -166,8 +167,8 @@ REPLACEMENTS = (
     Replacement(
         _READAHEAD,
         "a single read that came along is never too old",
-        "return data if self._now() < until else self._single(address, count)",
-        "return data",
+        "if self._now() >= until:",
+        "if until < 0:",
     ),
     Replacement(
         _READAHEAD,
@@ -175,6 +176,19 @@ REPLACEMENTS = (
         "max(came, key=itemgetter(1))",
         "min(came, key=itemgetter(1))",
     ),
+    Replacement(
+        _LISTS,
+        "a new pass is answered from the trail of the one before",
+        "trail.begin(self._now())\n        self.store.drop(trail.batch)",
+        "trail.begin(self._now())",
+    ),
+    Replacement(
+        _TRAILS,
+        "what is met on a trail is brought in the same pass",
+        "self._new[address] = 0 if len(data) == WORD and address % WORD == 0 and not text else len(data)",
+        "self._words[address] = None",
+    ),
+    Replacement(_TRAILS, "a trail is good for ever", "return now < self._until", "return True"),
     Replacement(
         _COMPANIONS,
         "a single read that came along is used again",

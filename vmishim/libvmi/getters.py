@@ -133,8 +133,10 @@ class Getters(Symbols):
 
     def get_max_physical_address(self) -> int:
         """End of the highest guest memory, bytes. Over an agent as ``get_memsize``: 1,073,598,464 instead of
-        1,073,741,824 in a VM of 1 GiB, for what firmware keeps is not in the kernel's direct map. Source:
-        ``vmi_get_max_physical_address``."""
+        1,073,741,824 in a VM of 1 GiB, for what firmware keeps is not in the kernel's direct map.
+
+        Source: ``vmi_get_max_physical_address``.
+        """
         return self._memory_end()
 
     def _memory_end(self) -> int:

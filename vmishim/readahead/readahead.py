@@ -177,9 +177,11 @@ class ReadAhead:
     def _companion(self, address: int, count: int, text: bool) -> bytes | None:
         """A single read that came along with a listing; with several, the last one's, and none is used again."""
         came = [found for listing in self._lists if (found := listing.companions.take((address, count)))]
-        data, until = max(came, key=itemgetter(1), default=(b"", 0.0))
-        if self._now() >= until:
+        if not came:
             return None
+        data, until = max(came, key=itemgetter(1))
+        if self._now() >= until:
+            return None  # it is read like any other
         self._begin_trail(address, data)
         return data
 
