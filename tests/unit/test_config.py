@@ -273,7 +273,7 @@ def test_a_symbol_map_without_addresses_is_refused(tmp_path: Path, beside: str) 
     sysmap = tmp_path / "map"
     sysmap.write_text(beside + "".join(f"{0:016x}{line[16:]}\n" for line in KALLSYMS))
     with pytest.raises(
-        LibvmiError, match=r"^OS: symbol map .*map: 5 of . addresses are zero: .*kptr_restrict.* as root"
+        LibvmiError, match=r"^OS: symbol map .*map .*: 5 of its . addresses are zero: .*kptr_restrict.* as root"
     ):
         ConfiguredProfile(Config("x", strings={"sysmap": str(sysmap)}), Guest())
 
@@ -283,11 +283,11 @@ def test_a_symbol_map_without_addresses_is_refused(tmp_path: Path, beside: str) 
     [
         ("", "has no symbols"),
         ("no map\n", "has no symbols"),
-        ("not a map\n", "is not a symbol map: 'not a map"),
-        ("-1 T a\n", "is not a symbol map"),
-        ("1_0 T a\n", "is not a symbol map"),
-        ("(nil) T a\n", "is not a symbol map"),
-        ("1ffffffff82800000 T a\n", "is not a symbol map"),
+        ("not a map\n", "there is no address in 'not a map"),
+        ("-1 T a\n", "there is no address in"),
+        ("1_0 T a\n", "there is no address in"),
+        ("(nil) T a\n", "there is no address in"),
+        ("1ffffffff82800000 T a\n", "there is no address in"),
     ],
 )
 def test_other_files_are_no_symbol_map(tmp_path: Path, text: str, complaint: str) -> None:

@@ -49,7 +49,7 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if kind == "private key":
         save_private(path, KEY)
     else:
-        texts = {"offsets": '{"release": "6.1.0", "members": {}}', "domains.toml": "", "symbols": "0 T _text\n"}
+        texts = {"offsets": '{"release": "6.1.0", "members": {}}', "domains.toml": "", "symbols": "1000 T _text\n"}
         path.write_text(texts.get(kind, KEY.public.text + "\n"))
         path.chmod(0o644)
     return path

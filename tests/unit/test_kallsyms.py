@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guest_agent.kernel import _Kallsyms
-from vmishim.kernel.kallsyms import DIGITS, decode
+from vmishim.kernel.kallsyms import DIGITS, decode, of_map
 
 BASE = 0xFFFF_FFFF_A100_0000
 TEXTS = ["init_", "task", "_bpf", "linux", "T", "d"]
@@ -120,3 +120,18 @@ def test_a_long_row_of_numbers_does_not_hang() -> None:
     numbers = array("I", range(1, 1 << 18))
     with pytest.raises(ValueError, match="names"):
         decode(numbers.tobytes() + bytes(4) + memory[table:], 4 * (1 << 18) + index - table)
+
+
+MAP = "ffffffffc0000000 t linux_banner\t[rootkit]\nffffffff82100000 D linux_banner\nffffffff82100000 D second\n"
+
+
+def test_a_modules_symbol_in_a_map_never_hides_the_kernels_own() -> None:
+    found = of_map(MAP.encode())
+    assert found.addresses == {"linux_banner": 0xFFFF_FFFF_8210_0000, "second": 0xFFFF_FFFF_8210_0000}
+    assert found.names == {0xFFFF_FFFF_8210_0000: "linux_banner", 0xFFFF_FFFF_C000_0000: "linux_banner"}
+
+
+@pytest.mark.parametrize("text", [b"", b"words\n", b"0 T a\n0 T b\n1000000 A c\n", b"-1 T a\n", b"1_0 T a\n"])
+def test_what_is_no_map_is_an_error(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"no symbols|are zero|no address"):
+        of_map(text)

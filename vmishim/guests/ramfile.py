@@ -17,7 +17,6 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from io import BytesIO
 from itertools import chain, islice
 from operator import attrgetter
 from struct import unpack_from
@@ -531,8 +530,7 @@ class _Tables:
 
 def _map(path: str | os.PathLike[str]) -> kallsyms.Symbols:
     try:
-        lines = (line.decode("ascii", "replace").split(None, 3) for line in BytesIO(files.read_trusted(path)))
-        return kallsyms.Symbols((int(words[0], 16), words[2]) for words in lines if len(words) >= 3)
+        return kallsyms.of_map(files.read_trusted(path))
     except (OSError, ValueError) as error:
         raise LibvmiError(f"OS: symbols {os.fspath(path)} cannot be read: {error}") from None
 

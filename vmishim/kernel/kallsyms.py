@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from itertools import islice, pairwise
+from io import BytesIO
+from itertools import chain, islice, pairwise
 from struct import unpack_from
 
 DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
@@ -57,6 +58,41 @@ class Symbols:
             self.names.setdefault(address, name)
             if len(self.addresses) > SYMBOLS_MAX or len(self.names) > SYMBOLS_MAX:
                 raise ValueError(f"it has more than {SYMBOLS_MAX} symbols")
+
+
+def of_map(data: bytes) -> Symbols:
+    """The symbols of a ``System.map``, or of a copy of ``/proc/kallsyms``.
+
+    LibVMI takes the first line of a name, and so do we; but a module's symbol never hides the kernel's own.
+
+    :raises ValueError: it is neither, or its addresses were hidden
+    """
+    own: list[tuple[int, str]] = []
+    modules: list[tuple[int, str]] = []
+    zeros = 0
+    for raw in BytesIO(data):
+        line = raw.decode("ascii", "replace")
+        columns = line.split(None, 3)
+        if len(columns) < 3:
+            continue
+        try:
+            address = int(columns[0], 16) if columns[0].isalnum() else -1
+        except ValueError:
+            address = -1
+        if not 0 <= address < 1 << 64:
+            raise ValueError(f"there is no address in {line[:80]!r}")
+        (modules if columns[3:] and columns[3].startswith("[") else own).append((address, columns[2]))
+        zeros += not address
+        if len(own) + len(modules) > SYMBOLS_MAX:
+            raise ValueError(f"it has more than {SYMBOLS_MAX} symbols")
+    if not own and not modules:
+        raise ValueError("it has no symbols")
+    if 2 * zeros > len(own) + len(modules):
+        raise ValueError(
+            f"{zeros} of its {len(own) + len(modules)} addresses are zero: the kernel hid them (kernel.kptr_restrict) "
+            "from the user who copied /proc/kallsyms; copy it again as root"
+        )
+    return Symbols(chain(own, modules))
 
 
 def decode(memory: bytes | memoryview, digits: int) -> Symbols:

@@ -9,23 +9,16 @@ import json
 import warnings
 from contextlib import suppress
 from functools import cached_property
-from io import BytesIO
 from typing import Any, Protocol
 
 from vmishim import files
+from vmishim.kernel import kallsyms
 from vmishim.kernel.profile import Member, Profile
 from vmishim.libvmi.config import MEMBERS, Config, ConfigError
 from vmishim.libvmi.constants import LibvmiInitError
 
-MAP_MAX, SYMBOLS_MAX, PROFILE_MAX = 128 << 20, 1 << 20, 256 << 20
-"""Bytes of a symbol map, its symbols, and bytes of a JSON profile: several times as many as any kernel's."""
-
-
-def _hexadecimal(word: str) -> int:
-    """An address as a symbol map has it. :raises ValueError: it is not one"""
-    if not word.isalnum() or (address := int(word, 16)) >> 64:
-        raise ValueError(word)
-    return address
+MAP_MAX, PROFILE_MAX = 128 << 20, 256 << 20
+"""Bytes of a symbol map and of a JSON profile: several times as many as any kernel's."""
 
 
 class _File(Protocol):
@@ -62,40 +55,16 @@ class SystemMap(_Symbols):
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
         try:
             data = files.read(path, MAP_MAX)
         except OSError as error:
             raise ConfigError(
                 LibvmiInitError.OS, f"symbol map {path} cannot be read: {error.strerror}; vmishim does not need one"
             ) from None
-        self._symbols: dict[str, int] = {}
-        modules: dict[str, int] = {}
-        zeros = lines = 0
-        for raw in BytesIO(data):
-            line = raw.decode("ascii", "replace")
-            columns = line.split(None, 3)
-            if len(columns) < 3:
-                continue
-            try:
-                address = _hexadecimal(columns[0])
-            except ValueError:
-                raise ConfigError(LibvmiInitError.OS, f"{path} is not a symbol map: {line[:80]!r}") from None
-            # LibVMI takes the first line of a name, and so do we, but a module's must not hide the kernel's own.
-            (modules if columns[3:] and columns[3].startswith("[") else self._symbols).setdefault(columns[2], address)
-            lines += 1
-            zeros += not address
-            if len(self._symbols) + len(modules) > SYMBOLS_MAX:
-                raise ConfigError(LibvmiInitError.OS, f"{path} has more than {SYMBOLS_MAX} symbols")
-        if not lines:
-            raise ConfigError(LibvmiInitError.OS, f"{path} is not a symbol map: it has no symbols")
-        if 2 * zeros > lines:
-            raise ConfigError(
-                LibvmiInitError.OS,
-                f"symbol map {path}: {zeros} of {lines} addresses are zero: the kernel hid them "
-                "(kernel.kptr_restrict) from the user who copied /proc/kallsyms; copy it again as root",
-            )
-        self._symbols = modules | self._symbols
+        try:
+            self._symbols = kallsyms.of_map(data).addresses
+        except ValueError as error:
+            raise ConfigError(LibvmiInitError.OS, f"symbol map {path} cannot be used: {error}") from None
 
     def member(self, struct: str, member: str) -> Member:
         """:raises KeyError: always; a symbol map has no layouts."""
