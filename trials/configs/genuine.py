@@ -1,8 +1,9 @@
-"""Parses configurations by the genuine LibVMI's own grammar, which its Python wheel carries as a shared library.
+"""Reads configurations and JSON profiles by the genuine LibVMI's own code, which its Python wheel carries as a library.
 
-Run by an interpreter alone: ``python genuine.py NEEDED... LIBRARY``. Each line of standard input is one
-``libvmi.conf``, as hex digits; each line of standard output is what LibVMI reads for the domain ``domain``, as JSON:
-null for a syntax error, ``{}`` where the file has no such entry.
+Run by an interpreter alone: ``python genuine.py configs|profiles JSON_LIBRARY LIBRARY``. Each line of standard input is
+one file, as hex digits. Each line of standard output is what LibVMI reads of it, as JSON. Of a ``libvmi.conf``: the
+settings of the domain ``domain``; null for a syntax error, ``{}`` where the file has no such entry. Of a Volatility 3
+profile: the address of each symbol, the size of each structure and the offset of each member of `NAMES` that is found.
 """
 
 import ctypes
@@ -16,6 +17,8 @@ STRINGS = {
     "aarch64_ttbr0_granule_size", "aarch64_ttbr1_granule_size",
 }  # fmt: skip
 """Settings whose value is a string; that of the others is a 64-bit number."""
+NAMES = [f"{letter}{number}" for letter in "stm" for number in range(4)]
+"""Symbols, structures and members that a profile may have."""
 
 
 def parsed(library: ctypes.CDLL, glib: ctypes.CDLL, text: bytes) -> dict[str, int | str] | None:
@@ -45,10 +48,31 @@ def parsed(library: ctypes.CDLL, glib: ctypes.CDLL, text: bytes) -> dict[str, in
     return found
 
 
+def looked_up(library: ctypes.CDLL, json_library: ctypes.CDLL, text: bytes) -> dict[str, int] | None:
+    """What LibVMI finds in a profile."""
+    json_library.json_tokener_parse.restype = ctypes.c_void_p
+    profile = ctypes.c_void_p(json_library.json_tokener_parse(text))
+    if not profile:
+        return None
+    found = {}
+    value, size = ctypes.c_uint64(), ctypes.c_size_t()
+    look = library.volatility_ist_symbol_to_rva
+    for first in NAMES:
+        name = first.encode()
+        if not look(profile, name, None, ctypes.byref(value), None):
+            found[first] = value.value
+        if not look(profile, name, None, None, ctypes.byref(size)):
+            found[f"{first} "] = size.value
+        for second in NAMES:
+            if not look(profile, name, second.encode(), ctypes.byref(value), None):
+                found[f"{first} {second}"] = value.value
+    return found
+
+
 def main() -> None:
     """Answer each line, in a process of its own."""
     glib = ctypes.CDLL("libglib-2.0.so.0")
-    library = [ctypes.CDLL(path) for path in sys.argv[1:]][-1]
+    json_library, library = (ctypes.CDLL(path) for path in sys.argv[2:])
     for line in sys.stdin:
         sys.stdout.flush()
         readable, writable = os.pipe()
@@ -57,7 +81,9 @@ def main() -> None:
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)  # the lexer prints what it passes over
             os.dup2(quiet, 2)
-            os.write(writable, json.dumps(parsed(library, glib, unhexlify(line.strip()))).encode())
+            text = unhexlify(line.strip())
+            read = parsed(library, glib, text) if sys.argv[1] == "configs" else looked_up(library, json_library, text)
+            os.write(writable, json.dumps(read).encode())
             os._exit(0)
         os.close(writable)
         with os.fdopen(readable) as answer:

@@ -190,14 +190,17 @@ class JsonProfile(_Symbols):
         if member in fields:
             field = fields[member]
             return self._number(field, "offset", where), self._object(field, "type", where=where)
+        # LibVMI looks into every structure that is embedded, whether it has a name or not: sock has skc_family.
         for name, field in fields.items():
-            if isinstance(field, dict) and field.get("anonymous"):
-                inner = self._object(field, "type", where=f"{struct}.{name}").get("name")
-                try:
-                    within, of_type = self._field(str(inner), member, met, (*around, struct))
-                except KeyError:
-                    continue
-                return self._number(field, "offset", f"{struct}.{name}") + within, of_type
+            of_type = field.get("type") if isinstance(field, dict) else None
+            inner = of_type.get("name") if isinstance(of_type, dict) else None
+            if not isinstance(inner, str) or inner not in self._types:
+                continue
+            try:
+                within, found = self._field(inner, member, met, (*around, struct))
+            except KeyError:
+                continue
+            return self._number(field, "offset", f"{struct}.{name}") + within, found
         raise KeyError(member)
 
     def _size(self, of_type: dict[str, Any], where: str) -> int:
@@ -216,7 +219,7 @@ class JsonProfile(_Symbols):
         name = of_type.get("name")
         types = self._object(self._data, home, {}, where)
         if not isinstance(name, str) or name not in types:
-            raise self._damaged(where, f"there is no type {_told(name)}")
+            return 0
         return self._number(types[name], "size", where)
 
 
