@@ -1,14 +1,11 @@
 """The headers of a lab kernel, to compile against: Debian's packages, unpacked in the lab's cache."""
 
-import os
 import re
 import subprocess
 import tempfile
 from pathlib import Path
 
 from lab import image as images
-
-_MIRROR = "http://deb.debian.org/debian"
 
 
 class HeadersError(Exception):
@@ -39,14 +36,8 @@ def download(folder: Path, *packages: str) -> None:
 
     Raises HeadersError if Debian has no such packages (any more), or cannot be reached.
     """
-    mirror = os.environ.get("VMISHIM_DEBIAN_MIRROR", "").rstrip("/") or _MIRROR
-    signed = f"deb [signed-by={images.KEYRING}]"
-    suites = [
-        (mirror, images.SUITE),
-        (mirror, f"{images.SUITE}-updates"),
-        (f"{mirror}-security", f"{images.SUITE}-security"),
-    ]
-    (folder / "sources.list").write_text("".join(f"{signed} {place} {suite} main\n" for place, suite in suites))
+    lines = images.sources(f"[signed-by={images.KEYRING}]")
+    (folder / "sources.list").write_text("".join(f"{line}\n" for line in lines))
     (folder / "lists" / "partial").mkdir(parents=True)
     # A separate apt state: this host may run another suite, or not Debian, and its own lists stay as they are.
     options = ["Dir::Etc::sourcelist", folder / "sources.list", "Dir::Etc::sourceparts", "-", "Dir::State::lists"]

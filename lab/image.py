@@ -54,6 +54,9 @@ GUEST_PACKAGES: Final = (
 )
 
 SUITE: Final = "bookworm"
+"""Debian's release in the guest, whatever the host is."""
+MIRROR: Final = "http://deb.debian.org/debian"
+"""Where its packages are, if ``VMISHIM_DEBIAN_MIRROR`` does not say; the security updates are beside it."""
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 INITRAMFS_MODULES: Final = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "ext4")
@@ -114,10 +117,30 @@ _MASKED: Final = (
     "systemd-tmpfiles-clean.timer",
     "systemd-tmpfiles-setup-dev.service",
     "systemd-udev-trigger.service",
+    "systemd-udevd-control.socket",
+    "systemd-udevd-kernel.socket",
+    "systemd-udevd.service",
     "systemd-update-utmp-runlevel.service",
     "systemd-update-utmp.service",
     "systemd-user-sessions.service",
     "veritysetup.target",
+)
+
+# They run at each boot and each daemon-reload, and find nothing to do. systemd-debug-generator stays: it is what reads
+# "systemd.wants=" on the kernel's command line.
+_MASKED_GENERATORS: Final = (
+    "systemd-bless-boot-generator",
+    "systemd-cryptsetup-generator",
+    "systemd-fstab-generator",
+    "systemd-getty-generator",
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-integritysetup-generator",
+    "systemd-rc-local-generator",
+    "systemd-run-generator",
+    "systemd-system-update-generator",
+    "systemd-sysv-generator",
+    "systemd-veritysetup-generator",
 )
 
 _WANTS: Final = {
@@ -220,18 +243,29 @@ def image(kernel: str | None = None, *, rebuild: bool = False, progress: Progres
     `rebuild` fetches all packages again: an image in the cache stays with the
     versions of its day.
 
-    Raises ImageError if a tool is missing or a step fails.
+    Raises ImageError if a tool is missing or a step fails. The same process
+    does not try again then: without a mirror each try takes minutes.
     """
     entry = find_kernel(kernel)
     built = Image(entry, cache() / f"image-{entry.name}-{_digest(_recipe(entry))}")
     if not built.folder.is_dir() or rebuild:
         with locked(cache() / "build.lock", progress):
             if not built.folder.is_dir() or rebuild:
-                _check_host()
-                _build(built, _base(rebuild, progress), progress)
+                if entry.name in _failed:
+                    raise _failed[entry.name]
+                try:
+                    _check_host()
+                    _build(built, _base(rebuild, progress), progress)
+                except ImageError as error:
+                    _failed[entry.name] = error
+                    raise
                 _prune()
     os.utime(built.folder)
     return built
+
+
+_failed: Final[dict[str, ImageError]] = {}
+"""Why the image of a kernel could not be built in this process."""
 
 
 @contextlib.contextmanager
@@ -298,11 +332,31 @@ def _command(*argv: str | Path, env: Mapping[str, str] | None = None) -> None:
         check=False,
     )
     if done.returncode:
-        words = done.stdout.decode(errors="replace").splitlines()[-20:]
-        raise ImageError(f"{argv[0]} failed with status {done.returncode}:\n  " + "\n  ".join(words))
+        raise _StepError(str(argv[0]), done.returncode, done.stdout.decode(errors="replace").splitlines())
+
+
+class _StepError(ImageError):
+    """A tool failed; with what it wrote."""
+
+    def __init__(self, tool: str, status: int, lines: list[str]) -> None:
+        super().__init__(f"{tool} failed with status {status}:\n  " + "\n  ".join(lines[-20:]))
+        self.lines = lines
 
 
 def _mmdebstrap(variant: str, target: str | Path, *options: str) -> None:
+    try:
+        _run_mmdebstrap(variant, target, *options)
+    except _StepError as error:
+        errors = [" ".join(line.split()[1:]) for line in error.lines if line.startswith("E: ")]
+        if not errors:
+            raise
+        raise ImageError(
+            f"cannot get Debian {SUITE}'s packages: {errors[0].rstrip('.')}. Name a mirror that serves debian and "
+            "debian-security side by side, such as VMISHIM_DEBIAN_MIRROR=http://deb.debian.org/debian"
+        ) from error
+
+
+def _run_mmdebstrap(variant: str, target: str | Path, *options: str) -> None:
     _command(
         "mmdebstrap",
         "--mode=root",
@@ -315,20 +369,25 @@ def _mmdebstrap(variant: str, target: str | Path, *options: str) -> None:
         *options,
         SUITE,
         target,
-        *_mirrors(),
+        *sources(),
     )
 
 
-def _mirrors() -> list[str]:
-    """Return apt source lines; none means mmdebstrap's own for the suite."""
-    mirror = os.environ.get("VMISHIM_DEBIAN_MIRROR", "").rstrip("/")
-    if not mirror:
-        return []
+def mirror() -> str:
+    """Return the address of Debian's packages (``VMISHIM_DEBIAN_MIRROR``)."""
+    return os.environ.get("VMISHIM_DEBIAN_MIRROR", "").rstrip("/") or MIRROR
+
+
+def sources(options: str = "") -> list[str]:
+    """Return apt source lines: of the lab's suite only, whatever the host's are.
+
+    `options` are those of each line, such as "[signed-by=FILE]".
+    """
     # Debian's mirrors serve .../debian and .../debian-security side by side.
+    places = (("", ""), ("", "-updates"), ("-security", "-security"))
     return [
-        f"deb {mirror} {SUITE} main",
-        f"deb {mirror} {SUITE}-updates main",
-        f"deb {mirror}-security {SUITE}-security main",
+        " ".join(filter(None, ("deb", options, f"{mirror()}{folder}", f"{SUITE}{suite}", "main")))
+        for folder, suite in places
     ]
 
 
@@ -390,9 +449,9 @@ def _prune() -> None:
 def _unpack_kernel(kernel: Kernel, work: Path, root: Path, result: Path) -> str:
     """Fetch the real kernel package; return its release (``uname -r``)."""
     package = shlex.quote(kernel.package)
-    # The hook runs outside, with apt pointed at the lists of the suite.
+    # The hook runs outside, where apt knows the host's release only, until it is given mmdebstrap's configuration.
     hook = (
-        f"cd {shlex.quote(str(work))} && "
+        f'export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" && cd {shlex.quote(str(work))} && '
         f"real=$(apt-cache depends --important {package} | sed -n 's/^ *Depends: \\(linux-image-.*\\)/\\1/p') && "
         f'apt-get download "${{real:-{package}}}"'
     )
@@ -404,6 +463,10 @@ def _unpack_kernel(kernel: Kernel, work: Path, root: Path, result: Path) -> str:
     (vmlinuz,) = (files / "boot").glob("vmlinuz-*")
     shutil.copyfile(vmlinuz, result / "vmlinuz")
     release = vmlinuz.name.removeprefix("vmlinuz-")
+    if not release.startswith(f"{kernel.name}."):
+        raise ImageError(
+            f"{kernel.package} of Debian {SUITE} is Linux {release}, not {kernel.name}: correct its entry in {_KERNELS}"
+        )
     modules = next(path for path in (files / "lib/modules", files / "usr/lib/modules") if path.is_dir())
     (root / "usr/lib").mkdir(parents=True)
     shutil.move(modules, root / "usr/lib/modules")
@@ -426,6 +489,10 @@ def _furnish(root: Path) -> None:
     for unit in _MASKED:
         (units / unit).unlink(missing_ok=True)
         (units / unit).symlink_to("/dev/null")
+    generators = root / "etc/systemd/system-generators"
+    generators.mkdir(parents=True, exist_ok=True)
+    for generator in _MASKED_GENERATORS:
+        (generators / generator).symlink_to("/dev/null")
     for target_wants, wanted in _WANTS.items():
         (units / target_wants).mkdir()
         for unit in wanted:
