@@ -14,6 +14,17 @@ from vmishim.wire.keys import PrivateKey, PublicKey, generate, save_private
 
 AGENT = "/usr/lib/vmishim/agent.pyz"
 KEYS = "/etc/vmishim"
+UNIT = "/etc/systemd/system/vmishim-agent.service"
+
+COMPILE = """\
+import compileall, pathlib, py_compile, sys, tempfile, zipfile
+with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(sys.argv[1], "a") as archive:
+    archive.extractall(folder)
+    names, mode = {"stripdir": folder, "prependdir": sys.argv[1]}, py_compile.PycInvalidationMode.UNCHECKED_HASH
+    compileall.compile_dir(folder, quiet=1, legacy=True, invalidation_mode=mode, **names)
+    for path in pathlib.Path(folder).rglob("*.pyc"):
+        archive.write(path, path.relative_to(folder))
+"""
 
 
 @dataclass(frozen=True)
@@ -52,19 +63,33 @@ def install(vm: LabVM, *arguments: str) -> InstalledAgent:
     :raises lab.vm.CommandError: it did not start; the error carries its journal
     """
     ours, theirs, kernel = generate(), generate(), generate()
-    with tempfile.TemporaryDirectory() as folder:
-        vm.write(AGENT, bundle(Path(folder, "agent.pyz")).read_bytes(), 0o755)
-        for name, key in (("agent.key", theirs), ("kernel.key", kernel)):
-            save_private(Path(folder, name), key)
-            vm.write(f"{KEYS}/{name}", Path(folder, name).read_bytes(), 0o600)
-    vm.write(f"{KEYS}/permitted", f"{ours.public.text}\n".encode())
-    vm.write(
-        "/etc/systemd/system/vmishim-agent.service",
-        unit().replace(b" serve ", " ".join([" serve", *arguments, ""]).encode()),
-    )
-    vm.run("systemctl", "daemon-reload")
+    service = unit().replace(b" serve ", " ".join([" serve", *arguments, ""]).encode())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_private(folder / "agent.key", theirs)
+        save_private(folder / "kernel.key", kernel)
+        files = {
+            AGENT: (bundle(folder / "agent.pyz").read_bytes(), 0o755),
+            f"{KEYS}/agent.key": ((folder / "agent.key").read_bytes(), 0o600),
+            f"{KEYS}/kernel.key": ((folder / "kernel.key").read_bytes(), 0o600),
+            f"{KEYS}/permitted": (f"{ours.public.text}\n".encode(), 0o644),
+            UNIT: (service, 0o644),
+        }
+    # systemd finds a unit by itself that was not there; one that has changed, it must be told of.
+    changed = vm.run("test", "-e", UNIT, check=False).returncode == 0
+    vm.unpack(files)
+    if changed:
+        vm.run("systemctl", "daemon-reload")
     # Type=notify: this returns when the agent has sent READY=1, or has failed.
     vm.run(
         "sh", "-c", "systemctl restart vmishim-agent || { journalctl -u vmishim-agent -n 30 --no-pager >&2; exit 1; }"
     )
     return InstalledAgent(vm.endpoint, ours, theirs.public, kernel.public)
+
+
+def precompile(vm: LabVM) -> None:
+    """Put bytecode beside the sources in the installed agent's file, as Python itself does where there is no archive.
+
+    Then each later start is seconds shorter under emulation.
+    """
+    vm.run("python3", "-c", COMPILE, AGENT)

@@ -9,12 +9,14 @@ Every wait has a deadline; its error carries the tail of the guest's console.
 
 import base64
 import contextlib
+import io
 import itertools
 import socket
 import subprocess
+import tarfile
 import termios
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -104,6 +106,9 @@ class LabVM:
         run_folder, lock = make_run_folder(memory_mib)
         words = ["console=ttyS0", "panic=-1", "net.ifnames=0", "audit=0"]
         words += ["systemd.log_level=notice", "SYSTEMD_COLORS=0"]
+        # On a busy host an emulated timer comes late. The kernel would think that it is broken and panic, or that the
+        # clock is and use a slower one.
+        words += ["no_timer_check", "tsc=reliable"]
         words += ["nokaslr"] if nokaslr else []
         command = qemu_command(image, run_folder, chosen, memory_mib, cpus, [*words, append], terminal)
         with contextlib.ExitStack() as on_failure:
@@ -223,6 +228,16 @@ class LabVM:
         """
         script = 'mkdir -p "${1%/*}" && cat >"$1.new" && chmod "$2" "$1.new" && mv "$1.new" "$1"'
         self.run("sh", "-c", script, "sh", path, f"{mode:o}", input=data)
+
+    def unpack(self, files: Mapping[str, tuple[bytes, int]]) -> None:
+        """Write several files in the guest by one command: absolute path -> content and mode."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for path, (data, mode) in files.items():
+                entry = tarfile.TarInfo(path.lstrip("/"))
+                entry.size, entry.mode, entry.mtime = len(data), mode, int(time.time())
+                archive.addfile(entry, io.BytesIO(data))
+        self.run("tar", "-xC", "/", input=packed.getvalue())
 
     def read(self, path: str) -> bytes:
         """Return the content of a file in the guest; LabError if it does not exist."""
