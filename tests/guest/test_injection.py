@@ -216,7 +216,6 @@ def test_sessions_make_room_and_load_again(vm: LabVM, open_agent: InstalledAgent
 
 
 def test_programs_end_with_their_session(vm: LabVM, open_agent: InstalledAgent) -> None:
-    restart(vm)
     leaver, other = open_agent.connect(), open_agent.connect()
     inject(leaver, EXAMPLE, name="left behind")
     assert [(program.name, program.own) for program in injected(other)] == [("left behind", False)]

@@ -16,9 +16,9 @@ from vmishim.wire.keys import PrivateKey, PublicKey, generate
 from vmishim.wire.session import Reason, RefusedError
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def as_before(lab: LabVM, agent: InstalledAgent) -> Iterator[None]:
-    """Puts the agent's key and its list back."""
+    """Puts the agent's key and its list back, after the last test."""
     key, permitted = (lab.read(f"{KEYS}/{name}") for name in ("agent.key", "permitted"))
     yield
     lab.write(f"{KEYS}/agent.key", key, 0o600)

@@ -53,8 +53,9 @@ def test_every_thread_has_given_up_what_it_had(lab: LabVM, agent: InstalledAgent
 
 
 class TestInTheGuest(Attempts):
-    @pytest.fixture
-    def where(self, lab: LabVM, agent: InstalledAgent) -> LabVM:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def where(cls, lab: LabVM, agent: InstalledAgent) -> LabVM:
         return lab
 
 

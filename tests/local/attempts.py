@@ -1,8 +1,8 @@
-"""Tries what an agent may not do, before and after it has confined itself: ``python3 -c SOURCE PACKAGE [ATTEMPT]``.
+"""Tries what an agent may not do, before and after it has confined itself: ``python3 -c SOURCE PACKAGE``.
 
 PACKAGE is a folder or zip to import ``guest_agent`` from. Prints JSON: the errno of each attempt (0: it went through)
-before and after, and what requests were answered with; logs a traceback. With ATTEMPT, only that one of FATAL is made,
-which the process should not survive.
+before and after, what requests were answered with, and how the processes ended that made one attempt of FATAL each,
+which they should not survive; logs a traceback.
 """
 
 from __future__ import annotations
@@ -125,7 +125,19 @@ def outcome(attempt: Callable[[], object]) -> int:
     return 0
 
 
-def main(package: str, fatal: str = "") -> None:
+def end(attempt: Callable[[], object], confine: Callable[[], object]) -> int:
+    """How a child process ends that confines itself and then makes an attempt: minus the signal that ended it, or 0."""
+    child = os.fork()
+    if child == 0:
+        try:
+            confine()
+            attempt()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(package: str) -> None:
     sys.path.insert(0, package)
     from guest_agent import sandbox
     from guest_agent.agent import Agent
@@ -133,11 +145,11 @@ def main(package: str, fatal: str = "") -> None:
     from vmishim.wire import messages
     from vmishim.wire.plan import Plan, Step, Take
 
-    if fatal:
+    def confine() -> None:
         sandbox.drop_capabilities()
         sandbox.confine(sandbox.serving())
-        FATAL[fatal]()
-        return
+
+    ends = {name: end(attempt, confine) for name, attempt in FATAL.items()}
     logging.basicConfig(format="%(message)s")
     kernel = Kernel()
     agent = Agent(kernel)
@@ -164,7 +176,7 @@ def main(package: str, fatal: str = "") -> None:
     def answers() -> dict[str, str]:
         return {name: agent.answer(b"session", request).hex() for name, request in requests.items()}
 
-    report: dict[str, object] = {"before": {name: outcome(attempt) for name, attempt in tries.items()}}
+    report: dict[str, object] = {"ends": ends, "before": {name: outcome(attempt) for name, attempt in tries.items()}}
     report["answers before"] = answers()
     sandbox.drop_capabilities()
     idle = threading.Thread(target=threading.Event().wait, daemon=True)
