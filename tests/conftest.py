@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,8 +21,24 @@ TIERS = {
 }
 """Folders of tests, each a marker too: what its tests need (docs/testing.md)."""
 ORDER = ("guest", "contract", "local", "unit")
+LONGEST = {
+    "guest": (
+        *("ids", "injection", "lab", "readahead", "freeze", "agent", "sandbox", "rotation", "attest", "compare"),
+        *("hostile_network", "commands", "watch"),
+    ),
+    "contract": (),
+    "local": (
+        *("watch", "release", "sealed", "hostile_cluster", "isolated", "bombs", "port", "walks", "fleet", "freshness"),
+        *("hostile_network", "secrets", "attestation"),
+    ),
+    "unit": ("cli", "isolated", "freshness", "link", "comparison", "histories"),
+}
+"""The files of each tier that take longest, the longest first, as measured; without ``test_`` and ``.py``."""
 
-settings.register_profile("quick", max_examples=30)  # make unit; make test draws hypothesis's 100
+# No deadline for an example: how long it takes says how busy this machine is.
+settings.register_profile("default", deadline=None)  # hypothesis's 100 examples
+settings.load_profile("default")
+settings.register_profile("quick", max_examples=30)  # make unit
 settings.register_profile("long", max_examples=3000)  # pytest --hypothesis-profile=long: long histories of reads
 
 
@@ -37,19 +54,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the contract on LibVMI's own bindings too, not only on their record",
     )
+    parser.addoption("--long", action="store_true", help="run the tests that are marked long too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for tier, needs in TIERS.items():
         config.addinivalue_line("markers", f"{tier}: {needs} (all of tests/{tier})")
+    config.addinivalue_line("markers", "long: repeats for minutes what shorter tests prove; runs with --long only")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(getattr(pytest.mark, _tier(item)))
-    # What takes long comes first, so that the workers end together; tests of the session's own VM after those that boot
-    # VMs of their own.
-    items.sort(key=lambda item: (ORDER.index(_tier(item)), "lab" in getattr(item, "fixturenames", ())))
+    if not config.getoption("--long"):
+        left = [item for item in items if item.get_closest_marker("long") is not None]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item.get_closest_marker("long") is None]
+    # What takes long comes first, so that the workers end together; but the files that boot a VM of their own before
+    # those of the session's VM, so that no worker has two.
+    own = {item.path for item in items if "vm" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (ORDER.index(_tier(item)), item.path not in own, _rank(item)))
+
+
+_told: set[str] = set()
+"""Why there is no lab VM, as told before."""
+
+
+def _rank(item: pytest.Item) -> int:
+    """The place of a test's file among the longest of its tier."""
+    longest, name = LONGEST[_tier(item)], item.path.stem.removeprefix("test_")
+    return longest.index(name) if name in longest else len(longest)
 
 
 def _tier(item: pytest.Item) -> str:
@@ -57,9 +91,17 @@ def _tier(item: pytest.Item) -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.failed:
+    image = sys.modules.get("lab.image")
+    if image is not None and call.excinfo is not None and isinstance(call.excinfo.value, image.ImageError):
+        # Without an image all tests of a VM fail for the same reason: it is told once, and without a traceback.
+        reason = str(call.excinfo.value)
+        report.longrepr = "no lab VM: " + ("as above" if reason in _told else reason)
+        _told.add(reason)
+    elif report.failed:
         fixtures: dict[str, Any] = getattr(item, "funcargs", {})
         for vm in (fixtures.get("lab"), fixtures.get("vm")):
             if vm is not None and hasattr(vm, "serial_tail"):

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from lab import image
-from lab.agent import InstalledAgent, install
+from lab.agent import InstalledAgent, install, precompile
 from lab.vm import CONTAINERS_SLICE, LabVM
-from tests.guest.ids import Ids
+from tests.guest.ids import FEW_BUCKETS, Ids
 from vmishim.guests.agent import AgentGuest
 from vmishim.libvmi import Libvmi
 
@@ -46,14 +46,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def lab(request: pytest.FixtureRequest) -> Iterator[LabVM]:
     """The lab VM, booted once for the session."""
-    with LabVM.boot(request.param) as vm:
+    with LabVM.boot(request.param, append=FEW_BUCKETS) as vm:
         yield vm
 
 
 @pytest.fixture(scope="session")
 def agent(lab: LabVM) -> InstalledAgent:
     """The agent in ``lab``, running; it may freeze the container."""
-    return install(lab, "--freeze", CONTAINERS_SLICE)
+    installed = install(lab, "--freeze", CONTAINERS_SLICE)
+    precompile(lab)  # many tests restart it
+    return installed
 
 
 @pytest.fixture

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from vmishim.errors import LibvmiError
 from vmishim.libvmi import Libvmi
 
+FEW_BUCKETS = "thash_entries=1024"
+"""For kernels whose hash table of TCP connections is read word by word: 1,024 buckets, and not the 8,192 of a GiB."""
+
 
 class Ids:
     """Listings by scalar reads of ``vmi``."""

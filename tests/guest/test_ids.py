@@ -21,6 +21,7 @@ from lab.agent import install
 from lab.environment import genuine, symbol_map
 from lab.rootkit import Rootkit
 from lab.vm import LabVM
+from tests.guest.ids import FEW_BUCKETS
 from vmishim.guests.ramfile import RamFile
 from vmishim.libvmi import Libvmi
 from vmishim.libvmi.config import MEMBERS
@@ -154,7 +155,7 @@ def _frozen(value: Any) -> Any:
 def vm(request: pytest.FixtureRequest) -> Iterator[LabVM]:
     """The guest, with nothing planted. Its slabs have two pages, as with 16 CPUs: so some names cross from one page to
     the next."""
-    with LabVM.boot(request.param, nokaslr=True, append="slub_min_order=1") as booted:
+    with LabVM.boot(request.param, nokaslr=True, append=f"slub_min_order=1 {FEW_BUCKETS}") as booted:
         yield booted
 
 
@@ -286,8 +287,15 @@ def test_the_attacks_deceive_the_guest_itself(vm: LabVM, attacks: Attacks) -> No
     assert len(vm.read(f"/proc/{attacks.listening}/net/tcp").splitlines()) == 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("program", PROGRAMS)
+PLANTED = [
+    # Read by read: that takes few reads of the same two programs; of the others it is long.
+    pytest.param(program, backend, marks=() if (program, backend) in CLEAN else pytest.mark.long)
+    for program in PROGRAMS
+    for backend in BACKENDS
+]
+
+
+@pytest.mark.parametrize(("program", "backend"), PLANTED)
 def test_planted_attacks_are_found(suite: Suite, attacks: Attacks, program: str, backend: str) -> None:
     assert suite.findings(program, backend) == attacks.expected[program]
 

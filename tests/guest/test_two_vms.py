@@ -9,6 +9,8 @@ import pytest
 from trials import two_vms
 from trials.two_vms import Two
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def vms() -> Iterator[Two]:

@@ -25,6 +25,7 @@ def fuzz(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_nothing_is_found_in_a_second(target: str, tmp_path: Path) -> None:
     done = fuzz(target, "--time", "1", folder=tmp_path)
@@ -41,6 +42,7 @@ def test_the_seeds_lead_somewhere(target: str) -> None:
         TARGETS[target].run(seed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name, bomb in BOMBS.items() if bomb.bounds])
 def test_without_its_bound_a_bomb_is_a_finding(name: str) -> None:
     bomb = BOMBS[name]
