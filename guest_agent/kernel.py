@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from guest_agent.programs import LoadError, Programs, object_bytes
+from guest_agent.programs import LoadError, Programs
+from vmishim.ebpf_objects import object_bytes
 from vmishim.kernel.btf import Btf
 from vmishim.wire.plan import Plan
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from vmishim.errors import LibvmiError
@@ -161,20 +160,6 @@ def libbpf() -> ctypes.CDLL:
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
     return lib
-
-
-def object_bytes(name: str) -> bytes:
-    """The compiled ``bpf/NAME.bpf.c`` that this package carries.
-
-    :raises LoadError: this installation lacks it (there was no clang when it was built)
-    """
-    try:
-        return resources.files("guest_agent").joinpath("objects", f"{name}.bpf.o").read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise LoadError(
-            f"the eBPF object {name}.bpf.o is not in this installation; install clang-16, llvm-16 and libbpf-dev, "
-            "then build again (make -C bpf, or pip install .)"
-        ) from None
 
 
 class Programs:

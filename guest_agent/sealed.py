@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guest_agent.kernel import Kernel
-from guest_agent.programs import LoadError, Programs, object_bytes
+from guest_agent.programs import LoadError, Programs
+from vmishim.ebpf_objects import object_bytes
 from vmishim.errors import LinkError
 from vmishim.wire.keys import KEY_SIZE, PublicKey, load_private
 from vmishim.wire.messages import Failure, Message, More, Sealed, Walk

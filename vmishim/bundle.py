@@ -13,10 +13,11 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from vmishim import files
-from vmishim.errors import LibvmiError
+from vmishim.ebpf_objects import OBJECTS, object_bytes
 
 PARTS = (
     "vmishim/__init__.py",
+    "vmishim/ebpf_objects.py",
     "vmishim/errors.py",
     "vmishim/foreign.py",
     "vmishim/files.py",
@@ -28,11 +29,18 @@ PARTS = (
     "guest_agent",
 )
 """What the agent imports; ``tests/local/test_bundle.py`` compares."""
-OBJECTS = ("memory", "locate", "sealed")
-"""The eBPF objects it loads."""
 UNIT = "vmishim-agent.service"
 """Its systemd unit."""
-START = "from guest_agent.__main__ import main\n\nraise SystemExit(main())\n"
+START = """\
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("vmishim-agent: this is Python %d.%d; 3.11 is the oldest supported" % sys.version_info[:2])
+from guest_agent.__main__ import main
+
+raise SystemExit(main())
+"""
+"""Its first lines run on older Pythons too, which could not read the rest."""
 DATE = (1980, 1, 1, 0, 0, 0)
 """Of everything in the file: the earliest date that a zip file can hold, so that one installation always makes the same
 bytes."""
@@ -58,15 +66,6 @@ def bundle(target: Path) -> Path:
             archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
     files.write(target, whole.getvalue(), 0o755)
     return target
-
-
-def object_bytes(name: str) -> bytes:
-    """The compiled ``bpf/NAME.bpf.c``. :raises LibvmiError: this installation was built without it"""
-    try:
-        return resources.files("guest_agent").joinpath("objects", f"{name}.bpf.o").read_bytes()
-    except OSError:
-        remedy = "install clang-16, llvm-16 and libbpf-dev, then build again (make -C bpf, or pip install .)"
-        raise LibvmiError(f"this installation has no eBPF object {name}.bpf.o; {remedy}") from None
 
 
 def unit() -> bytes:

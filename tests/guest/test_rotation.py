@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from lab.agent import AGENT, KEYS, InstalledAgent
 from lab.vm import LabVM
 from tests.guest.ids import Ids
+from vmishim.errors import LinkError
 from vmishim.guests.agent import AgentGuest, connect
 from vmishim.libvmi import Libvmi
 from vmishim.wire.keys import PrivateKey, PublicKey, generate
 from vmishim.wire.session import Reason, RefusedError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +95,42 @@ def test_an_agent_changes_its_key(lab: LabVM, agent: InstalledAgent) -> None:
     with pytest.raises(RefusedError, match="agent's key has changed"):
         agent.connect()
     connect(replace(agent.domain(), agent_key=key.text), private=agent.private).close()
+
+
+@pytest.mark.usefixtures("as_before")
+def test_a_guest_makes_its_own_key_on_its_first_boot(lab: LabVM, agent: InstalledAgent) -> None:
+    """By the unit that docs/deploy.md gives; the agent waits meanwhile, and is not a failed service."""
+    lab.write("/run/systemd/system/vmishim-agent-key.service", recipe("vmishim-agent-key.service"))
+    lab.run("rm", f"{KEYS}/agent.key")
+    lab.run("systemctl", "daemon-reload")
+    lab.run("systemctl", "restart", "vmishim-agent")
+    assert status(lab) == ["active", f"waiting for {KEYS}/agent.key"]
+    with pytest.raises(LinkError):
+        agent.connect(timeout=2.0)
+    lab.run("systemctl", "start", "vmishim-agent-key")
+    lab.wait_until(lambda: status(lab) == ["active", ""], "the agent to find its key")
+    shown = lab.run("journalctl", "-u", "vmishim-agent-key", "-o", "cat", "-g", "vmishim-public").stdout.decode()
+    key = PublicKey.from_text(shown)
+    assert key.text in lab.serial_tail()
+    guest = connect(replace(agent.domain(), agent_key=key.text), private=agent.private)
+    assert reads(guest)
+    guest.close()
+    # On a later boot the key is the same.
+    lab.run("systemctl", "start", "vmishim-agent-key")
+    shown = lab.run("journalctl", "-u", "vmishim-agent-key", "-o", "cat", "-g", "vmishim-public").stdout.decode()
+    assert shown.splitlines() == [key.text, key.text]
+
+
+def recipe(unit: str) -> bytes:
+    """A unit of docs/deploy.md."""
+    blocks = re.findall(r"^```ini\n(.*?)^```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL | re.MULTILINE)
+    found: str
+    (found,) = (block for block in blocks if block.startswith(f"# /etc/systemd/system/{unit}\n"))
+    return found.encode()
+
+
+def status(lab: LabVM) -> list[str]:
+    """The agent's state, and what it says of it."""
+    shown = lab.run("systemctl", "show", "vmishim-agent", "-p", "ActiveState", "-p", "StatusText").stdout.decode()
+    properties = dict(line.split("=", 1) for line in shown.splitlines())
+    return [properties["ActiveState"], properties["StatusText"]]

@@ -17,6 +17,7 @@ TABLE: dict[str, set[str]] = {
     "vmishim.foreign": set(),
     "vmishim.errors": {"vmishim.foreign"},
     "vmishim.version": set(),
+    "vmishim.ebpf_objects": {"vmishim.errors"},
     "vmishim.isolated": set(),
     "vmishim.endpoint": set(),
     "vmishim.plural": set(),
@@ -35,8 +36,10 @@ TABLE: dict[str, set[str]] = {
     "guest_agent.steps": {"vmishim.errors", "vmishim.wire"},
     "guest_agent.injections": {"guest_agent.loader", "guest_agent.programs", "vmishim.wire"},
     "guest_agent.freezer": {"guest_agent.sandbox", "vmishim.errors"},
-    "guest_agent.kernel": {"guest_agent.programs", "vmishim.kernel", "vmishim.wire"},
-    "guest_agent.sealed": {"guest_agent.kernel", "guest_agent.programs", "vmishim.errors", "vmishim.wire"},
+    "guest_agent.kernel": {"guest_agent.programs", "vmishim.ebpf_objects", "vmishim.kernel", "vmishim.wire"},
+    "guest_agent.sealed": {
+        *("guest_agent.kernel", "guest_agent.programs", "vmishim.ebpf_objects", "vmishim.errors", "vmishim.wire"),
+    },
     "guest_agent.attestation": {"vmishim.wire"},
     "guest_agent.agent": {
         *("guest_agent.freezer", "guest_agent.injections", "guest_agent.kernel", "guest_agent.loader"),
@@ -44,10 +47,15 @@ TABLE: dict[str, set[str]] = {
     },
     "guest_agent.connections": set(),
     "guest_agent.serve": {"guest_agent.connections", "vmishim.errors", "vmishim.wire"},
-    "guest_agent.__main__": {
+    "guest_agent.commands": {
         *("guest_agent.agent", "guest_agent.attestation", "guest_agent.freezer", "guest_agent.injections"),
         *("guest_agent.kernel", "guest_agent.loader", "guest_agent.sandbox", "guest_agent.sealed"),
-        *("guest_agent.serve", "vmishim.errors", "vmishim.foreign", "vmishim.files", "vmishim.version", "vmishim.wire"),
+        *("guest_agent.serve", "vmishim.errors", "vmishim.files", "vmishim.version", "vmishim.wire"),
+    },
+    # Only the standard library, until it has found out that the rest is there.
+    "guest_agent.requirements": set(),
+    "guest_agent.__main__": {
+        *("guest_agent.commands", "guest_agent.requirements", "vmishim.errors", "vmishim.foreign", "vmishim.version"),
     },
     # The IDS's side.
     "vmishim.attestation": {"vmishim.errors", "vmishim.files", "vmishim.wire"},
@@ -79,11 +87,11 @@ TABLE: dict[str, set[str]] = {
         *("libvmi", "vmishim.errors", "vmishim.guests", "vmishim.libvmi"),
         *("vmishim.isolated", "vmishim.script", "vmishim.version"),
     },
-    "vmishim.bundle": {"vmishim.errors", "vmishim.files"},
+    "vmishim.bundle": {"vmishim.ebpf_objects", "vmishim.files"},
     "vmishim.commands": {
         *("vmishim.foreign", "vmishim.plural"),
-        *("vmishim.attestation", "vmishim.bundle", "vmishim.compare", "vmishim.errors", "vmishim.guests"),
-        *("vmishim.inject", "vmishim.inspection", "vmishim.libvmi", "vmishim.link", "vmishim.output"),
+        *("vmishim.attestation", "vmishim.bundle", "vmishim.compare", "vmishim.ebpf_objects", "vmishim.errors"),
+        *("vmishim.guests", "vmishim.inject", "vmishim.inspection", "vmishim.libvmi", "vmishim.link", "vmishim.output"),
         *("vmishim.files", "vmishim.readahead", "vmishim.script", "vmishim.version", "vmishim.wire"),
     },
     "vmishim.cli": {"vmishim.commands", "vmishim.errors", "vmishim.foreign", "vmishim.output", "vmishim.version"},

@@ -10,7 +10,8 @@ import pytest
 
 from guest_agent import loader
 from guest_agent.loader import InjectionError, Loaded, Loader
-from guest_agent.programs import LoadError, object_bytes
+from guest_agent.programs import LoadError
+from vmishim.ebpf_objects import object_bytes
 from vmishim.wire.injection import Bundle, MapDefinition
 
 

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guest_agent.agent import Agent
-from guest_agent.programs import object_bytes
 from tests.unit.test_inject import section
 from tests.unit.test_plan import plans
 from vmishim.client import Remote
+from vmishim.ebpf_objects import object_bytes
 from vmishim.errors import LinkError
 from vmishim.inject import InjectError, inject
 from vmishim.kernel.btf import Btf

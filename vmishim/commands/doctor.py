@@ -66,7 +66,8 @@ def doctor(options: argparse.Namespace) -> int:
     if options.json:
         dump([asdict(finding) for finding in found])
     else:
-        print(f"\n{bad} problem{'' if bad == 1 else 's'} to fix" if bad else "\nall well")
+        notes = sum(finding.verdict == "note" for finding in found)
+        print(f"\n{_verdict(bad, notes)}")
     return 1 if bad else 0
 
 
@@ -80,7 +81,14 @@ def _look(options: argparse.Namespace) -> Iterator[Finding]:
     elif options.domain:
         yield from domain(options.domain)
     else:
+        yield _objects("note")
         yield from enrolled()
+
+
+def _verdict(bad: int, notes: int) -> str:
+    if bad:
+        return f"{bad} problem{'' if bad == 1 else 's'} to fix"
+    return f"nothing to fix; {notes} note{'' if notes == 1 else 's'}" if notes else "all well"
 
 
 def _say(finding: Finding) -> None:
@@ -153,7 +161,7 @@ def this_machine() -> Iterator[Finding]:
     remedy = "Linux 5.17 is the oldest supported" if old else ""
     yield Finding("kernel", "bad" if old else "ok", f"Linux {release}", remedy)
     yield _libbpf()
-    yield _objects()
+    yield _objects("bad")
     size = Path("/sys/kernel/btf/vmlinux")
     if size.exists():
         yield Finding("BTF", "ok", f"{size}, {size.stat().st_size >> 10:,} KiB")
@@ -174,13 +182,17 @@ def _libbpf() -> Finding:
     return Finding("libbpf", "ok", library.libbpf_version_string().decode().removeprefix("v"))
 
 
-def _objects() -> Finding:
-    from vmishim.bundle import OBJECTS, object_bytes
+def _objects(verdict: Verdict) -> Finding:
+    """Whether agents can be made here, and run.
+
+    :param verdict: if not
+    """
+    from vmishim.ebpf_objects import OBJECTS, object_bytes
 
     try:
         sizes = [len(object_bytes(name)) for name in OBJECTS]
     except LibvmiError as error:
-        return Finding("eBPF objects", "bad", *str(error).split("; ", 1))
+        return Finding("eBPF objects", verdict, *str(error).split("; ", 1))
     return Finding("eBPF objects", "ok", f"{len(sizes)}, {sum(sizes) >> 10} KiB")
 
 
