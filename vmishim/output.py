@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,38 +19,57 @@ Item = TypeVar("Item")
 
 PATIENCE = 0.5
 """Seconds after which progress is shown."""
+NARROWEST = 16
+"""Columns of a terminal below which a table's last column is not wrapped: a number would be broken."""
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table, with numbers aligned to the right. On a narrow terminal, columns whose title begins with ``-`` are
-    left out first, and then the last column is cut."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """Print a table, with numbers aligned to the right.
 
-    # Cut nothing unless this is a terminal: programs that read this need whole words.
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False, emoji=False)
-    whole = list(zip(columns, zip(*rows, strict=True), strict=True))
-    texts = {title: [printable(str(cell)) for cell in cells] for title, cells in whole}
-    widths = {title: max(map(len, (title.removeprefix("-"), *cells))) for title, cells in texts.items()}
-    for title in [title for title in columns if title.startswith("-")]:
-        if sum(widths.values()) + 2 * len(widths) > console.width:
-            del widths[title]
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title, cells in whole:
-        if title in widths:
-            right = all(isinstance(cell, int) or cell in ("", "?") for cell in cells)
-            last = title == columns[-1]
-            table.add_column(
-                title.removeprefix("-"),
-                justify="right" if right else "left",
-                no_wrap=True,
-                overflow="ellipsis",
-                min_width=None if last else widths[title],
-            )
-    for row in zip(*(texts[title] for title in widths), strict=True):
-        table.add_row(*map(Text, row))
-    console.print(table)
+    No cell is ever cut. Where a terminal is too narrow, columns whose title begins with ``-`` are left out, and
+    standard error says which; then the last column is wrapped, and if even that is not enough, the terminal wraps the
+    lines.
+    """
+    rows = list(rows)
+    texts = [[printable(str(cell)) for cell in row] for row in rows]
+    titles = [title.removeprefix("-") for title in columns]
+    numbers = [all(isinstance(row[at], int) or row[at] in ("", "?") for row in rows) for at in range(len(columns))]
+    widths = [max(map(_width, column)) for column in zip(titles, *texts, strict=True)]
+    # Programs that read this need whole lines.
+    terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    shown = list(range(len(columns)))
+    for at in [at for at, title in enumerate(columns) if title.startswith("-")]:
+        if terminal and sum(widths[each] + 2 for each in shown) - 2 > terminal:
+            shown.remove(at)
+    *fixed, last = shown
+    before = sum(widths[at] + 2 for at in fixed)
+    room = terminal - before if terminal - before >= NARROWEST else 0
+    bold = ("\x1b[1m", "\x1b[0m") if terminal and os.environ.get("TERM") != "dumb" else ("", "")
+    for number, cells in enumerate([titles, *texts]):
+        begin = "".join(_padded(cells[at], widths[at], numbers[at]) + "  " for at in fixed)
+        end = textwrap.wrap(cells[last], room, break_on_hyphens=False) if room < _width(cells[last]) and room else []
+        lines = end or [_padded(cells[last], widths[last], numbers[last])]
+        for row, line in enumerate(lines):
+            whole = f"{' ' * before if row else begin}{line}".rstrip()
+            print(whole if number else f"{bold[0]}{whole}{bold[1]}")
+    left_out = [titles[at] for at in range(len(columns)) if at not in shown]
+    if left_out:
+        sys.stdout.flush()
+        print(f"left out for lack of room: {', '.join(left_out)} (--json has all)", file=sys.stderr)
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def _width(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

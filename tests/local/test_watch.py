@@ -127,7 +127,11 @@ class Terminal:
         self.run("new-session", "-d", "-x", "110", "-y", "30", "sh")
 
     def run(self, *arguments: str) -> str:
-        done = subprocess.run([*self._tmux, *arguments], capture_output=True, text=True, check=True, timeout=PATIENCE)
+        # Python's own view of the environment: readline, which pytest loads, adds COLUMNS and LINES behind its back.
+        done = subprocess.run(
+            [*self._tmux, *arguments],
+            capture_output=True, text=True, check=True, timeout=PATIENCE, env=dict(os.environ),
+        )  # fmt: skip
         return done.stdout
 
     def type(self, *keys: str) -> None:
@@ -166,5 +170,7 @@ def test_in_a_terminal(terminal: Terminal, key: str) -> None:
     terminal.type(key)
     screen = terminal.until(lambda screen: "ended 40" in screen)
     assert "q quits" not in screen  # the terminal is as it was
+    assert f"socket {place}" in screen  # but for what was found
+    assert "listens on a port that had no listener before" in screen
     terminal.type("echo typ''ed", "Enter")
     terminal.until(lambda screen: "typed" in screen)

@@ -52,7 +52,7 @@ CHILDREN = {
     "bench/hosts.py: plant_processes": 1,
     "bench/machine.py: run": 1,
     "bench/sealed.py: _sleepers": 1,
-    "bpf/hatch_build.py: initialize": 1,
+    "bpf/hatch_build.py: _build": 1,
     "lab/headers.py: _run": 1,
     "lab/image.py: _command": 1,
     "lab/modules.py: _run": 1,

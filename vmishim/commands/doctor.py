@@ -26,6 +26,7 @@ from vmishim.guests import domains
 from vmishim.guests.resolver import reach
 from vmishim.guests.target import Target
 from vmishim.output import dump
+from vmishim.plural import counted
 from vmishim.version import __version__
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ def _look(options: argparse.Namespace) -> Iterator[Finding]:
 
 def _verdict(bad: int, notes: int) -> str:
     if bad:
-        return f"{bad} problem{'' if bad == 1 else 's'} to fix"
-    return f"nothing to fix; {notes} note{'' if notes == 1 else 's'}" if notes else "all well"
+        return f"{counted(bad, 'problem')} to fix"
+    return f"nothing to fix; {counted(notes, 'note')}" if notes else "all well"
 
 
 def _say(finding: Finding) -> None:

@@ -132,7 +132,7 @@ def _lists(options: argparse.Namespace, name: str) -> int:
                 print(json.dumps({"domain": answer.domain} | row), flush=True)
     failed = sum(bool(answer.error) for answer in answers.values())
     if not options.json:
-        show(("DOMAIN", *shape.columns), _table([answers[domain.name] for domain in chosen], shape))
+        _show([answers[domain.name] for domain in chosen], shape)
     if options.stats or failed:
         told = f"{counted(len(answers), 'guest')}, {failed} not read" if failed else counted(len(answers), "guest")
         print(f"vmishim: {told}, {time.monotonic() - begun:.3f} s", file=sys.stderr)
@@ -140,11 +140,14 @@ def _lists(options: argparse.Namespace, name: str) -> int:
     return 1 if failed else max(partly)
 
 
-def _table(answers: Sequence[Answer], shape: Shape) -> Iterator[tuple[Any, ...]]:
+def _show(answers: Sequence[Answer], shape: Shape) -> None:
+    """One table of all guests that were read; the others' errors are below it, where they take no room from columns."""
+    rows = [(answer.domain, *shape.row(entry)) for answer in answers if not answer.error for entry in answer.entries]
+    if rows:
+        show(("DOMAIN", *shape.columns), rows)
     for answer in answers:
         if answer.error:
-            yield (answer.domain, *[""] * (len(shape.columns) - 1), f"not read: {answer.error}")
-        yield from ((answer.domain, *shape.row(entry)) for entry in answer.entries)
+            print(f"{printable(answer.domain)} not read: {printable(answer.error)}")
 
 
 def owner(socket: Socket) -> str:

@@ -1,7 +1,7 @@
 """``vmishim watch``: show what starts and ends in a guest, and flag what is suspicious, as it happens.
 
-A terminal shows a screen that is kept up to date; other outputs get one line per event. A lost agent is an event too:
-the watch continues once an agent answers again.
+A terminal shows a screen that is kept up to date, and at the end the findings; other outputs get one line per event. A
+lost agent is an event too: the watch continues once an agent answers again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 KEPT = 1000
-"""Events kept in memory, more than any terminal shows."""
+"""Events kept in memory, more than any terminal shows; and as many findings."""
+SIDE_BY_SIDE = 100
+"""Columns of a terminal from which findings have a column of their own."""
 
 Line = tuple[str, str, str, str, str]
 """Time, sign, kind, text, finding."""
@@ -44,16 +46,20 @@ class Screen:
     :ivar title: the guest
     :ivar state: how much it holds, or that it does not answer
     :ivar lines: events, newest first
+    :ivar findings: those of them that deserve a second look, oldest first
     """
 
     title: str
     state: str = "looking"
     lines: deque[Line] = field(default_factory=lambda: deque(maxlen=KEPT))
+    findings: deque[Line] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     def add(self, sign: str, kind: str, text: str, finding: str = "") -> Line:
         """Add an event at the top."""
         line = time.strftime("%H:%M:%S"), sign, kind, printable(text), printable(finding)
         self.lines.appendleft(line)
+        if finding or sign == "!":
+            self.findings.append(line)
         return line
 
 
@@ -172,8 +178,8 @@ def watch(options: argparse.Namespace) -> int:
 def _print(watched: Watch, interval: float) -> None:
     first = True
     while True:
-        for when, sign, kind, text, finding in watched.step():
-            print(f"{when} {sign} {kind} {text}{f'  <- {finding}' if finding else ''}", flush=True)
+        for line in watched.step():
+            print(_told(line), flush=True)
         if first:
             # Printed after the first look: a program that reads this knows that no event is missed from here on.
             print(f"{time.strftime('%H:%M:%S')} watching {watched.screen.title}: {watched.screen.state}", flush=True)
@@ -181,7 +187,21 @@ def _print(watched: Watch, interval: float) -> None:
         time.sleep(interval)
 
 
+def _told(line: Line) -> str:
+    when, sign, kind, text, finding = line
+    return f"{when} {sign} {kind} {text}{f'  <- {finding}' if finding else ''}"
+
+
 def _draw(watched: Watch, interval: float) -> None:
+    """Keep the screen up to date until ``q``. What was found stays on the terminal afterwards."""
+    try:
+        _draw_until_quit(watched, interval)
+    finally:
+        for line in watched.screen.findings:
+            print(_told(line))
+
+
+def _draw_until_quit(watched: Watch, interval: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
@@ -202,21 +222,31 @@ def _draw(watched: Watch, interval: float) -> None:
 
 
 def drawn(seen: Screen, console: Console, interval: float) -> RenderableType:
-    """The whole screen: the newest events at the top, as many as fit."""
+    """The whole screen: the newest events at the top, as many as fit. What is too long for its column is wrapped; where
+    there is no room for a column of findings, each is below its event."""
     from rich.console import Group
+    from rich.segment import Segment, Segments
     from rich.table import Table
     from rich.text import Text
 
     colours = {"+": "green", "-": "dim", "!": "bold red"}
-    head = Text(f"{seen.title}  {time.strftime('%H:%M:%S')}  every {interval:g} s  q quits", style="bold", no_wrap=True)
+    head = Text(f"{seen.title}  {time.strftime('%H:%M:%S')}  every {interval:g} s  q quits", style="bold")
+    beside = console.width >= SIDE_BY_SIDE
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    for title, ratio in (("TIME", None), ("", None), ("WHAT", None), ("", 3), ("FINDING", 2)):
-        table.add_column(title, no_wrap=True, overflow="ellipsis", ratio=ratio)
-    for line in list(seen.lines)[: max(console.height - 4, 1)]:
-        table.add_row(*map(Text, line), style="bold red" if line[4] else colours[line[1]])
+    columns = [("TIME", None), ("", None), ("WHAT", None), ("", 3)]
+    for title, ratio in [*columns, ("FINDING", 2)] if beside else columns:
+        table.add_column(title, overflow="fold", ratio=ratio)
+    for when, sign, kind, text, finding in list(seen.lines)[: console.height]:
+        cells = (text, finding) if beside else (f"{text}\n<- {finding}" if finding else text,)
+        table.add_row(*map(Text, (when, sign, kind, *cells)), style="bold red" if finding else colours[sign])
     if not seen.lines:
-        table.add_row("", "", "", Text("no events yet", style="dim"), "")
-    return Group(head, Text(seen.state, no_wrap=True, overflow="ellipsis"), Text(""), table)
+        table.add_row("", "", "", Text("no events yet", style="dim"))
+    whole = Group(head, Text(seen.state), Text(""), table)
+    lines = console.render_lines(whole, pad=False)
+    if len(lines) <= console.height:
+        return whole
+    kept = [segment for line in lines[: console.height - 1] for segment in (*line, Segment.line())]
+    return Group(Segments(kept), Text("... older events do not fit", style="dim"))
 
 
 @contextmanager
