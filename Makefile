@@ -7,6 +7,9 @@ help: ## what there is to make
 demo: setup ## boot a VM, list its processes by an unchanged LibVMI script, compare the ways to read
 	@$(PYTHON) -m lab.demo
 
+lab: setup ## boot a VM with an agent, enrolled as "lab" for `vmishim ps lab` and others, until Ctrl-C
+	@$(PYTHON) -m lab boot --agent lab
+
 test: setup ## check all that a change needs: style, types, unit, local and contract tests, guest tests on the default kernel
 	@ci/check
 
@@ -63,4 +66,4 @@ clean: ## remove what was made here; the lab image stays in its cache
 	@$(MAKE) --silent -C bpf clean
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help demo test unit local guest kernels coverage histories bench soak lint docs release setup clean
+.PHONY: help demo lab test unit local guest kernels coverage histories bench soak lint docs release setup clean

@@ -1,9 +1,12 @@
 """Command line of the lab VM: ``python -m lab``."""
 
 import argparse
+import signal
 import sys
 
-from lab import image, launch, vm
+from lab import enrolled, image, launch, vm
+from vmishim.commands import CommandError
+from vmishim.errors import LibvmiError
 
 
 def main() -> int:
@@ -14,6 +17,7 @@ def main() -> int:
         epilog="examples:\n"
         "  python -m lab kernels\n"
         "  python -m lab image --kernel 6.12\n"
+        "  python -m lab boot --agent lab     a VM to play with: `vmishim ps lab`\n"
         "  python -m lab boot --shell\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -23,6 +27,9 @@ def main() -> int:
     build.add_argument("--rebuild", action="store_true", help="fetch the packages again and rebuild")
     boot = commands.add_parser("boot", help="boot the VM and keep it until Ctrl-C")
     boot.add_argument("--shell", action="store_true", help="a root shell on the serial console, on this terminal")
+    boot.add_argument(
+        "--agent", metavar="NAME", help="install an agent, and enrol the VM under this name until it ends"
+    )
     boot.add_argument("--memory", type=int, default=1024, metavar="MIB", help="memory of the guest (default 1024)")
     boot.add_argument("--cpus", type=int, default=1, help="virtual CPUs (default 1)")
     boot.add_argument("--nokaslr", action="store_true", help="load the kernel at its linked address")
@@ -35,6 +42,8 @@ def main() -> int:
             help=f"which kernel (default {image.default_kernel()})",
         )
     options = parser.parse_args()
+    # Ended by another program, too, it takes back what it enrolled.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if options.command == "kernels":
             for kernel in image.kernels().values():
@@ -43,6 +52,9 @@ def main() -> int:
         elif options.command == "image":
             print(image.image(options.kernel, rebuild=options.rebuild).folder)
         else:
+            name = options.agent
+            if name:
+                enrolled.check(name)
             vm.keep(
                 kernel=options.kernel,
                 memory_mib=options.memory,
@@ -50,8 +62,9 @@ def main() -> int:
                 nokaslr=options.nokaslr,
                 append=options.append,
                 shell=options.shell,
+                within=(lambda made: enrolled.enrolled(made, name)) if name else None,
             )
-    except (image.ImageError, launch.LabError) as error:
+    except (image.ImageError, launch.LabError, CommandError, LibvmiError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

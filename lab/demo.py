@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.agent import InstalledAgent, install
+from lab.enrolled import PLANTED, plant
 from lab.environment import MissingError, genuine
 from lab.image import ImageError, say
 from lab.launch import LabError
@@ -40,8 +41,6 @@ from vmishim.wire.keys import save_private
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "compat/examples/process_list.py"
-PLANTED = {"webserver": 4, "database": 2, "worker": 6, "cryptominer": 1}
-"""Names of the processes started in the monitored container, and how many of each."""
 STRATEGIES: dict[Strategy, tuple[str, ...]] = {
     "scalar": ("each read is a request",),
     "page": ("each page is a request",),
@@ -59,11 +58,7 @@ def main() -> int:
         with LabVM.boot() as vm:
             agent = install(vm)
             say(f"demo: the agent runs in the VM, outside its container, and listens at {agent.endpoint}")
-            planted = {
-                pid: name
-                for name, count in PLANTED.items()
-                for pid in vm.spawn("sleep", "infinity", count=count, comm=name)
-            }
+            planted = plant(vm)
             say(f"demo: {len(planted)} processes started in the container: {', '.join(PLANTED)}")
             with _enrolled(agent):
                 return _show(vm, agent, planted)

@@ -368,10 +368,19 @@ class LabVM:
         raise self._error(f"no port could be forwarded: {answer}")
 
 
-def keep(*, kernel: str | None, memory_mib: int, cpus: int, nokaslr: bool, append: str, shell: bool) -> None:
+def keep(
+    *,
+    kernel: str | None,
+    memory_mib: int,
+    cpus: int,
+    nokaslr: bool,
+    append: str,
+    shell: bool,
+    within: "Callable[[LabVM], contextlib.AbstractContextManager[None]] | None" = None,
+) -> None:
     """Boot a VM and keep it until it ends or KeyboardInterrupt is raised.
 
-    `shell` joins this terminal to a root shell on the guest's console.
+    `shell` joins this terminal to a root shell on the guest's console. `within` is entered once the VM is ready.
     """
     if shell:
         append += " systemd.wants=lab-shell.service"
@@ -381,7 +390,8 @@ def keep(*, kernel: str | None, memory_mib: int, cpus: int, nokaslr: bool, appen
     ):
         images.say(f"lab: port {GUEST_PORT} of the guest is {vm.endpoint}")
         images.say(f"lab: memory {vm.ram}, console {vm.folder / 'serial.log'}; Ctrl-C ends the VM")
-        vm.wait()
+        with within(vm) if within else contextlib.nullcontext():
+            vm.wait()
 
 
 def _pauses(deadline: float) -> Iterator[float]:
