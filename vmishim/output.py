@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -19,21 +20,24 @@ Item = TypeVar("Item")
 
 PATIENCE = 0.5
 """Seconds after which progress is shown."""
+_NUMBER = re.compile(r"[-?]?|[\d,.]+( ms|x)?")
 NARROWEST = 16
 """Columns of a terminal below which a table's last column is not wrapped: a number would be broken."""
 
 
-def show(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def show(columns: Sequence[str], rows: Iterable[Sequence[Any]], elsewhere: str = "--json has all") -> None:
     """Print a table, with numbers aligned to the right.
 
     No cell is ever cut. Where a terminal is too narrow, columns whose title begins with ``-`` are left out, and
     standard error says which; then the last column is wrapped, and if even that is not enough, the terminal wraps the
     lines.
+
+    :param elsewhere: where to find columns that are left out
     """
     rows = list(rows)
     texts = [[printable(str(cell)) for cell in row] for row in rows]
     titles = [title.removeprefix("-") for title in columns]
-    numbers = [all(isinstance(row[at], int) or row[at] in ("", "?") for row in rows) for at in range(len(columns))]
+    numbers = [all(map(_NUMBER.fullmatch, (row[at] for row in texts))) for at in range(len(columns))]
     widths = [max(map(_width, column)) for column in zip(titles, *texts, strict=True)]
     # Programs that read this need whole lines.
     terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
@@ -55,7 +59,7 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     left_out = [titles[at] for at in range(len(columns)) if at not in shown]
     if left_out:
         sys.stdout.flush()
-        print(f"left out for lack of room: {', '.join(left_out)} (--json has all)", file=sys.stderr)
+        print(f"left out for lack of room: {', '.join(left_out)} ({elsewhere})", file=sys.stderr)
 
 
 def _padded(text: str, width: int, right: bool) -> str:

@@ -85,7 +85,7 @@ TABLE: dict[str, set[str]] = {
     "vmishim.compare": {
         *("vmishim.foreign", "vmishim.plural"),
         *("libvmi", "vmishim.errors", "vmishim.guests", "vmishim.libvmi"),
-        *("vmishim.isolated", "vmishim.script", "vmishim.version"),
+        *("vmishim.isolated", "vmishim.output", "vmishim.script", "vmishim.version"),
     },
     "vmishim.bundle": {"vmishim.ebpf_objects", "vmishim.files"},
     "vmishim.commands": {

@@ -6,12 +6,12 @@ Both show the report that `engine.assemble` makes. Text from a guest or a script
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
 from vmishim.foreign import printable
+from vmishim.output import show
 from vmishim.plural import counted
 
 Report = dict[str, Any]
@@ -45,36 +45,27 @@ def summary(report: Report) -> str:
     return RESULTS["moved" if report["result"] == "agreed" and report["moved"] else report["result"]]
 
 
+TIMES_NATIVE = "times native's"
+"""The one ratio of a report: a time divided by that of the genuine bindings in the same comparison."""
+
+
 def table(report: Report) -> None:
     """Print the table and the notes below it."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    # Cut nothing unless this is a terminal: programs that read this need whole words.
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False, emoji=False)
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for title in ("backend", "reads", "pages", "requests", "bytes", "connect", "time", "ratio", "answers"):
-        made.add_column(
-            title, justify="left" if title in ("backend", "answers") else "right", no_wrap=title != "answers"
-        )
-    styles = {"differ": "bold red", "failed": "bold red", "nothing": "bold red", "moved": "yellow"}
-    for row in report["backends"]:
-        cells = [
+    columns = ("BACKEND", "-READS", "-PAGES", "REQUESTS", "BYTES", "CONNECT", "TIME", TIMES_NATIVE.upper(), "ANSWERS")
+    rows = [
+        (
             row["name"],
-            number(row["reads"]),
-            number(row["pages"]),
-            number(row["requests"]),
-            number(row["bytes"]),
+            *(number(row[name]) for name in ("reads", "pages", "requests", "bytes")),
             milliseconds(row["connecting"]),
             milliseconds(row["reading"]),
             ratio(row["reading_ratio"]),
-        ]
-        made.add_row(*map(Text, cells), Text(ANSWERS[row["answers"]], styles.get(row["answers"], "")))
-    console.print(made)
+            ANSWERS[row["answers"]],
+        )
+        for row in report["backends"]
+    ]
+    show(columns, rows, elsewhere="the report that -o writes has all")
     for line in words(report):
-        console.print(Text(printable(line)))
+        print(printable(line))
 
 
 def words(report: Report) -> Iterator[str]:
@@ -82,7 +73,7 @@ def words(report: Report) -> Iterator[str]:
     yield ""
     yield (
         f"Guest {report['guest']}; IDS {report['machine']}. Times are medians of {counted(report['runs'], 'run')}, "
-        "ratios to native; "
+        f"{TIMES_NATIVE}: the backend's time divided by native's; "
         + ("the RAM file was read while the guest was stopped" if report["stopped"] else "the guest kept running")
         + f"; {counted(report['rounds'], 'round')}."
     )
@@ -145,7 +136,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --faint: #9aa4af; --line: #343b44; --paper: #14181d;
   --card: #1c2229; --good: #4cc38a; --bad: #ff7b72; --moved: #e0b04c; --one: #6ea8e0; --two: #e3a857; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.25rem 0 .5rem; }
 p { margin: .35rem 0; } .faint { color: var(--faint); font-size: .9rem; }
@@ -157,16 +148,32 @@ p { margin: .35rem 0; } .faint { color: var(--faint); font-size: .9rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th { color: var(--faint); font-weight: 600; }
-td, th { white-space: nowrap; }
+td { white-space: nowrap; }
+th { vertical-align: bottom; }
+td.text:first-child { min-width: 10rem; }
 td.text { white-space: normal; }
 .text { text-align: left; }
 code { font: .85em ui-monospace, monospace; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; padding: .75rem 1rem; background: var(--card); border: 1px solid var(--line);
   border-radius: .5rem; }
-figcaption { font-size: .9rem; color: var(--faint); }
-svg { display: block; width: 100%; height: auto; font: 13px system-ui, sans-serif; }
-svg text { fill: var(--ink); } svg .faint { fill: var(--faint); font-size: 12px; } svg .axis { stroke: var(--line); }
-svg .one { fill: var(--one); } svg .two { fill: var(--two); } svg .stem { stroke: var(--one); stroke-width: 2; }
+figcaption { font-size: .9rem; color: var(--faint); margin-top: .5rem; }
+.bar { display: grid; grid-template-columns: 9.5rem 1fr; gap: .1rem .6rem; align-items: center; padding: .2rem 0;
+  font-size: .9rem; }
+.bar .track { display: flex; align-items: center; }
+.bar i { flex: none; height: 1.1rem; min-width: 2px; }
+.bar i.one { background: var(--one); border-radius: 0 2px 2px 0; }
+.bar i.two { background: var(--two); border-radius: 2px 0 0 2px; }
+.bar .told { flex: none; color: var(--faint); margin-left: .5rem; white-space: nowrap; }
+@media (max-width: 44rem) {
+  body { padding: 1rem .75rem 3rem; }
+  .bar { grid-template-columns: 1fr; padding: .3rem 0; }
+  thead { display: none; }
+  table, tbody, tr, td { display: block; width: auto; }
+  tr { border-bottom: 1px solid var(--line); padding: .5rem 0; }
+  td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem 0; }
+  td[data-title]::before { content: attr(data-title); color: var(--faint); flex: none; }
+  td.text { text-align: right; } td.text:first-child { display: block; text-align: left; }
+}
 """
 
 
@@ -201,90 +208,77 @@ def _text(told: object) -> str:
 
 
 def _rows(report: Report) -> Iterator[str]:
-    titles = ("reads", "pages", "requests", "bytes", "connect", "time", "ratio", "both", "ratio")
+    counts, both = ("reads", "pages", "requests", "bytes"), ("connect and time", f"both, {TIMES_NATIVE}")
+    titles = (*counts, "connect", "time", TIMES_NATIVE, *both)
     yield "<div class='wide'><table><thead><tr><th class='text'>backend</th>"
-    yield "".join(f"<th>{title}</th>" for title in titles) + "<th class='text'>answers</th></tr></thead><tbody>"
+    yield "".join(f"<th>{_text(title)}</th>" for title in titles) + "<th class='text'>answers</th></tr></thead><tbody>"
     for row in report["backends"]:
-        cells = [number(row[name]) for name in ("reads", "pages", "requests", "bytes")]
+        cells = [number(row[name]) for name in counts]
         cells += [milliseconds(row["connecting"]), milliseconds(row["reading"]), ratio(row["reading_ratio"])]
         cells += [milliseconds(row["whole"]), ratio(row["whole_ratio"])]
         answers = row["answers"]
-        colour = answers if answers in ("differ", "failed", "moved") else "agreed" if answers == "same" else "faint"
+        good = "agreed" if answers == "same" else "faint"
+        colour = answers if answers in ("differ", "failed", "moved") else good
         yield (
             f"<tr><td class='text'><b>{_text(row['name'])}</b><br>"
             f"<span class='faint'>{MEANING[row['name']]}</span></td>"
-            + "".join(f"<td>{cell}</td>" for cell in cells)
-            + f"<td class='text {colour}'>{ANSWERS[answers]}</td></tr>"
+            + "".join(_cell(title, cell) for title, cell in zip(titles, cells, strict=True))
+            + _cell("answers", ANSWERS[answers], f"text {colour}")
+            + "</tr>"
         )
     yield "</tbody></table></div>"
+
+
+def _cell(title: str, told: str, kind: str = "") -> str:
+    """A cell that names its column where a page is too narrow for columns."""
+    return f"<td class='{kind}' data-title='{_text(title)}'><span>{_text(told)}</span></td>"
 
 
 def _plots(report: Report) -> Iterator[str]:
     rows = [row for row in report["backends"] if row["whole"] is not None]
     if rows:
         yield "<h2>Time of one run</h2><figure>" + _bars(rows)
-        yield "<figcaption>Medians. <span style='color:var(--two)'>&#9632;</span> connecting, which includes finding "
-        yield "out about the kernel; <span style='color:var(--one)'>&#9632;</span> the script's own work.</figcaption>"
-        yield "</figure>"
+        yield "<figcaption>Medians, linear scale. <span style='color:var(--two)'>&#9632;</span> connecting, which "
+        yield "includes finding out about the kernel; <span style='color:var(--one)'>&#9632;</span> the script's own "
+        yield "work.</figcaption></figure>"
     asked = [row for row in report["backends"] if row["requests"]]
     if asked:
         reads = max(row["reads"] for row in asked)
         requests = [(row["name"], row["requests"], number(row["requests"])) for row in asked]
         carried = [(row["name"], row["bytes"], counted(row["bytes"], "byte")) for row in asked]
-        yield "<h2>What went over the network</h2><figure>" + _dots(
+        yield "<h2>What went over the network</h2><figure>" + _logarithmic(
             [("reads by the script", reads, number(reads)), *requests]
         )
-        yield "<figcaption>Requests to the agent, connecting included; logarithmic.</figcaption></figure>"
-        yield "<figure>" + _dots(carried)
-        yield "<figcaption>Bytes, both ways, sealed; logarithmic.</figcaption></figure>"
-
-
-_LEFT, _WIDTH, _ROW = 150, 760, 34
-
-
-def _svg(height: int, inside: Sequence[str], what: str) -> str:
-    return f"<svg viewBox='0 0 {_WIDTH} {height}' role='img' aria-label='{escape(what)}'>{''.join(inside)}</svg>"
-
-
-def _label(index: int, name: str) -> str:
-    return f"<text x='{_LEFT - 10}' y='{index * _ROW + 24}' text-anchor='end'>{_text(name)}</text>"
+        yield "<figcaption>Requests to the agent, connecting included. Logarithmic scale.</figcaption></figure>"
+        yield "<figure>" + _logarithmic(carried)
+        yield "<figcaption>Bytes, both ways, sealed. Logarithmic scale.</figcaption></figure>"
 
 
 def _bars(rows: Sequence[dict[str, Any]]) -> str:
-    scale = (_WIDTH - _LEFT - 170) / max(row["whole"] for row in rows)
-    drawn = []
-    for index, row in enumerate(rows):
-        connecting, whole = row["connecting"] * scale, row["whole"] * scale
-        top = index * _ROW + 9
-        told = f"{milliseconds(row['connecting'])} + {milliseconds(row['reading'])}"
-        drawn += [
-            _label(index, row["name"]),
-            f"<rect class='two' x='{_LEFT}' y='{top}' width='{connecting:.1f}' height='20' rx='2'/>",
-            f"<rect class='one' x='{_LEFT + connecting:.1f}' y='{top}' width='{max(whole - connecting, 1):.1f}' "
-            "height='20' rx='2'/>",
-            f"<text class='faint' x='{_LEFT + whole + 9:.1f}' y='{top + 15}'>{told}</text>",
-        ]
-    return _svg(len(rows) * _ROW + 8, drawn, "time of one run by backend")
+    most = max(row["whole"] for row in rows) or 1.0
+    return "".join(
+        _bar(
+            row["name"],
+            f"{milliseconds(row['connecting'])} + {milliseconds(row['reading'])}",
+            two=row["connecting"] / most,
+            one=(row["whole"] - row["connecting"]) / most,
+        )
+        for row in rows
+    )
 
 
-def _dots(rows: Sequence[tuple[str, int, str]]) -> str:
-    most = math.ceil(math.log10(max(max(count for _, count, _ in rows), 10)))
-    scale = (_WIDTH - _LEFT - 130) / most
-    drawn = []
-    for power in range(most + 1):
-        at = _LEFT + power * scale
-        bottom = len(rows) * _ROW + 6
-        drawn.append(f"<line class='axis' x1='{at:.1f}' x2='{at:.1f}' y1='0' y2='{bottom}'/>")
-        drawn.append(f"<text class='faint' x='{at:.1f}' y='{bottom + 15}' text-anchor='middle'>{10**power:,}</text>")
-    for index, (name, count, told) in enumerate(rows):
-        at, middle = _LEFT + math.log10(max(count, 1)) * scale, index * _ROW + 20
-        drawn += [
-            _label(index, name),
-            f"<line class='stem' x1='{_LEFT}' x2='{at:.1f}' y1='{middle}' y2='{middle}'/>",
-            f"<circle class='one' cx='{at:.1f}' cy='{middle}' r='6'/>",
-            f"<text class='faint' x='{at + 13:.1f}' y='{middle + 4}'>{_text(told)}</text>",
-        ]
-    return _svg(len(rows) * _ROW + 26, drawn, "counts by backend, logarithmic")
+def _logarithmic(rows: Sequence[tuple[str, int, str]]) -> str:
+    most = math.log10(max(10, *(count for _, count, _ in rows)))
+    return "".join(_bar(name, told, one=math.log10(max(count, 1)) / most) for name, count, told in rows)
+
+
+def _bar(name: str, told: str, *, one: float, two: float = 0.0) -> str:
+    """A bar of one part or two, in shares of the longest, and its figures in words."""
+    parts = (("two", two), ("one", one))
+    # The rest of the line is for the figures.
+    drawn = "".join(f"<i class='{kind}' style='width:{55 * share:.2f}%'></i>" for kind, share in parts if share > 0)
+    told = f"<span class='told'>{_text(told)}</span>"
+    return f"<div class='bar'><span>{_text(name)}</span><span class='track'>{drawn}{told}</span></div>"
 
 
 def _differences(report: Report) -> Iterator[str]:
@@ -336,6 +330,6 @@ def _notes(report: Report) -> Iterator[str]:
     )
     yield (
         "<b>reads</b> are the script's calls; <b>pages</b> are the distinct 4 KiB pages they read; "
-        "<b>requests</b> and <b>bytes</b> are counted on the connection to the agent. <b>ratio</b> is to native. A "
-        "dash means that there is no such figure."
+        "<b>requests</b> and <b>bytes</b> are counted on the connection to the agent. <b>"
+        f"{TIMES_NATIVE}</b> is the time divided by native's. A dash means that there is no such figure."
     )
