@@ -55,7 +55,7 @@ class Extent:
     runs: dict[str, int]
 
 
-THOROUGH = Extent((100, 300, 1000), (20, 200, 2000), {"scalar": 3, "page": 7, "batch": 30, "native": 15})
+THOROUGH = Extent((100, 300, 1000), (20, 200, 2000), {"scalar": 5, "page": 9, "batch": 30, "native": 15})
 QUICK = Extent((100, 300), (20, 200), {"scalar": 1, "page": 3, "batch": 10, "native": 5})
 
 
@@ -77,8 +77,7 @@ def main() -> int:
             grounds.append(_in_vm(name, extent, full=not options.quick))
             report.show(grounds[-1], console)
         if options.local:
-            here = _here(extent)
-            grounds.append(results.beside(here, grounds[0]) if grounds else here)
+            grounds.append(_here(extent))
             report.show(grounds[-1], console)
     except (ImageError, LabError, LibvmiError, MissingError, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -13,8 +13,6 @@ from bench.results import Case, Cost
 THEIRS = "eBPFmonitor"
 STRATEGIES = ("scalar", THEIRS, "page", "batch")
 """Those that ask an agent."""
-TIMES = ("scalar", THEIRS, "page", "batch", "native", "native, flushed")
-FIRST = (f"{THEIRS}, first", "batch, first", "native, first", "batch, flushed", "native, flushed")
 
 
 @dataclass(frozen=True)
@@ -66,28 +64,22 @@ class Paper:
 
 
 def tables(paper: Paper) -> Iterator[tuple[str, Rows]]:
-    yield "Time of a listing, medians", _times(paper.cases, TIMES)
-    ratios = (("scalar", "batch"), (THEIRS, "batch"), ("page", "batch"), ("batch", "native"))
-    yield "Ratios", _ratios(paper.cases, (*ratios, ("batch", "native, flushed")))
+    # Ratios within this run only: benchmark.md has each strategy's milliseconds, and two runs differ.
     yield (
-        "The first listing, including the connection, and a listing after all caches were flushed",
-        _times(paper.cases, FIRST),
+        "A listing: eBPFmonitor's time divided by batch's, and batch's by native's after a flush",
+        _ratios(paper.cases, ((THEIRS, "batch"), ("batch", "native, flushed"))),
     )
     pairs = ((f"{THEIRS}, first", "batch, first"), ("batch, first", "native, first"))
-    yield "Ratios of first and flushed listings", _ratios(paper.cases, (*pairs, ("batch, flushed", "native, flushed")))
+    yield (
+        "The first listing, including the connection, and a listing after all caches were flushed",
+        _ratios(paper.cases, (*pairs, ("batch, flushed", "native, flushed"))),
+    )
     yield "Requests and bytes of a listing", _requests(paper.cases)
     for distance in paper.distances:
         yield (
             f"{distance.size:,} {distance.listing} over a slower network: milliseconds, measured (and by the model)",
             _delays(paper, distance),
         )
-
-
-def _times(cases: Sequence[Case], names: Sequence[str]) -> Rows:
-    rows: Rows = [("listing", *(f"{name}\nms" for name in names))]
-    for case in cases:
-        rows.append((case.name, *(_mark(case.costs[name], report.number(case.costs[name].ms)) for name in names)))
-    return rows
 
 
 def _ratios(cases: Sequence[Case], pairs: Sequence[tuple[str, str]]) -> Rows:
@@ -169,7 +161,9 @@ copies of one small module under different names. Each listing reads fresh memor
 before it learned what an unchanged script reads. **flushed**: all caches were flushed, names too, so that the head's
 address is looked up again; native does this in its symbol map, ours by a request. **first**: from nothing to the end of
 the first listing; for ours this includes connection, handshake and the kernel's facts, for native its constructor.
-Times are medians. A time marked ~ was not run to its end: it is projected from the reads that were done."""
+Ratios are of medians: a/b is a's time divided by b's, of this run. What each strategy takes in milliseconds is in
+[benchmark.md](benchmark.md), so that there is one source of it. A figure marked ~ was not run to its end: it is
+projected from the reads that were done."""
 
 _NETWORK = """\
 The lists of this machine, read from its agent at a TCP port through our own forwarder

@@ -39,20 +39,21 @@ Rows = list[tuple[str, ...]]
 
 
 def time_rows(cases: Sequence[Case]) -> Rows:
-    """Header, then median milliseconds and ratios of each case."""
-    ratios = (("scalar", "batch"), ("page", "batch"), ("batch", "native"))
-    rows: Rows = [("listing", *(f"{strategy}\nms" for strategy in STRATEGIES), *("/\n".join(pair) for pair in ratios))]
+    """Header, then median milliseconds and ratios of each case; without native where it was not measured."""
+    strategies = [strategy for strategy in STRATEGIES if any(strategy in case.costs for case in cases)]
+    ratios = [pair for pair in (("scalar", "batch"), ("page", "batch"), ("batch", "native")) if pair[1] in strategies]
+    rows: Rows = [("listing", *(f"{strategy}\nms" for strategy in strategies), *("/\n".join(pair) for pair in ratios))]
     for case in cases:
         of = (_projected(number(case.times(*pair), "x"), case, *pair) for pair in ratios)
-        rows.append((case.name, *_ms(case), *of))
+        rows.append((case.name, *_ms(case, strategies), *of))
     return rows
 
 
-def _ms(case: Case) -> list[str]:
+def _ms(case: Case, strategies: Sequence[str] = STRATEGIES) -> list[str]:
     """Median milliseconds by strategy."""
     return [
         _projected(number(case.costs[strategy].ms), case, strategy) if strategy in case.costs else "-"
-        for strategy in STRATEGIES
+        for strategy in strategies
     ]
 
 
@@ -193,8 +194,6 @@ def show(ground: Ground, console: Console) -> None:
     console.print(f"\n{ground.machine}; {ground.network}.")
     if busy(ground):
         console.print(busy(ground))
-    if ground.native_of:
-        console.print(f"Native's figures are those of {ground.native_of}: listings of the same size.")
 
 
 def busy(ground: Ground) -> str:
@@ -238,8 +237,6 @@ def document(grounds: Sequence[Ground], command: str, of_fleet: dict[str, Any] |
         out += [f"{ground.date}; {ground.machine}; {ground.network}."]
         if busy(ground):
             out += ["", busy(ground)]
-        if ground.native_of:
-            out += ["", f"Native's figures are those of {ground.native_of}, above: listings of the same size."]
         if ground.emulated:
             out += ["", _EMULATED]
         for title, rows in _tables(ground):
@@ -258,7 +255,8 @@ def document(grounds: Sequence[Ground], command: str, of_fleet: dict[str, Any] |
 _METHOD = """\
 The measured code is one file, [`bench/workloads.py`](../bench/workloads.py): three listings, written as LibVMI's users
 write them, one read at a time. In one run, the genuine bindings execute it on the VM's memory file, and vmishim
-executes it through the agent in that VM:
+executes it through the agent in that VM. Figures of one table are of one run, side by side; native needs a VM's memory
+file, so a table of this machine's own kernel has none:
 
 - **scalar**: each read is a request, as in SEVmonitor.
 - **page**: each 4 KiB page is a request, and is kept for the length of the listing, as in 00SEVen and MemProcFS.
@@ -298,17 +296,17 @@ def _bound(ground: Ground) -> str:
 
 
 def plotted(grounds: Sequence[Ground]) -> str:
-    """docs/benchmark.svg."""
+    """docs/benchmark.svg: the cases that the README quotes; the tables have all."""
     return plot.bars(
         [
             (
-                f"Time of a listing by an unchanged script, Linux {ground.kernel}, {ground.where}",
+                f"An unchanged script, Linux {ground.kernel.split('-')[0]}, {ground.where}",
                 [
                     (
                         f"{case.size:,} {case.listing}" + (f"\n{case.buckets:,} buckets" if case.buckets else ""),
                         {strategy: cost.ms for strategy, cost in case.costs.items()},
                     )
-                    for case in ground.cases
+                    for case in _quoted(ground)
                 ],
             )
             for ground in grounds
@@ -316,13 +314,20 @@ def plotted(grounds: Sequence[Ground]) -> str:
     )
 
 
+def _quoted(ground: Ground) -> list[Case]:
+    """Of each listing the case that is nearest to 300 objects."""
+    listings = dict.fromkeys(case.listing for case in ground.cases)
+    return [
+        min((case for case in ground.cases if case.listing == listing), key=lambda case: abs(case.size - 300))
+        for listing in listings
+    ]
+
+
 def quote(grounds: Sequence[Ground]) -> str:
-    """The README's block: the plot, and of each listing the case that is nearest to 300 objects."""
+    """The README's block: the plot and a table of its cases."""
     rows: Rows = [("listing", "kernel", *(f"{strategy}\nms" for strategy in STRATEGIES))]
     for ground in grounds:
-        for listing in dict.fromkeys(case.listing for case in ground.cases):
-            cases = [case for case in ground.cases if case.listing == listing]
-            case = min(cases, key=lambda case: abs(case.size - 300))
+        for case in _quoted(ground):
             rows.append((case.name, f"{ground.kernel.split('-')[0]}, {ground.where.split(' (')[0]}", *_ms(case)))
     emulated = "The VM is emulated in software, agent and all. " if any(ground.emulated for ground in grounds) else ""
     text = (

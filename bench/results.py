@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -94,29 +94,6 @@ class Ground:
     """The highest load average during the run (proc(5), loadavg): processes that wanted a CPU, including ours."""
     cpus: int = 0
     """Of the machine."""
-    native_of: str = ""
-    """The ground whose memory native read, if not this one."""
-
-
-def beside(ground: Ground, other: Ground, within: float = 0.05) -> Ground:
-    """``ground`` with native's figures of another ground, where it has none: of listings as large, up to ``within``.
-
-    Native always runs here and reads a file, so it does not matter what the guest was.
-    """
-    cases = []
-    for case in ground.cases:
-        alike = [
-            theirs
-            for theirs in other.cases
-            if (theirs.listing, theirs.buckets) == (case.listing, case.buckets)
-            and abs(theirs.size - case.size) <= within * case.size
-            and "native" in theirs.costs
-        ]
-        costs = case.costs
-        if alike and "native" not in costs:
-            costs = {**costs, "native": alike[0].costs["native"]}
-        cases.append(replace(case, costs=costs))
-    return replace(ground, cases=cases, native_of=f"Linux {other.kernel}, {other.where}")
 
 
 def as_json(ground: Ground) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import variants
+from bench import plot, variants
 from lab import image, planter
 from lab.agent import InstalledAgent, install
 from lab.launch import find_accelerator
@@ -129,7 +129,7 @@ def main() -> int:
     options.to.mkdir(exist_ok=True)
     record = {"machine": _machine(), "collected_bytes": COLLECTED, "curves": [_as_json(curve) for curve in curves]}
     (options.to / "scale.json").write_text(json.dumps(record, indent=1) + "\n")
-    _plot(curves, options.to / "scale.svg")
+    (options.to / "scale.svg").write_text(drawn(curves))
     return 0
 
 
@@ -256,31 +256,28 @@ def _machine() -> str:
     return f"{model}, {os.cpu_count()} CPUs, Python {sys.version.split()[0]}"
 
 
-def _plot(curves: list[Curve], target: Path) -> None:
-    """Cost of a node over the length of its list."""
-    try:
-        import matplotlib
-    except ImportError:
-        print(f"scale: no plot, matplotlib is missing: pip install '.[bench]' for {target.name}", file=sys.stderr)
-        return
-    matplotlib.use("svg")
-    from matplotlib import pyplot
+def drawn(curves: Sequence[Curve]) -> str:
+    """docs/scale.svg: the cost of a node over the length of its list."""
+    lines = [
+        plot.Curve(
+            _label(curve),
+            [(point.nodes, point.per_node / 1e6, True) for point in curve.points],
+            [(point.nodes, point.per_node / 1e6) for point in curve.points],
+        )
+        for curve in curves
+    ]
+    title = f"Walking a list through the agent, {COLLECTED} bytes of each node"
+    side = "median time of a node, from request to record, logarithmic scale"
+    return plot.curves([(title, "nodes in the list, logarithmic scale", lines)], side, lambda nodes: f"{nodes:,.0f}")
 
-    # Text stays text, and only the figures differ between runs.
-    with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scale", "font.size": 10}):
-        figure, axes = pyplot.subplots(figsize=(7, 4))
-        for curve in curves:
-            lengths = [point.nodes for point in curve.points]
-            (line,) = axes.plot(lengths, [point.per_node for point in curve.points], marker="o", label=_label(curve))
-            fastest = [point.fastest_ms * 1e6 / point.nodes for point in curve.points]
-            axes.plot(lengths, fastest, linestyle=":", color=line.get_color(), linewidth=1)
-        axes.set(xscale="log", yscale="log", xlabel="nodes in the list", ylabel="ns per node, request to record")
-        axes.set_title(f"Walking a list through the agent, {COLLECTED} bytes of each node", fontsize=11)
-        axes.grid(visible=True, which="both", alpha=0.25)
-        axes.legend(title="median; dotted: the fastest walk", fontsize=9, title_fontsize=9)
-        figure.tight_layout()
-        figure.savefig(target, metadata={"Date": None})
-        pyplot.close(figure)
+
+def from_json(record: dict[str, Any]) -> list[Curve]:
+    """The curves of docs/scale.json."""
+    return [Curve(**each | {"points": list(map(_point, each["points"]))}) for each in record["curves"]]
+
+
+def _point(record: dict[str, Any]) -> Point:
+    return Point(**{name: value for name, value in record.items() if name in Point.__dataclass_fields__})
 
 
 def _label(curve: Curve) -> str:

@@ -30,6 +30,7 @@ from lab.vm import LabVM
 from vmishim import isolated
 from vmishim.commands import enrolment
 from vmishim.compare.backends import NATIVE, Missing, find
+from vmishim.compare.report import TIMES_NATIVE, ratio
 from vmishim.compare.verdict import Run
 from vmishim.errors import LibvmiError
 from vmishim.guests.agent import Strategy
@@ -95,16 +96,12 @@ def _show(vm: LabVM, agent: InstalledAgent, planted: dict[int, str]) -> int:
     console = Console(width=min(100, Console().width) if sys.stdout.isatty() else 100, highlight=False)
     console.print(f"\n[bold]The same script, unchanged, by each strategy; {len(listed)} processes[/bold]\n")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in ("strategy", "", "requests", "bytes", "time", "ratio"):
+    for column in ("strategy", "", "requests", "bytes", "time", *([TIMES_NATIVE] if isinstance(native, Run) else [])):
         table.add_column(column, justify="left" if column in ("strategy", "") else "right", no_wrap=True)
     for (strategy, about), run in rows:
-        ratio = (
-            f"{first.seconds / run.seconds:.1f}x"
-            if run.seconds * 10 > first.seconds
-            else f"{first.seconds / run.seconds:.0f}x"
-        )
-        figures = ("-" if figure is None else f"{figure:,}" for figure in (run.requests, run.carried))
-        table.add_row(strategy, about, *figures, f"{run.seconds * 1000:,.1f} ms", ratio)
+        figures = ["-" if figure is None else f"{figure:,}" for figure in (run.requests, run.carried)]
+        compared = [ratio(run.seconds / native.seconds)] if isinstance(native, Run) else []
+        table.add_row(strategy, about, *figures, f"{run.seconds * 1000:,.1f} ms", *compared)
     console.print(table)
     accelerator = "software emulation (TCG)" if _emulated(vm) else "KVM"
     console.print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from bench import pages, plot, report, results
+from bench import pages, plot, report, results, scale
 from bench.results import Case, Cost, Ground, Part
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -96,14 +97,14 @@ def test_ratios_are_the_first_by_the_second() -> None:
 
 
 def test_a_way_that_was_not_measured_is_a_dash() -> None:
-    row = report.time_rows([case("modules", 38, scalar=80.0, page=30.0, batch=4.0)])[1]
+    row = report.time_rows([case("modules", 38, scalar=80.0, page=30.0, batch=4.0), GROUND.cases[0]])[1]
     assert row == ("38 modules", "80.0", "30.0", "4.00", "-", "20.0x", "7.50x", "-")
 
 
 def test_what_is_projected_is_marked() -> None:
     costs = {"scalar": Cost([40.0], projected=True), "page": Cost([0.5]), "batch": Cost([0.05])}
     row = report.time_rows([Case("sockets", 20, 262_264, costs, 1 << 18)])[1]
-    assert row == ("20 sockets in 262,144 buckets", "~40,000", "500", "50.0", "-", "~800x", "10.0x", "-")
+    assert row == ("20 sockets in 262,144 buckets", "~40,000", "500", "50.0", "~800x", "10.0x")
 
 
 def test_goals_say_what_is_not_reached() -> None:
@@ -137,11 +138,31 @@ def test_a_busy_machine_is_told_of(load: float, warned: bool) -> None:
     assert ("a machine, busy." in report.quote([ground])) is warned
 
 
-def test_native_is_borrowed_for_listings_as_large_only() -> None:
-    sizes = (("processes", 103), ("processes", 900), ("sockets", 2001))
-    here = replace(GROUND, cases=[case(name, size, batch=0.5) for name, size in sizes])
-    costs = [list(found.costs) for found in results.beside(here, GROUND).cases]
-    assert costs == [["batch", "native"], ["batch"], ["batch"]]
+def test_native_has_no_column_where_it_was_not_measured() -> None:
+    header, row = report.time_rows([case("processes", 300, scalar=90.0, page=30.0, batch=2.0)])
+    assert header == ("listing", "scalar\nms", "page\nms", "batch\nms", "scalar/\nbatch", "page/\nbatch")
+    assert row == ("300 processes", "90.0", "30.0", "2.00", "45.0x", "15.0x")
+
+
+def test_two_pages_never_have_different_figures_of_one_listing() -> None:
+    """Of one listing by one strategy on one kernel: milliseconds have one source, docs/benchmark.json."""
+    found: dict[tuple[str, str, str], set[str]] = {}
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        kernel, header = "", [""]
+        for line in path.read_text().splitlines():
+            if line.startswith("## "):
+                kernel = "".join(re.findall(r"Linux (\d+\.\d+\.\d+)", line))
+            cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+            if cells and cells[0] == "listing":
+                header = cells
+            if len(cells) != len(header) or header[0] != "listing" or not re.search(r"\d", cells[-1]):
+                continue
+            of = cells[header.index("kernel")].split(",")[0] if "kernel" in header else kernel
+            for title, cell in zip(header, cells, strict=True):
+                if title.endswith(", ms") and cell != "-":
+                    found.setdefault((of, cells[0], title), set()).add(cell)
+    assert ("6.1.0", "300 processes", "batch, ms") in found
+    assert {key: figures for key, figures in found.items() if len(figures) > 1} == {}
 
 
 def test_tables_fit_a_terminal_of_100_columns() -> None:
@@ -226,21 +247,47 @@ def test_the_record_is_json() -> None:
 
 
 def boxes(drawing: str) -> list[float]:
-    """Heights of a plot's boxes, those of its legends among them."""
-    return [float(box.get("height", "0")) for box in ElementTree.fromstring(drawing).iter(f"{SVG}rect")]
+    """Widths of a plot's boxes, those of its legends among them."""
+    return [float(box.get("width", "0")) for box in ElementTree.fromstring(drawing).iter(f"{SVG}rect")]
 
 
-def test_the_plot_has_a_bar_for_each_way_of_each_listing() -> None:
+def test_the_plot_has_a_bar_for_each_way_of_each_quoted_listing() -> None:
     drawing = report.plotted([GROUND, GROUND])
-    bars = sum(len(found.costs) for found in GROUND.cases)
-    assert len(boxes(drawing)) == 2 * (len(results.STRATEGIES) + bars)
+    # Of processes, modules and sockets one case each.
+    assert len(boxes(drawing)) == 2 * (len(results.STRATEGIES) + 3 * 4)
     texts = {text.text for text in ElementTree.fromstring(drawing).iter(f"{SVG}text")}
-    assert {"scalar", "page", "batch", "native", "100 processes", "8,192 buckets", "41s"} <= texts
+    assert {"scalar", "page", "batch", "native", "100 processes", "262,144 buckets", "41 s"} <= texts
+    assert "median time of a listing, logarithmic scale" in texts
 
 
 def test_bars_are_as_long_as_the_logarithm_of_their_time() -> None:
-    _, *heights = boxes(
+    _, *widths = boxes(
         plot.bars([("t", [(name, {"batch": ms}) for name, ms in (("a", 1.0), ("b", 10.0), ("c", 100.0))])])
     )
-    assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0], abs=0.2)
-    assert heights[1] > heights[0] > 0
+    assert widths[2] - widths[1] == pytest.approx(widths[1] - widths[0], abs=0.2)
+    assert widths[1] > widths[0] > 0
+
+
+def test_no_text_of_the_plot_lies_on_another_or_outside() -> None:
+    drawing = ElementTree.fromstring(report.plotted([GROUND, GROUND]))
+    right, bottom = (float(edge) for edge in drawing.get("viewBox", "").split()[2:])
+    for chart in drawing.iter(f"{SVG}g"):
+        areas: list[tuple[float, float, float, float]] = []
+        for text in chart.iter(f"{SVG}text"):
+            wide = 7.2 * len(text.text or "")  # a wide letter at 13 pixels
+            x, y = float(text.get("x", "nan")), float(text.get("y", "nan"))
+            start = x - wide * {"end": 1.0, "middle": 0.5}.get(text.get("text-anchor", ""), 0.0)
+            assert start >= 0
+            assert start + wide <= right
+            assert 0 < y <= bottom
+            area = (start, start + wide, y - 11, y + 2)
+            assert not [a for a in areas if a[0] < area[1] and area[0] < a[1] and a[2] < area[3] and area[2] < a[3]]
+            areas.append(area)
+
+
+def test_the_walks_of_lists_are_drawn_from_their_record() -> None:
+    curves = scale.from_json(json.loads((ROOT / "docs" / "scale.json").read_text()))
+    drawing = ElementTree.fromstring(scale.drawn(curves))
+    assert len(list(drawing.iter(f"{SVG}circle"))) == sum(len(curve.points) for curve in curves)
+    texts = {text.text for text in drawing.iter(f"{SVG}text")}
+    assert {"nodes in the list, logarithmic scale", "100,000", "Linux 6.12, lab VM (tcg)"} <= texts
