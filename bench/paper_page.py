@@ -127,6 +127,7 @@ def document(paper: Paper) -> str:
         "# Comparison with earlier work",
         "Written by `python -m bench.paper`; do not edit.",
         _METHOD,
+        _EARLIER,
         f"## Linux {paper.kernel}, {paper.where}",
         " ".join(filter(None, [f"{paper.date}; {paper.machine}.", report.crowded(paper.load, paper.cpus)])),
         *texts[:measured],
@@ -145,7 +146,7 @@ sockets of one VM in one run, by five strategies:
 - **scalar**: each read is a request, as in SEVmonitor.
 - **eBPFmonitor**: an eBPF program collects the addresses of all objects in one run. The agent's user space then copies
   one object after the other and sends all of them in one reply, which the IDS's side keeps.
-- **page**: each 4 KiB page is a request, and is kept for the length of the listing.
+- **page**: each 4 KiB page is a request, and is kept for the length of the listing, as in 00SEVen.
 - **batch**: vmishim's. The eBPF program that walks the list also copies what is wanted.
 - **native**: the genuine libvmi 3.7.1 on the VM's memory file, with the VM paused, in an environment of its own.
 
@@ -164,6 +165,22 @@ the first listing; for ours this includes connection, handshake and the kernel's
 Ratios are of medians: a/b is a's time divided by b's, of this run. What each strategy takes in milliseconds is in
 [benchmark.md](benchmark.md), so that there is one source of it. A figure marked ~ was not run to its end: it is
 projected from the reads that were done."""
+
+_EARLIER = """\
+## The earlier work
+
+- **SEVmonitor**: 能野智玄, 光来健一 (Kenichi Kourai), *AMD SEV を用いてメモリが暗号化された VM に対する IDS
+  オフロード* (IDS offloading for VMs whose memory AMD SEV encrypts), IPSJ SIG Technical Report 2021-OS-153, July 2021:
+  [kyutech.repo.nii.ac.jp/records/7444](https://kyutech.repo.nii.ac.jp/records/7444). An agent in the VM sends memory to
+  an IDS in another VM that SEV protects.
+- **eBPFmonitor**: 上杉貫太, 光来健一, *AMD SEV で保護された VM の eBPF を用いた高速な監視* (fast monitoring, by
+  eBPF, of VMs that AMD SEV protects), IPSJ SIG Technical Report (OS), May 2023:
+  [ipsj.ixsq.nii.ac.jp/records/225757](https://ipsj.ixsq.nii.ac.jp/records/225757).
+- **00SEVen**: Fabian Schwarz, Christian Rossow, *00SEVen: Re-enabling Virtual Machine Forensics: Introspecting
+  Confidential VMs Using Privileged in-VM Agents*, USENIX Security 2024:
+  [usenix.org](https://www.usenix.org/conference/usenixsecurity24/presentation/schwarz),
+  [the author's page](https://fa-schwarz.github.io/portfolio/00seven). Its agent runs at a higher privilege level of
+  SEV-SNP (VMPL) than the guest's kernel, so that it does not have to trust that kernel, as vmishim does."""
 
 _NETWORK = """\
 The lists of this machine, read from its agent at a TCP port through our own forwarder

@@ -209,13 +209,20 @@ def _lockdown() -> Finding:
     return Finding("lockdown", "ok", mode)
 
 
+def _command() -> str:
+    """How you started this, in full: sudo has a PATH of its own."""
+    return os.path.abspath(sys.argv[0]) if os.path.basename(sys.argv[0]) == "vmishim" else "vmishim"
+
+
 def _privilege() -> Finding:
     status = Path("/proc/self/status").read_text()
     held = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
     missing = [name for name, bit in _CAPABILITIES.items() if not held & (1 << bit | 1 << _CAP_SYS_ADMIN)]
     who = "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
     if missing:
-        return Finding("privilege", "bad", f"{who}, without {', '.join(missing)}", "run it as root: sudo vmishim ...")
+        return Finding(
+            "privilege", "bad", f"{who}, without {', '.join(missing)}", f"run it as root: sudo {_command()} ..."
+        )
     return Finding("privilege", "ok", f"{who}, with {', '.join(_CAPABILITIES)}")
 
 
