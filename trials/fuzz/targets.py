@@ -289,7 +289,7 @@ def _ramfile(data: bytes) -> None:
 
 def _kernel(data: bytes) -> None:
     """Nothing that is where the kernel has its page tables, symbols and types is more than an error."""
-    memory = bytearray(ram.guest(_blob()[0]))
+    memory = bytearray(ram.guest(_blob()[0], low=(0, ram.SIZE - ram.BLOCK, ram.IMAGE)[len(data) % 3]))
     for number, (place, value) in enumerate(Struct("<IQ").iter_unpack(data[: len(data) // 12 * 12])):
         at = ram.IMAGE + (place if number % 2 else place % 0x10_8000) % (ram.SIZE - ram.IMAGE - 8)
         memory[at : at + 8] = WORD.pack(value)

@@ -52,18 +52,16 @@ class Images:
         self._tables: set[int] = set()
         self._regions: dict[int, dict[int, set[Image]]] = {}
 
-    def at(self, physical: int) -> set[Image]:
-        """The images that hold this address.
+    def at(self, physical: int) -> Iterator[Image]:
+        """The images that hold this address, maybe some twice. Each region is searched when all before it are used up.
 
         :raises LibvmiError: ``OS``: too much of the memory looks like page tables of a kernel
         """
         number = physical // REGION
-        found: set[Image] = set()
-        for near in (number - 1, number, number + 1):
+        for near in (number, number - 1, number + 1):
             if near not in self._regions:
                 self._regions[near] = self._search(near * REGION)
-            found |= self._regions[near].get(physical // BLOCK, set())
-        return found
+            yield from self._regions[near].get(physical // BLOCK, ())
 
     def _search(self, start: int) -> dict[int, set[Image]]:
         """By number of a block: the images whose tables are in the region from ``start`` on."""

@@ -12,6 +12,7 @@ import os
 import zlib
 from array import array
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
 """Bytes read or unpacked at once in a search."""
+CHUNKS_MAX = 80
+"""Chunks that searches keep: a kernel's image, and what is searched for its page tables."""
 CACHED = 16 << 20
 """Bytes of unpacked blocks that are kept for each file."""
 BLOCK_MAX = 64 << 10
@@ -187,6 +190,9 @@ class Flattened:
         """See ``Store.find``."""
         return _find(self.scan, pattern, start, end)
 
+    def forget(self) -> None:
+        """See ``Store.forget``: nothing is kept."""
+
     def close(self) -> None:
         """See ``File.close``."""
         self._file.close()
@@ -318,7 +324,7 @@ class Store(Protocol):
         ...
 
     def scan(self, start: int, end: int) -> bytes:
-        """The same for a search: what is damaged is zero, and nothing is kept.
+        """The same for a search: what is damaged is zero.
 
         :raises LibvmiError: too much is damaged
         """
@@ -326,6 +332,10 @@ class Store(Protocol):
 
     def find(self, pattern: bytes, start: int, end: int) -> int:
         """The first place of ``pattern`` between two offsets, or -1. :raises LibvmiError: see ``scan``"""
+        ...
+
+    def forget(self) -> None:
+        """No more searches are to be expected."""
         ...
 
     def close(self) -> None: ...
@@ -354,6 +364,8 @@ class Packed:
         self._each = starts.step if isinstance(starts, range) else 0
         self._cached = lru_cache(max(CACHED // (self._each or BLOCK_MAX), 1))(self._one)
         self._warned = False
+        self._size = starts[-1]
+        self._chunks: OrderedDict[int, bytes] = OrderedDict()
         self._zeros, self._zero_data = Block(-1, 0, 0), b""
         """A packed block that is all zeros, and its bytes: QEMU stores one for all such pages, makedumpfile each."""
 
@@ -379,42 +391,66 @@ class Packed:
         return _find(partial(self._scan, _Search(self._file.size)), pattern, start, end)
 
     def _scan(self, search: _Search, start: int, end: int) -> bytes:
-        low, high = self._number(start), self._number(end - 1) + 1
+        first = start - start % CHUNK
+        parts = [self._chunk(search, at) for at in range(first, end, CHUNK)]
+        if parts:
+            parts[-1] = parts[-1][: end - first - CHUNK * (len(parts) - 1)]
+            parts[0] = parts[0][start - first :]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _chunk(self, search: _Search, at: int) -> bytes:
+        """What a search sees of the memory from an offset on, a multiple of ``CHUNK``. Searches come back to the kernel
+        several times, so the last chunks are kept until ``forget``.
+        """
+        if at in self._chunks:
+            self._chunks.move_to_end(at)
+            return self._chunks[at]
+        end = min(at + CHUNK, self._size)
+        low, high = self._number(at), self._number(end - 1) + 1
         parts = []
         for number, block in enumerate(self._blocks(low, high), low):
             size = self._starts[number + 1] - self._starts[number]
-            if block == self._zeros:
-                parts.append(bytes(size))
-                continue
-            search.room -= block.size
-            if search.room < 0:
-                raise LibvmiError("OS: gave up searching the guest's memory: pages of the dump share their bytes")
-            try:
-                data = self._packed(block, size)
-                if block.method == self._zeros.method and data == self._zero_data:
-                    parts.append(bytes(size))
-                    continue
-                parts.append(unpack(data, block.method, size))
-            except MissingPackageError as error:
-                raise LibvmiError(f"OS: the guest's memory cannot be read: {error}") from None
-            except ValueError as error:
-                search.damaged += 1
-                if search.damaged > DAMAGED_MAX:
-                    raise LibvmiError(
-                        f"OS: gave up searching the guest's memory: more than {DAMAGED_MAX} pages of the dump are "
-                        f"damaged; of the last one, {error}"
-                    ) from None
-                parts.append(bytes(size))
-                continue
-            if not parts[-1].strip(b"\0"):
-                self._zeros, self._zero_data = block, data
-        skipped = start - self._starts[low]
+            parts.append(self._searched(search, block, size))
+        skipped = at - self._starts[low]
         data = b"".join(parts)
-        return data if len(data) == end - start else data[skipped : skipped + end - start]
+        self._chunks[at] = data if len(data) == end - at else data[skipped : skipped + end - at]
+        if len(self._chunks) > CHUNKS_MAX:
+            self._chunks.popitem(last=False)
+        return self._chunks[at]
+
+    def _searched(self, search: _Search, block: Block, size: int) -> bytes:
+        if block == self._zeros:
+            return bytes(size)
+        search.room -= block.size
+        if search.room < 0:
+            raise LibvmiError("OS: gave up searching the guest's memory: pages of the dump share their bytes")
+        try:
+            data = self._packed(block, size)
+            if block.method == self._zeros.method and data == self._zero_data:
+                return bytes(size)
+            unpacked = unpack(data, block.method, size)
+        except MissingPackageError as error:
+            raise LibvmiError(f"OS: the guest's memory cannot be read: {error}") from None
+        except ValueError as error:
+            search.damaged += 1
+            if search.damaged > DAMAGED_MAX:
+                raise LibvmiError(
+                    f"OS: gave up searching the guest's memory: more than {DAMAGED_MAX} pages of the dump are damaged; "
+                    f"of the last one, {error}"
+                ) from None
+            return bytes(size)
+        if not unpacked.strip(b"\0"):
+            self._zeros, self._zero_data = block, data
+        return unpacked
+
+    def forget(self) -> None:
+        """Forget what searches kept."""
+        self._chunks.clear()
 
     def close(self) -> None:
         """Close the file, forget what was kept."""
         self._cached.cache_clear()
+        self.forget()
         self._file.close()
 
     def _number(self, offset: int) -> int:

@@ -205,6 +205,11 @@ class Ram:
                 yield at
                 at = self.map.find(pattern, at + 1, start + count)
 
+    def searched(self) -> None:
+        """Let go of what only a search needs."""
+        if self.map is not None and not isinstance(self.map, mmap.mmap):
+            self.map.forget()
+
     def close(self) -> None:
         """Let go of the file."""
         memory, self.map = self.map, None
@@ -442,9 +447,11 @@ def _images(ram: Ram) -> Iterator[Image]:
         for guess in chain(tuple(finders), shifted.near(at)):
             images, seen = finders.setdefault(guess, (Images(ram), set()))
             ram.arrange(guess)
-            for image in images.at(ram.place(at)) - seen:
-                seen.add(image)
-                yield image
+            for image in images.at(ram.place(at)):
+                if image not in seen:
+                    seen.add(image)
+                    yield image
+                    ram.arrange(guess)
 
 
 class _Shifted:
@@ -552,6 +559,7 @@ class RamFile:
         except BaseException:
             self._ram.close()
             raise
+        self._ram.searched()
         self.words: dict[int, int] = {}
         self.cells: dict[int, bytes] = {}
         self._held = False
