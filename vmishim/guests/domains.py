@@ -15,7 +15,7 @@
     offsets = "~/web-1.json"                    # for a kernel without BTF: the output of `vmishim offsets`; optional
 
     [lab]
-    ramfile = "/run/lab/ram"                    # memory-backend-file of an ordinary VM
+    ramfile = "/run/lab/ram"                    # an ordinary VM's memory-backend-file, or a dump (docs/dumps.md)
     symbols = "/run/lab/kallsyms"               # its symbols, if they can't be found in memory; optional
 
 ``[web-1.attestation]`` says what its machine must prove before anything is read: see
@@ -67,7 +67,7 @@ class Domain:
     The agent must have been started with ``--freeze``."""
     id: int = 0
     ramfile: str = ""
-    """Path of the guest's memory."""
+    """Path of the guest's memory: a RAM file or a dump, see docs/dumps.md."""
     symbols: str = ""
     """Path of a symbol map for ``ramfile``."""
     offsets: str = ""

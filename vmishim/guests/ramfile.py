@@ -242,7 +242,8 @@ class Kernel:
                     return
         if image is None:
             raise LibvmiError(
-                "OS: no Linux kernel found in the guest's memory: has it booted, and is the file all of its memory?"
+                f"OS: no Linux kernel found in the guest's memory, which is read as {ram.format.name}: has it booted, "
+                "and is the file all of its memory?"
             )
         if self._found:
             raise LibvmiError(
