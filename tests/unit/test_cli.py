@@ -24,7 +24,7 @@ import vmishim.guests.agent
 import vmishim.inspection.fleet
 from tests.unit.test_link import Served
 from vmishim import cli
-from vmishim.commands import CommandError, enrolment, inspection
+from vmishim.commands import CommandError, doctor, enrolment, inspection
 from vmishim.foreign import printable
 from vmishim.guests import domains
 from vmishim.guests.resolver import reach
@@ -635,6 +635,13 @@ def test_doctor_without_a_guest(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert {tuple(entry) for entry in found} == {("about", "verdict", "text", "remedy")}
     assert {"vmishim", "Python", "pyzmq", "cryptography", "domains"} <= {entry["about"] for entry in found}
+
+
+def test_doctor_names_the_command_that_sudo_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: "CapEff:\t0000000000000000\n")
+    for argv, named in (("/home/ida/vmi/bin/vmishim", "/home/ida/vmi/bin/vmishim"), ("-c", "vmishim")):
+        monkeypatch.setattr(sys, "argv", [argv, "doctor", "--local"])
+        assert doctor._privilege().remedy == f"run it as root: sudo {named} ..."
 
 
 def test_doctor_names_a_wrong_configuration(key: Path, capsys: pytest.CaptureFixture[str]) -> None:
