@@ -147,7 +147,9 @@ class Lists:
         lines = self._walker.lines(lines_of(words, cells))
         if not self.store.knows(trail.batch):
             trail.batch = self.store.open()
-        self.store.put(trail.batch, *cut(lines, words, cells))
+        found, whole = cut(lines, words, cells)
+        trail.lose([at for at in words if at not in found], cells.keys() - whole.keys())
+        self.store.put(trail.batch, found, whole)
         owner = next((listing for listing in self if listing.trail is trail), None)
         trail.sweep(Snapshot() if owner is None else owner.snapshot, self.store.words)
 

@@ -16,7 +16,6 @@ from vmishim.memory.lifetimes import STALE
 from vmishim.readahead.fields import BLOCK, WORD
 from vmishim.readahead.snapshot import Snapshot, is_kernel
 from vmishim.readahead.store import Batch
-from vmishim.wire.plan import TAKE_MAX
 
 LINE = 64
 """Bytes that are brought together: a cache line. None crosses a page."""
@@ -28,14 +27,17 @@ IMAGE, IMAGE_ABOVE = 0xFFFF_FFFF_8000_0000, 256
 variables by their symbols: a read counts as one behind a pointer only so many bytes above it."""
 READS_MAX = 1 << 16
 """Reads of one trail."""
-START_MAX = 1024
-"""Bytes of the largest read that a trail may begin with."""
+READ_MAX = 1024
+"""Bytes of the largest of them, but for arrays."""
 TRAILS = 32
 """Trails that begin at no list; the one not used for the longest time makes room."""
+STARTS_MAX = 1024
+"""Words that are kept of where a trail, and those that it took in, begin."""
 SWEEP_WORTH = 512
 """Reads from which on a trail is looked through for what no pointer leads to any more."""
 _UNIT, _IMAGE_UNIT = 10, 8
-_UNITS = range(-(ABOVE >> _UNIT), (BELOW >> _UNIT) + 1)
+_UNITS, _IMAGE_UNITS = range(-(BELOW >> _UNIT), (ABOVE >> _UNIT) + 1), range((IMAGE_ABOVE >> _IMAGE_UNIT) + 1)
+"""Distance in units from a pointer to what is near it."""
 _WORDS = Struct(f"<{LINE // WORD}Q")
 
 
@@ -77,7 +79,7 @@ class Trail:
 
     def meet(self, address: int, data: bytes, text: bool) -> None:
         """A read behind a pointer was answered by the guest."""
-        if len(data) > TAKE_MAX or len(self) >= READS_MAX:
+        if len(data) > READ_MAX or len(self) >= READS_MAX:
             return
         if text and 0 in data:
             self._new[address] = data.index(0) + 1
@@ -105,7 +107,7 @@ class Trail:
             self._words.update(other._words)
             self._cells.update(other._cells)
             self._near |= other._near
-            self._start += other._start
+            self._start = tuple(dict.fromkeys((*other._start, *self._start)))[:STARTS_MAX]
 
     def has(self, address: int, count: int, now: float) -> bool:
         """Whether an earlier pass read this, and the one under way began less than a second ago."""
@@ -118,40 +120,45 @@ class Trail:
 
     def leads_to(self, address: int) -> bool:
         """Whether a pointer on the trail points near ``address``."""
-        if address >= IMAGE:
-            unit = address >> _IMAGE_UNIT
-            return unit in self._near or unit - 1 in self._near
-        unit = address >> _UNIT
-        return any(unit + distance in self._near for distance in _UNITS)
+        unit = unit_of(address)
+        return any(unit - distance in self._near for distance in _units(unit))
 
     def missing(self, known: Mapping[int, int], cells: Mapping[int, bytes]) -> tuple[list[int], dict[int, int]]:
         """What is not known of the trail: addresses of words, and of everything else with its bytes."""
         wanted = {at: count for at, count in self._cells.items() if len(cells.get(at, b"")) < count}
         return [at for at in self._words if at not in known], wanted
 
+    def lose(self, known: Iterable[int], cells: Iterable[int]) -> None:
+        """Take off what cannot be read any more."""
+        for at in known:
+            self._words.pop(at, None)
+        for at in cells:
+            self._cells.pop(at, None)
+
     def sweep(self, snapshot: Snapshot, known: Mapping[int, int]) -> None:
         """Once the trail has grown, take off what no pointer leads to any more: neither one of ``snapshot`` nor one on
         the trail."""
         if len(self) < self._worth_sweeping:
             return
+        left: dict[int, list[int]] = {}
+        for at in self._words:
+            left.setdefault(unit_of(at), []).append(at)
         self._near = {unit_of(at) for nodes in snapshot.nodes.values() for at in nodes}
         for column in snapshot.candidates:
             self._point(snapshot.words_of(column))
         self._point(self._start)
-        left, self._words = self._words, {}
-        found = True
-        while found:  # most are in the order in which they lead to each other
-            found, others = False, dict[int, None]()
-            for at in left:
-                if self.leads_to(at):
-                    self._words[at] = None
-                    self._point((known.get(at, 0),))
-                    found = True
-                else:
-                    others[at] = None
-            left = others
-        self._worth_sweeping = 2 * len(self) + SWEEP_WORTH
+        todo, kept = list(self._near), set[int]()
+        while todo:  # each unit once: the guest decides what leads where
+            unit = todo.pop()
+            for near in _units_of(unit):
+                led = left.pop(near, [])
+                kept.update(led)
+                new = {unit_of(value) for at in led if is_kernel(value := known.get(at, 0))} - self._near
+                self._near |= new
+                todo += new
+        self._words = {at: None for at in self._words if at in kept}
         self._cells = {at: count for at, count in self._cells.items() if self.leads_to(at)}
+        self._worth_sweeping = 2 * len(self) + SWEEP_WORTH
 
     def _point(self, values: Iterable[int]) -> None:
         self._near.update(unit_of(value) for value in values if is_kernel(value))
@@ -172,7 +179,7 @@ class Trails:
 
     def add(self, address: int, data: bytes, now: float) -> None:
         """Begin one where nothing led to, and ``data`` was read, if that may lead on."""
-        if len(data) > START_MAX or not any(map(is_kernel, words(data))):
+        if len(data) > READ_MAX or not any(map(is_kernel, words(data))):
             return
         trail = self._trails[address] = Trail()
         trail.begin(now)
@@ -192,6 +199,16 @@ class Trails:
 def unit_of(pointer: int) -> int:
     """Which 1 KiB of memory a pointer points to; in the image, which 256 bytes. No two units have the same number."""
     return pointer >> (_IMAGE_UNIT if pointer >= IMAGE else _UNIT)
+
+
+def _units(unit: int) -> range:
+    """How far from a unit, or up to it, another is near it."""
+    return _IMAGE_UNITS if unit >= IMAGE >> _IMAGE_UNIT else _UNITS
+
+
+def _units_of(unit: int) -> Iterator[int]:
+    """The units that are near a pointer into ``unit``."""
+    return (unit + distance for distance in _units(unit))
 
 
 def words(data: bytes) -> tuple[int, ...]:
