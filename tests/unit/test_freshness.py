@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import cast
 
 import pytest
@@ -55,6 +56,33 @@ class TestAges(freshness.Ages): ...
 
 
 class TestHolds(freshness.Holds):
+    @pytest.mark.parametrize("reads", range(1, 25))
+    def test_a_byte_that_changes_between_two_reads_of_one_walk_has_one_answer(self, reads: int) -> None:
+        """Wanted are a node's pointers, all of it, and a part that overlaps; memory changes after so many reads."""
+        ground = BufferGround()
+        fields = (Field((), 0, SIZE), Field((), 40, SIZE - 8))
+        place, nodes = freshness.tasks(ground, 3, *fields)
+        vmi, read, count = ground.read(place), ground.memory.read, 0
+
+        def changing(address: int, size: int) -> bytes | None:
+            nonlocal count
+            count += 1
+            if count == reads:
+                for node in nodes:
+                    ground.put(node + 40, 7, 8, 9)
+                ground.ring(nodes[0] + LINK, [nodes[2] + LINK, nodes[1] + LINK])
+            return read(address, size)
+
+        with pause(vmi), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ground.memory, "read", changing)
+            vmi.read_addr_va(place.start, 0)
+            ats = [ground.base + node for node in nodes]
+            links = [struct.pack("<2Q", *(vmi.read_addr_va(at + LINK + each, 0) for each in (0, 8))) for at in ats]
+            copies = [vmi.read_va(at, 0, SIZE)[0] for at in ats]
+            parts = [vmi.read_va(at + 40, 0, SIZE - 8)[0] for at in ats]
+        assert [copy[LINK : LINK + 16] for copy in copies] == links
+        assert [copy[40:] for copy in copies] == [part[: SIZE - 40] for part in parts]
+
     def test_nothing_in_a_hold_expires(self, ground: Ground) -> None:
         """Neither the nodes of a list, nor a single read, nor an array, nor what a program brought."""
         place, nodes = freshness.tasks(ground, 6, Field((), 0, WORD))

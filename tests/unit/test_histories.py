@@ -35,6 +35,8 @@ NODE, LINK, POINTER, TEXT = 96, 16, 32, 48
 """A task: its bytes, and where it has its link, a pointer to an object, and a name."""
 TASKS = [0x1000 + 128 * number for number in range(6)]
 OBJECTS = [0x2000 + 64 * number for number in range(6)]
+GROUP_HEAD, MEMBER = 0x3800, 64
+"""A second list of some tasks: its head, and where a task has the link."""
 MODULES_HEAD = 0x3000
 MODULES = [0x3100 + 64 * number for number in range(5)]
 TABLE, HEADS = 0x4100, 6
@@ -45,6 +47,7 @@ ARRAY, ARRAY_WORDS = 0x6000, 256
 CHANGES = [
     "task",
     "task",
+    "member",
     "module",
     "socket",
     "pid",
@@ -58,7 +61,21 @@ CHANGES = [
 ]
 TROUBLE = ["change", "reads", "time", "restart", "fail"]
 EVENTS = ["nothing", "nothing", "half a second", "a second", "a second", "pause", "pause", "flush", "fork", "restart"]
-SINGLE = ["tasks", "modules", "table", "bucket", "bucket", "task", "word", "pointer", "name", "module", "counter"]
+SINGLE = [
+    "tasks",
+    "modules",
+    "group",
+    "on group",
+    "table",
+    "bucket",
+    "bucket",
+    "task",
+    "word",
+    "pointer",
+    "name",
+    "module",
+    "counter",
+]
 SINGLE += ["counter", "array", "end", "on", "on"]
 POISON = 0xDEAD000000000100
 
@@ -112,7 +129,7 @@ class Histories(RuleBasedStateMachine):
     meanwhiles = st.lists(st.tuples(st.integers(0, 8), changes, st.sampled_from(EVENTS)), min_size=1, max_size=3)
     """What happens in a listing: at which step, what changes in memory, and what else."""
     scripts = st.tuples(
-        st.sampled_from(["tasks", "tasks", "modules", "sockets"]),
+        st.sampled_from(["tasks", "tasks", "group", "modules", "sockets"]),
         st.integers(1, 3),
         st.sets(st.sampled_from(["number", "word", "copy", "pointer", "name", "counter"]), min_size=1, max_size=3),
         st.booleans(),
@@ -131,9 +148,11 @@ class Histories(RuleBasedStateMachine):
         base = self.base
         # The list, where its head is, and which bytes of a node were asked for from the start.
         words = (Field((), LINK, 8), Field((), LINK + 8, 8))
+        member = (Field((), MEMBER, 8), Field((), MEMBER + 8, 8))
         own = (Field((), 0, 8), Field((), 8, 8), Field((), 16, 16))
         lists = [
             KernelList("tasks", base + TASKS[0] + LINK, Step.RING_NODE, LINK, 0, NODE, (*words, Field((), 0, 4))),
+            KernelList("group", base + GROUP_HEAD, Step.RING, MEMBER, 0, NODE, (*member, Field((), NODE - 16, 8))),
             KernelList("modules", base + MODULES_HEAD, Step.RING, 0, 0, 64, own),
             KernelList(
                 "sockets",
@@ -155,11 +174,11 @@ class Histories(RuleBasedStateMachine):
         # What the oracle knows about the script.
         self.floor = 0
         """Nothing older is answered: the state at the last flush, fork, or end of a hold."""
-        self.looked = {"tasks": 0, "modules": 0, "sockets": 0}
+        self.looked = {"tasks": 0, "group": 0, "modules": 0, "sockets": 0}
         """The state at the last look at each head."""
-        self.reached: dict[str, set[int]] = {"tasks": set(), "modules": set(), "sockets": set()}
+        self.reached: dict[str, set[int]] = {name: set() for name in self.looked}
         """Links that were answered since that look."""
-        self.cursor = {"tasks": 0, "modules": 0, "sockets": 0}
+        self.cursor = dict.fromkeys(self.looked, 0)
         self.node_walked = -1
         """The state when a listing began with the node that the head of tasks is in; the next look is part of it."""
         self.pointer_looked = -1
@@ -192,6 +211,8 @@ class Histories(RuleBasedStateMachine):
         self.tasks, self.modules = TASKS[:4], MODULES[:3]
         self.chains: dict[int, list[int]] = {2: SOCKETS[:2], 4: SOCKETS[2:3]}
         self.link_ring(TASKS[0] + LINK, [node + LINK for node in self.tasks[1:]])
+        self.members = TASKS[1:3]
+        self.link_ring(GROUP_HEAD, [node + MEMBER for node in self.members])
         self.link_ring(MODULES_HEAD, self.modules)
         self.put(TABLE - 16, self.base + TABLE, HEADS - 1)
         for number in range(HEADS):
@@ -231,6 +252,7 @@ class Histories(RuleBasedStateMachine):
                     struct.pack_into("<Q", self.memory.memory, at, self.epoch)
                 self.memory.write(0, b"")
                 self.change("task", number, value)
+                self.change("member", number, value)
                 self.change("module", number, value)
                 self.change("socket", number, value)
             case "task":  # one is started, or ends
@@ -240,6 +262,10 @@ class Histories(RuleBasedStateMachine):
                 self.link_ring(TASKS[0] + LINK, [each + LINK for each in self.tasks[1:]])
                 if gone and value % 2:
                     self.put(node + LINK, POISON, POISON + 0x22)
+            case "member":  # one is added last, or leaves
+                node = TASKS[1:][number % (len(TASKS) - 1)]
+                self.members = [each for each in self.members if each != node] + [node] * (node not in self.members)
+                self.link_ring(GROUP_HEAD, [each + MEMBER for each in self.members])
             case "module":
                 node = MODULES[number % len(MODULES)]
                 gone = node in self.modules
@@ -395,6 +421,15 @@ class Histories(RuleBasedStateMachine):
     def go_on_along_modules(self, wide: bool) -> None:
         self.go_on("modules", MODULES_HEAD, 0, 16 if wide else 8)
 
+    def look_at_the_group(self, how: str, elsewhere: bool) -> None:
+        at, count = {"next": (0, 8), "both": (0, 16)}[how]
+        data = self.look("group", GROUP_HEAD + at, count, elsewhere)
+        if data is not None:
+            self.reach("group", int.from_bytes(data[:8], "little"), GROUP_HEAD)
+
+    def go_on_along_the_group(self, wide: bool) -> None:
+        self.go_on("group", GROUP_HEAD, 0, 16 if wide else 8)
+
     def go_on(self, name: str, head: int, offset: int, count: int) -> None:
         link = self.cursor[name]
         if not link:
@@ -438,6 +473,15 @@ class Histories(RuleBasedStateMachine):
         offset, count = field
         begun, data = self.now, self.ask(node + offset, count)
         self.check(node + offset, data, self.since("tasks", node + LINK) if field == (0, 4) else 0, begun)
+
+    def read_of_a_member(self, number: int, whole: bool) -> None:
+        """A word, which always comes along, or all of it, of which at least the link is of this listing."""
+        node, begun, since = TASKS[number], self.now, self.since("group", TASKS[number] + MEMBER)
+        at, count = (node, NODE) if whole else (node + NODE - 16, 8)
+        data = self.ask(at, count)
+        self.check(at, data, 0 if whole else since, begun)
+        if data is not None and whole:
+            self.check(node + MEMBER, data[MEMBER : MEMBER + 16], since, begun)
 
     def read_through_a_pointer(self, number: int, offset: int, count: int) -> None:
         begun, pointer = self.now, self.ask(TASKS[number] + POINTER, 8)
@@ -518,6 +562,10 @@ class Histories(RuleBasedStateMachine):
                     self.read_over_the_end(8 << number)
                 case "on":
                     self.go_on_along_tasks(back, number == 5)
+                case "group":
+                    self.look_at_the_group("both" if back else "next", number == 4)
+                case "on group":
+                    self.go_on_along_the_group(back)
 
     @rule(script=scripts, meanwhile=meanwhiles)
     def a_listing(self, script: Script, meanwhile: Meanwhile) -> None:
@@ -531,6 +579,16 @@ class Histories(RuleBasedStateMachine):
     @rule(meanwhile=meanwhiles)
     def and_again(self, meanwhile: Meanwhile) -> None:
         self.lists(self.script, meanwhile)
+
+    @rule(change=changes, what=st.sampled_from(["member", "member", "all"]), whole=st.booleans())
+    def two_lists_that_share_nodes(self, change: Change, what: str, whole: bool) -> None:
+        """One is read, whole or its head alone; something changes; the other is read."""
+        for _ in range(3 if whole else 0):  # until the copies come with the walk
+            self.lists(("tasks", 1, {"copy"}, False), [])
+        if not whole:
+            self.look_at_tasks("next", False)
+        self.change(what, *change[1:])
+        self.lists(("group", 1, {"copy" if whole else "number"}, False), [])
 
     def lists(self, script: Script, meanwhile: Meanwhile) -> None:
         """A whole list: so many looks at its head, then node by node, while memory changes and time passes."""
@@ -547,6 +605,8 @@ class Histories(RuleBasedStateMachine):
             match name:
                 case "tasks":
                     self.look_at_tasks("prev" if back else "next", False)
+                case "group":
+                    self.look_at_the_group("next", False)
                 case "modules":
                     self.look_at_modules("next", False)
                 case _:
@@ -570,10 +630,14 @@ class Histories(RuleBasedStateMachine):
                     self.read_through_a_pointer(index, 8, 8)
                 if "name" in reads:
                     self.read_a_name(index)
+            elif name == "group" and node - MEMBER in TASKS:
+                self.read_of_a_member(TASKS.index(node - MEMBER), "copy" in reads)
             elif name == "modules" and node in MODULES:
                 self.read_of_a_module(MODULES.index(node), (16, 16) if "copy" in reads else (32, 8))
             if name == "tasks":
                 self.go_on_along_tasks(back, False)
+            elif name == "group":
+                self.go_on_along_the_group("copy" in reads)
             else:
                 self.go_on_along_modules(False)
         for _ in range(2 if "counter" in reads else 0):

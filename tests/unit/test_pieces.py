@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmishim.readahead.fields import WORD
-from vmishim.readahead.pieces import Pieces
+from vmishim.readahead.pieces import Pieces, agree
 
 BASE = 0xFFFF888000000FC0
 """Pieces lie around the end of a page."""
@@ -34,3 +34,24 @@ def test_a_byte_that_was_known_once_stays_what_it_was(batches: list[list[tuple[i
             assert cell == bytes(was[byte] for byte in range(address, address + len(cell)))
     everything = range(BASE - 8, BASE + 200)
     assert known.overlay(everything[0], bytes(len(everything))) == bytes(was.get(byte, 0) for byte in everything)
+
+
+@given(
+    words=st.dictionaries(st.integers(0, 5).map(WORD.__mul__), st.integers(0, (1 << 64) - 1), max_size=4),
+    cells=st.dictionaries(st.integers(0, 40), st.binary(min_size=1, max_size=24), max_size=4),
+)
+def test_pieces_that_came_together_agree_afterwards(words: dict[int, int], cells: dict[int, bytes]) -> None:
+    """Each byte of two pieces has one value, one that some piece had; what lies in one piece only stays."""
+    before: dict[int, set[int]] = {}
+    for at, piece in [*cells.items(), *((at, word.to_bytes(8, "little")) for at, word in words.items())]:
+        for i, byte in enumerate(piece):
+            before.setdefault(at + i, set()).add(byte)
+    sizes = {at: len(cell) for at, cell in cells.items()}
+    agree(words, cells)
+    after: dict[int, int] = {}
+    for at, piece in [*cells.items(), *((at, word.to_bytes(8, "little")) for at, word in words.items())]:
+        for i, byte in enumerate(piece):
+            assert after.setdefault(at + i, byte) == byte
+    assert {at: len(cell) for at, cell in cells.items()} == sizes
+    assert after.keys() == before.keys()
+    assert all(byte in before[at] for at, byte in after.items())

@@ -233,6 +233,12 @@ REPLACEMENTS = (
     ),
     Replacement(
         _STORE,
+        "within a hold pieces of one walk disagree",
+        "        agree(words, cells)\n",
+        "",
+    ),
+    Replacement(
+        _STORE,
         "within a hold the head's own bytes are not known",
         "        self.reconcile(known, words, cells)\n        known.update(words, cells)\n",
         "",

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
 from itertools import repeat
+from operator import gt
 
 from vmishim.memory.reader import PAGE_SIZE
 from vmishim.readahead.fields import WORD
@@ -115,3 +116,28 @@ class Pieces:
         if self._starts is None:  # built when first needed: most reads start where a cell starts
             self._starts = sorted(self.cells)
         return self._starts
+
+
+def agree(words: dict[int, int], cells: dict[int, bytes]) -> None:
+    """Make pieces that came together say the same of each byte, which may have changed between two reads of it.
+
+    :param words: at multiples of their size, as in all but packed structures; others may disagree
+    """
+    starts = sorted(cells)
+    ends = [at + len(cells[at]) for at in starts]
+    if not any(map(gt, ends, starts[1:])) and not any(
+        word in words for at, end in zip(starts, ends, strict=True) for word in range(at & -WORD, end, WORD)
+    ):
+        return  # as a rule; the rest is slow
+    start, end, cover = 0, 0, b""
+    for at in sorted(words.keys() | cells.keys()):
+        if at in cells:
+            cells[at] = cell = cover[at - start : at - start + len(cells[at])] + cells[at][max(0, end - at) :]
+            if at + len(cell) > end:
+                start, end, cover = at, at + len(cell), cell
+        if at in words:
+            word = words[at].to_bytes(WORD, "little")
+            word = cover[at - start : at - start + WORD] + word[max(0, end - at) :]
+            words[at] = int.from_bytes(word, "little")
+            if at + WORD > end:
+                start, end, cover = at, at + WORD, word

@@ -17,7 +17,7 @@ from vmishim.memory.reader import PAGE_SIZE, MemoryReader
 from vmishim.readahead.clock import Clock
 from vmishim.readahead.fields import WORD
 from vmishim.readahead.head import Event, Head
-from vmishim.readahead.pieces import Pieces
+from vmishim.readahead.pieces import Pieces, agree
 from vmishim.wire.plan import TAKE_MAX
 
 PAGE_BITS = PAGE_SIZE.bit_length() - 1
@@ -138,8 +138,9 @@ class Held:
         return Event.HELD_LOOK
 
     def reconcile(self, known: Pieces, words: dict[int, int], cells: dict[int, bytes]) -> None:
-        """Take out of these what is known, and lay over the rest what is known of it."""
+        """Take out of these what is known, lay over the rest what is known of it, and make the rest agree."""
         known.keep_first_answers(words, cells)
+        agree(words, cells)
 
     def drop(self, known: Pieces, words: Iterable[int], cells: Iterable[int]) -> None:
         """Nothing is forgotten."""
