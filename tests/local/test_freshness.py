@@ -22,10 +22,11 @@ def _planted() -> Iterator[tuple[Planter, Kernel]]:
 
 
 @pytest.fixture
-def ground(_planted: tuple[Planter, Kernel]) -> Ground:
+def ground(_planted: tuple[Planter, Kernel]) -> Iterator[Ground]:
     planted, kernel = _planted
     planted.write(0, bytes(1 << 20))
-    return Ground(planted, kernel)
+    yield Ground(planted, kernel)
+    assert kernel.changed() == [], "the self-check reports what nobody did"
 
 
 class TestLists(freshness.Lists): ...
