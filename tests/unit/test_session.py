@@ -447,14 +447,15 @@ def test_a_welcome_carries_nothing() -> None:
 # A machine that is restored from a saved state
 
 
-def test_a_restored_agent_never_seals_two_messages_under_one_nonce(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [1, 16, wire.SHORT_MAX - 1, wire.SHORT_MAX, wire.SHORT_MAX + 1, 100_000])
+def test_a_restored_agent_never_seals_two_messages_under_one_nonce(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """The attack on AES-GCM with a repeated nonce: the two ciphertexts' difference is the two messages'."""
     monkeypatch.setattr(os, "urandom", bytes)  # its random generator was restored too
     pair = Pair()
     request = pair.host.seal(b"read")
     saved = copy.copy(pair.agent)
     assert pair.agent.open(request) == saved.open(request) == b"read"  # the host of the machine replays the request
-    secret, known = b"what memory held first", b"and what it held later"
+    secret, known = bytes(size - 1) + b"1", bytes(size - 1) + b"2"  # they differ in their last bits only
     one, two = pair.agent.seal(secret), saved.seal(known)
     assert one[: HEADER.size] == two[: HEADER.size]
     bodies = [frame[HEADER.size + NONCE_SIZE :] for frame in (one, two)]
@@ -462,6 +463,19 @@ def test_a_restored_agent_never_seals_two_messages_under_one_nonce(monkeypatch: 
     assert bytes(a ^ b for a, b in zip(difference, known, strict=False)) != secret
     assert one[HEADER.size : HEADER.size + NONCE_SIZE] != two[HEADER.size : HEADER.size + NONCE_SIZE]
     assert pair.host.open(one) == secret
+
+
+def test_a_message_that_is_the_hash_of_another_has_another_nonce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long message is hashed first: a short one must never stand for it."""
+    monkeypatch.setattr(os, "urandom", bytes)
+    pair = Pair()
+    saved = copy.copy(pair.host)
+    long = bytes(wire.SHORT_MAX + 1)
+    short = pair.host._hash(bytes(NONCE_SIZE), b"", long)
+    assert len(short) <= wire.SHORT_MAX
+    one, two = pair.host.seal(long), saved.seal(short)
+    assert one[: HEADER.size] == two[: HEADER.size]
+    assert one[HEADER.size : HEADER.size + NONCE_SIZE] != two[HEADER.size : HEADER.size + NONCE_SIZE]
 
 
 def test_a_restored_agent_that_seals_the_same_message_again_reveals_only_that(monkeypatch: pytest.MonkeyPatch) -> None:

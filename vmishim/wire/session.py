@@ -19,9 +19,9 @@ closed and replaced by a fresh handshake, which costs one round trip.
 A host that saves a guest and restores it later makes its agent count the same numbers again, and its random generator
 draw the same bytes. AES-GCM breaks when one key and nonce seal two messages, so a nonce may rest neither on numbers nor
 on chance alone. Each frame carries a nonce that is a keyed hash of fresh random bytes, the header *and the message*:
-two different messages have two nonces, and the same message sealed again only shows that it is the same. It is made as
-in AES-GCM-SIV (RFC 8452), of what Debian 12's cryptography has: a universal hash of the message under one key, then a
-pseudorandom function under another. `HandshakeState` makes ephemeral keys in the same spirit.
+two different messages have two nonces, and the same message sealed again only shows that it is the same. The hash is
+BLAKE2b with a key (RFC 7693), a pseudorandom function. In place of a long message it takes a universal hash of it under
+another key, as AES-GCM-SIV does (RFC 8452). `HandshakeState` makes ephemeral keys in the same spirit.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import struct
 import time
 from collections.abc import Callable, Container
 from enum import IntEnum
+from hashlib import blake2b
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -53,11 +54,14 @@ OVERHEAD = HEADER.size + NONCE_SIZE + TAG_SIZE
 MAX_MESSAGE = MAX_FRAME - OVERHEAD
 """Largest message in bytes. Noise limits its transport messages to 65535 (section 3) so that a stream's reader can have
 a fixed buffer; our frames come whole, and AES-GCM is sound up to 64 GiB a message (NIST SP 800-38D, 5.2.1.1)."""
+SHORT_MAX = 512
+"""Bytes of the longest message that is hashed as it is: up to about there, one hash is faster than two."""
 MAX_REQUESTS = 2**32
 """Maximum requests of one session: as many nonces as one AES-GCM key may have. It also limits the age of keys."""
 
 HELLO, WELCOME, REQUEST, REPLY, REFUSAL = range(1, 6)
 _NOBODY = bytes(8)
+_ZEROS = bytes(NONCE_SIZE)
 _MADE = struct.Struct(">Q")
 
 Permitted = Callable[[PublicKey], bool] | Container[PublicKey]
@@ -123,7 +127,10 @@ class Session:
         self._encrypt, self._decrypt = _aead(sealing, b"frame").encrypt, _aead(opening, b"frame").decrypt
         # With one nonce GMAC is GHASH plus a constant: a universal hash, which never leaves this class.
         self._hash = _aead(sealing, b"hash").encrypt
-        self._nonce_key = hmac.digest(sealing, b"vmishim nonce", "sha256")
+        nonce_key = hmac.digest(sealing, b"vmishim nonce", "sha256")
+        self._of_short, self._of_long = (
+            blake2b(digest_size=NONCE_SIZE, key=nonce_key, person=of) for of in (b"message", b"hash of message")
+        )
         self._host = host
         self._seals, self._opens = (REQUEST, REPLY) if host else (REPLY, REQUEST)
         self._next = 0  # the next request's number
@@ -152,8 +159,13 @@ class Session:
                 raise LinkError("there is no request to reply to")
             number, self._pending = self._pending, None
         header = HEADER.pack(VERSION, self._seals, self.id, number)
-        drawn = os.urandom(16) + header + self._hash(bytes(NONCE_SIZE), b"", message)
-        nonce = hmac.digest(self._nonce_key, drawn, "sha256")[:NONCE_SIZE]
+        if len(message) <= SHORT_MAX:
+            hashed = self._of_short.copy()
+            hashed.update(os.urandom(16) + header + message)
+        else:
+            hashed = self._of_long.copy()
+            hashed.update(os.urandom(16) + header + self._hash(_ZEROS, b"", message))
+        nonce = hashed.digest()
         return header + nonce + self._encrypt(nonce, message, header)
 
     def open(self, frame: bytes) -> bytes:
