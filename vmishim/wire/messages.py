@@ -16,6 +16,8 @@ from vmishim.foreign import printable
 from vmishim.wire.plan import Plan, PlanError
 
 _HEAD = struct.Struct("<BI")
+# `json.dumps` makes an encoder for each call with separators, `json.loads` guesses the encoding of bytes.
+_to_json, _from_json = json.JSONEncoder(separators=(",", ":")).encode, json.JSONDecoder().decode
 BULK_MAX = 1 << 20
 """Maximum bytes of memory in one reply; a longer read takes several."""
 JSON_MAX = 1 << 20
@@ -351,7 +353,7 @@ def encode(message: Message) -> bytes:
     kind = type(message)
     values = [getattr(message, name) for name, _ in _FIELDS[kind]]
     plan = values.pop(0) if kind is Walk else None
-    text = json.dumps(values, separators=(",", ":"))
+    text = _to_json(values)
     if plan is not None:
         text = f"[{plan.text},{text[1:]}"
     data = text.encode()
@@ -372,7 +374,7 @@ def decode(data: bytes) -> Message:
             raise ValueError(f"its JSON part has {length} bytes, more than the limit of {JSON_MAX}")
         if end > len(data):
             raise ValueError("its JSON part is longer than the message")
-        values = json.loads(data[_HEAD.size : end])
+        values = _from_json(str(data[_HEAD.size : end], "utf-8"))
         checks = _FIELDS[kind]
         if type(values) is not list or len(values) != len(checks):
             raise ValueError(f"{kind.__name__} must have {len(checks)} fields")
