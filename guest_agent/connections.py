@@ -73,6 +73,7 @@ class Connection:
     :ivar key: whose it is, once greeted
     :ivar since: when it came into its state, seconds
     :ivar owed: bytes of the last reply, until the peer asks again and so has read it
+    :ivar taken: bytes of the frames that came by it
     """
 
     source: str
@@ -80,6 +81,7 @@ class Connection:
     state: State = State.SILENT
     key: Key | None = None
     owed: int = 0
+    taken: int = 0
 
 
 class Connections:
@@ -105,6 +107,10 @@ class Connections:
 
     def __getitem__(self, descriptor: int) -> Connection:
         return self._connections[descriptor]
+
+    def get(self, descriptor: int) -> Connection | None:
+        """The connection, None if there is none by this descriptor."""
+        return self._connections.get(descriptor)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._connections)

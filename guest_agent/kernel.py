@@ -185,7 +185,7 @@ class Kernel:
 
         :param dtb: 0 for kernel virtual addresses, else the page-table root to translate ``address`` with
         """
-        self._left |= {"read_state": b"", "out": b""}  # unknown, should the run fail
+        self._left["read_state"] = self._left["out"] = b""  # unknown, should the run fail
         request = self._read
         request["address"], request["count"], request["dtb"] = address, min(count, 1 << 20), dtb
         self._programs.run("read")
@@ -208,7 +208,7 @@ class Kernel:
         :param heads: u64 addresses, for a plan that lists its heads
         :param state: `Gathered.more` of the chunk before; None starts the walk
         """
-        self._left |= {"walk_state": b"", "out": b""}
+        self._left["walk_state"] = self._left["out"] = b""
         start = state or self._start(plan)
         self._state[: len(start)] = start
         if heads:

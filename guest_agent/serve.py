@@ -4,6 +4,10 @@ libzmq accepts and buffers whatever anyone sends, and knows no sessions. So this
 there are (its monitor), which one a frame came by (``ZMQ_SRCFD``), how much each has sent (``TCP_INFO``), and how much
 of a reply a peer has left unread (``SIOCOUTQ``). What `guest_agent.connections` says must go is shut down, which makes
 libzmq free it. A ROUTER socket in place of REP lets requests wait here, so each key has its turn; peers use REQ.
+
+Every request takes this way, so it asks libzmq and the kernel as little as it can. It waits for the sockets'
+descriptors (``ZMQ_FD``), which ``zmq_poll`` would look at twice. Such a descriptor tells only that something is new:
+before the loop waits for it again, ``ZMQ_EVENTS`` must have said that nothing is left.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import fcntl
 import ipaddress
 import logging
 import os
+import select
 import signal
 import socket as sockets
 import stat
@@ -23,11 +28,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import zmq
 
-from guest_agent.connections import Connections, Event, Turns
+from guest_agent.connections import Connection, Connections, Event, Turns
 from vmishim.errors import LinkError
 from vmishim.wire.session import MAX_FRAME, Reason, refusal
 from vmishim.wire.sessions import Sessions
@@ -43,13 +47,22 @@ TRIM_S = 1.0
 """Seconds after a peer that sent too much was dropped until what libzmq has freed by then is given back."""
 UNPROVEN_BYTES = 64 << 10
 """Bytes that a peer may send before it has proved itself; a hello takes about 200."""
-OWED_MIN, OWED_MAX = 64 << 10, 64 << 20
-"""Bytes from which on a reply is watched until it was read, and bytes of unread replies that are kept for all peers."""
+QUEUE_MAX = 16
+"""Requests, and replies, that libzmq keeps for a peer, which has one under way if it speaks REQ. Each time that this
+thread or libzmq's own has taken half of this, it wakes the other: with 2, twice in each request."""
+OWED_MIN, OWED_MAX = 8 << 10, 64 << 20
+"""Bytes from which on a reply is watched until it was read, and bytes of unread replies that are kept for all peers. So
+many peers as may prove themselves, with a full queue of unwatched replies each, come to as much."""
 MEMORY_MAX = 256 << 20
 """Bytes of memory above which peers are dropped, where the agent's cgroup sets no limit of its own."""
 _ACCEPTED, _ENDED = int(zmq.EVENT_ACCEPTED), (int(zmq.EVENT_DISCONNECTED), int(zmq.EVENT_CLOSED))
 _MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): event and descriptor
+# As plain numbers: operations on pyzmq's enumerations take as long as libzmq's answer.
+_EVENTS, _POLLIN, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.RCVMORE)
+_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
 _TCP_INFO_BYTES_RECEIVED = 128  # offset of tcpi_bytes_received (include/uapi/linux/tcp.h; since 4.2)
+
+_OUTCOMES = {event.value: event for event in Event}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -152,13 +165,9 @@ def _cgroup_limit() -> int | None:
         return None
 
 
-class _Request(NamedTuple):
-    """A frame that waits for its turn."""
-
-    identity: bytes
-    descriptor: int
-    frame: bytes | None
-    """None: not a single frame, which is refused."""
+_Request = tuple[bytes, int, bytes | None]
+"""A frame that waits for its turn: whose (ROUTER's identity), by which connection, and the frame; None: not a single
+frame, which is refused."""
 
 
 class _Port:
@@ -168,6 +177,7 @@ class _Port:
         self.connections = Connections(descriptors)
         self.turns: Turns[_Request] = Turns()
         self.socket = context.socket(zmq.ROUTER)
+        self._send = super(zmq.Socket, self.socket).send  # zmq.Socket's adds only what draft sockets need
         self.monitor = context.socket(zmq.PAIR)
         self._memory = memory
         self._over_memory_since: float | None = None
@@ -177,14 +187,11 @@ class _Port:
         self._identities: dict[int, bytes] = {}
         self._waiting: set[bytes] = set()
         """Peers with a request in ``turns``: one at a time, as REQ sends them."""
-        self._taken: dict[int, int] = {}
-        """Bytes of frames that came by each connection."""
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, MAX_FRAME),
-            # A peer has one request under way; what more it queues is the guest's memory.
-            (zmq.RCVHWM, 2),
-            (zmq.SNDHWM, 2),
+            (zmq.RCVHWM, QUEUE_MAX),
+            (zmq.SNDHWM, QUEUE_MAX),
             (zmq.HANDSHAKE_IVL, 3000),
             # A peer that vanished without a word is noticed in five minutes.
             (zmq.TCP_KEEPALIVE, 1),
@@ -197,6 +204,7 @@ class _Port:
         self.monitor.setsockopt(zmq.LINGER, 0)
         self.monitor.setsockopt(zmq.RCVHWM, 0)  # libzmq's own thread would wait for room
         self.monitor.connect("inproc://port")
+        self.descriptor, self.monitor_descriptor = (int(each.get(zmq.FD)) for each in (self.socket, self.monitor))
 
     def close(self) -> None:
         self.socket.monitor(None, 0)
@@ -217,7 +225,6 @@ class _Port:
 
     def _forget(self, descriptor: int) -> None:
         self.connections.closed(descriptor)
-        self._taken.pop(descriptor, None)
         identity = self._identities.pop(descriptor, None)
         if identity is not None:
             del self._descriptors[identity]
@@ -237,26 +244,38 @@ class _Port:
 
     def take_in(self) -> None:
         """Have all frames that have come wait for their turns."""
-        while _readable(self.socket):
-            identity = self.socket.recv()
-            # Of this frame, libzmq 4.3.4 does not tell the descriptor; of the delimiter that follows it does.
-            delimiter = self.socket.recv(copy=False)
+        receive, get = self.socket.recv, self.socket.get
+        while True:
+            try:
+                identity = receive(_NOBLOCK)
+            except zmq.Again:
+                return
             descriptor = self._descriptors.get(identity)
             if descriptor is None:
-                descriptor = self._meet(identity, _descriptor(delimiter))
-            parts = [delimiter.bytes]
-            while self.socket.getsockopt(zmq.RCVMORE):
-                parts.append(self.socket.recv())
-            if identity in self._waiting or parts[0] or not self._has_read(descriptor):
+                # Of the identity, libzmq 4.3.4 does not tell the descriptor; of the delimiter that follows it does.
+                first = receive(copy=False)
+                descriptor, delimiter = self._meet(identity, _descriptor(first)), first.bytes
+            else:
+                delimiter = receive()
+            frames = []
+            while get(_RCVMORE):
+                frames.append(receive())
+            key, connection = None, self.connections.get(descriptor)
+            if connection is not None:
+                key = connection.key
+                connection.taken += sum(map(len, frames))
+            if identity in self._waiting or delimiter or not _has_read(descriptor, connection):
                 # It speaks no REQ: it did not wait for a reply, or sent no delimiter.
                 self.drop([descriptor])
-                continue
-            frame = parts[1] if len(parts) == 2 else None
-            if descriptor >= 0:
-                self._taken[descriptor] = self._taken.get(descriptor, 0) + sum(map(len, parts))
-            self._waiting.add(identity)
-            key = self.connections[descriptor].key if descriptor in self.connections else None
-            self.turns.put(key, _Request(identity, descriptor, frame))
+            else:
+                self._waiting.add(identity)
+                self.turns.put(key, (identity, descriptor, frames[0] if len(frames) == 1 else None))
+            if not self.readable():
+                return
+
+    def readable(self) -> bool:
+        """Whether a frame has come."""
+        return _readable(self.socket)
 
     def _meet(self, identity: bytes, descriptor: int) -> int:
         """A peer's first frame: whose connection it came by."""
@@ -270,29 +289,23 @@ class _Port:
         self._descriptors[identity], self._identities[descriptor] = descriptor, identity
         return descriptor
 
-    def _has_read(self, descriptor: int) -> bool:
-        """Whether a peer that asks again has read the reply before."""
-        if descriptor not in self.connections:
-            return True
-        connection = self.connections[descriptor]
-        if connection.owed and not _unread(descriptor):
-            connection.owed = 0
-        return not connection.owed
-
     def answer(self, sessions: Sessions, serve: Callable[[bytes, bytes], bytes]) -> None:
         """Answer the request whose turn it is."""
         identity, descriptor, frame = self.turns.take()
         self._waiting.discard(identity)
-        reply, event, key = refusal(Reason.MALFORMED), Event.REFUSED, None
-        if frame is not None:
-            reply = refusal(Reason.FAULT)
-            with _logged("a request failed; its session goes on"):
-                answered = sessions.handle(frame, serve)
-                reply, event, key = answered.frame, Event(answered.outcome), answered.key
+        if frame is None:
+            reply, event, key = refusal(Reason.MALFORMED), Event.REFUSED, None
+        else:
+            try:
+                reply, outcome, key = sessions.handle(frame, serve)
+                event = _OUTCOMES[outcome]
+            except Exception:  # the log shows it, and the next request may fare better
+                _log.exception("a request failed; its session goes on")
+                reply, event, key = refusal(Reason.FAULT), Event.REFUSED, None
         # To a peer that has gone, or reads nothing, ROUTER sends nothing.
-        self.socket.send(identity, zmq.SNDMORE)
-        self.socket.send(b"", zmq.SNDMORE)
-        self.socket.send(reply)
+        self._send(identity, _SNDMORE)
+        self._send(b"", _SNDMORE)
+        self._send(reply)
         self.drop(self.connections.heard(descriptor, event, key, time.monotonic()))
         if len(reply) >= OWED_MIN and descriptor in self.connections:
             self.connections[descriptor].owed = len(reply)
@@ -320,7 +333,7 @@ class _Port:
             self._trim_at = now + TRIM_S
         if self.connections.owed > OWED_MAX:
             for descriptor in self.connections.in_debt():
-                self._has_read(descriptor)
+                _has_read(descriptor, self.connections[descriptor])
             if self.connections.owed > OWED_MAX:
                 self.drop(self.connections.deepest_in_debt())
         self._save_memory(now)
@@ -337,7 +350,7 @@ class _Port:
         dropped = self.drop(self.connections.unproven())
         if over_s >= 2 * CHECK_S:
             dropped += self.drop(self.connections.deepest_in_debt())
-            kept = {at: _received(at) - self._taken.get(at, 0) for at in self.connections}
+            kept = {at: _received(at) - self.connections[at].taken for at in self.connections}
             most = max(kept.values(), default=0)
             dropped += self.drop([at for at, bytes_ in kept.items() if bytes_ > UNPROVEN_BYTES and bytes_ == most])
         if over_s >= 20 * CHECK_S:
@@ -388,29 +401,32 @@ def serve(
                 confine()
             port.socket.setsockopt(zmq.USE_FD, listener.listen())
             port.socket.bind(listener.endpoint)
-            poller = zmq.Poller()
-            poller.register(port.socket, zmq.POLLIN)
-            poller.register(port.monitor, zmq.POLLIN)
-            for descriptor in (wake, stop if isinstance(stop, int) else None, *watched):
-                if descriptor is not None:
-                    poller.register(descriptor, zmq.POLLIN)
+            ends = {end for end in (wake, stop, *watched) if isinstance(end, int)}
+            waiting = select.poll()
+            for descriptor in (port.descriptor, port.monitor_descriptor, *ends):
+                waiting.register(descriptor, select.POLLIN)
             event = stop if isinstance(stop, threading.Event) else None
             if ready is not None:
                 ready(listener.endpoint)
-            checked = time.monotonic()
+            port.follow()
+            checked, more = time.monotonic(), True
             while event is None or not event.is_set():
-                happened = dict(poller.poll(_patience_ms(port, event, checked)))
-                if any(source not in (port.socket, port.monitor) for source in happened):
+                patience_ms = 0 if more else _patience_ms(port, event, checked)
+                happened = dict(waiting.poll(patience_ms))
+                if not ends.isdisjoint(happened):
                     return
-                if port.monitor in happened:
+                if port.monitor_descriptor in happened:
                     port.follow()
-                if port.socket in happened:
+                if more or port.descriptor in happened:
                     port.take_in()
                 if port.turns:
                     port.answer(sessions, answer)
                     if between is not None:
-                        with _logged("work between two requests failed"):
+                        try:
                             between()
+                        except Exception:  # as in `_Port.answer`
+                            _log.exception("work between two requests failed")
+                more = bool(port.turns) or port.readable()
                 if time.monotonic() - checked >= port.check_s:
                     port.check()
                     checked = time.monotonic()
@@ -425,13 +441,11 @@ def _descriptor(frame: zmq.Frame) -> int:
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.get(_EVENTS)) & _POLLIN)
 
 
 def _patience_ms(port: _Port, stop: threading.Event | None, checked: float) -> int | None:
     """How long to wait for something to happen, None: until it does."""
-    if port.turns:
-        return 0
     waits = [_STOP_CHECK_MS] if stop is not None else []
     if port.watchful:
         waits.append(max(1, int(1000 * (checked + port.check_s - time.monotonic()))))
@@ -469,19 +483,20 @@ def _received(descriptor: int) -> int:
     return 0
 
 
+def _has_read(descriptor: int, connection: Connection | None) -> bool:
+    """Whether a peer that asks again has read the reply before."""
+    if connection is None or not connection.owed:
+        return True
+    if not _unread(descriptor):
+        connection.owed = 0
+    return not connection.owed
+
+
 def _unread(descriptor: int) -> int:
     """Bytes sent by a connection that its peer has not taken."""
     with contextlib.suppress(OSError):
         return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), "little")
     return 0
-
-
-@contextlib.contextmanager
-def _logged(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception:  # the log shows it, and the next request may fare better
-        _log.exception(what)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ _TRIED: Final = int(zmq.EVENT_CONNECT_DELAYED) | int(zmq.EVENT_CLOSED)
 """Events of a connection that was tried. Without them, a retry means that no address was found for the name."""
 _RECONNECT_MS = (50, 500)  # between two attempts to connect: at first, and at most
 _WATCHED: Final = sum(_SEEN) | _TRIED
+_RCVMORE: Final = int(zmq.RCVMORE)
 _BROKEN: Final = frozenset(_SEEN) - {int(zmq.EVENT_CONNECT_RETRIED), int(zmq.EVENT_CONNECTED)}
 
 
@@ -293,7 +294,8 @@ class _Line:
                 (zmq.IPV6, 1),
                 (zmq.SNDTIMEO, 0),  # a request is queued at once or not at all
                 (zmq.RCVTIMEO, _LOOK_UP_MS),
-                (zmq.RCVHWM, 1),
+                # One reply is under way. With 1, libzmq's own thread would be woken twice in each request.
+                (zmq.RCVHWM, 8),
                 (zmq.RECONNECT_IVL, _RECONNECT_MS[0]),
                 (zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1]),
             ):
@@ -320,7 +322,7 @@ class _Line:
             if left * 1000 < _LOOK_UP_MS:
                 self._socket.setsockopt(zmq.RCVTIMEO, max(int(left * 1000), 0))
             try:
-                parts = self._socket.recv_multipart()
+                reply = self._socket.recv()
             except zmq.Again:
                 if self._broke():
                     raise _LostError(self._seen, early=True) from None
@@ -328,7 +330,11 @@ class _Line:
                     raise _LostError(self._seen, early=False, tried=self.tried) from None
                 continue
             # An agent answers in one part; anything else counts as an empty frame, which the session refuses.
-            return parts[0] if len(parts) == 1 else b""
+            if not self._socket.get(_RCVMORE):
+                return reply
+            while self._socket.get(_RCVMORE):
+                self._socket.recv()
+            return b""
 
     def _broke(self) -> bool:
         broke = False

@@ -21,6 +21,7 @@ from guest_agent.connections import (
     State,
     Turns,
 )
+from guest_agent.serve import OWED_MAX, OWED_MIN, QUEUE_MAX
 
 
 def test_the_table_has_each_state_and_event_once() -> None:
@@ -157,3 +158,7 @@ def test_a_request_waits_for_one_of_every_other_key_at_most(keys: str) -> None:
         assert own == sorted(own)  # in order
     places = [place for place, (key, _) in enumerate(taken) if key == "b"]
     assert all(place <= 2 * number + 1 for number, place in enumerate(places))
+
+
+def test_replies_too_short_to_be_watched_fit_into_the_bound_of_those_that_are() -> None:
+    assert QUEUE_MAX * OWED_MIN * PROVEN_MAX <= OWED_MAX

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import os
 import time
@@ -179,6 +178,7 @@ class PermittedKeys:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._name = os.fspath(path)
         self.problems: tuple[str, ...] = ()
         self.replaced = False
         # An agent opens the list as root and reads it again as another user.
@@ -197,20 +197,25 @@ class PermittedKeys:
 
     def find(self, key: PublicKey) -> PublicKey | None:
         """The permitted key equal to ``key``, with its name in the file, or None."""
-        with contextlib.suppress(LinkError):
-            self.refresh()
+        self._refresh()
         return self._keys.get(key.raw)
 
     def refresh(self) -> None:
         """Read the file again if it has changed. :raises LinkError: it cannot be used, so no key is permitted."""
+        if not self._refresh():
+            raise LinkError(self.problems[0])
+
+    def _refresh(self) -> bool:
+        """Read the file again if it has changed. False: it cannot be used."""
         try:
-            status = os.stat(self.path)
+            status = os.stat(self._name)
             if self._stamp is None or self._stamp != _stamp(status):
                 self._hold(status)
                 self._reread()
         except (OSError, LinkError) as error:
             self._keys, self._stamp, self.problems = {}, None, (f"{self.path}: no key is permitted: {error}",)
-            raise LinkError(self.problems[0]) from None
+            return False
+        return True
 
     def _hold(self, status: os.stat_result) -> None:
         """Open the file that now has the name, unless it is already open."""

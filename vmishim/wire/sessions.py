@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from vmishim.errors import LinkError
 from vmishim.wire.keys import PrivateKey, PublicKey
@@ -42,8 +42,7 @@ UNPROVEN_PER_KEY, DOUBTFUL_PER_KEY = 4, 2
 Outcome = Literal["greeted", "proven", "refused"]
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """What an agent sends back, and what it learned of the sender.
 
     :ivar frame: the frame to send
@@ -179,9 +178,10 @@ class Sessions:
         """A request's session and message."""
         if frame[1:2] != bytes([REQUEST]):
             raise LinkError("the frame is not a request")
-        _, identity, _ = parse(frame)
+        identity = frame[2:10]
         session = self._live.get(identity)
         if session is None:
+            parse(frame)
             waiting = self._waiting.get(identity)
             if waiting is None:
                 raise RefusedError(Reason.UNKNOWN_SESSION)
