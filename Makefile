@@ -33,8 +33,8 @@ kernels: setup ## the tests that depend on the kernel, on the other kernels of c
 coverage: ## which lines of vmishim and guest_agent the unit and local tests run
 	@ci/setup --no-vm
 	@$(PYTHON) -m coverage erase
-	@$(PYTHON) -m pytest -q -n 2 --dist loadfile --cov --cov-report= tests/unit tests/local
-	@$(PYTHON) -m coverage report --skip-covered
+	@$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report= tests/unit tests/local; \
+		tests=$$?; $(PYTHON) -m coverage report --skip-covered && exit $$tests
 
 bench: setup ## measure listings of 100, 300 and 1,000 processes, each way to read
 	@$(PYTHON) -m bench

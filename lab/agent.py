@@ -81,9 +81,8 @@ def install(vm: LabVM, *arguments: str) -> InstalledAgent:
     if changed:
         vm.run("systemctl", "daemon-reload")
     # Type=notify: this returns when the agent has sent READY=1, or has failed.
-    vm.run(
-        "sh", "-c", "systemctl restart vmishim-agent || { journalctl -u vmishim-agent -n 30 --no-pager >&2; exit 1; }"
-    )
+    script = "systemctl restart vmishim-agent || { journalctl -u vmishim-agent -n 30 --no-pager >&2; exit 1; }"
+    vm.run("sh", "-c", script, timeout=120)  # systemd itself gives up after 90 s
     return InstalledAgent(vm.endpoint, ours, theirs.public, kernel.public)
 
 
