@@ -21,7 +21,9 @@ def look(guest):
     for module in sorted(set().union(*views.values())):
         lacking = [name for name, view in views.items() if module not in view]
         if lacking:
-            name = guest.module_name(module)
+            name = "?"
+            with guest.marking(f"the name of the module at {module:#x}"):
+                name = guest.module_name(module)
             findings.append(
                 {
                     "finding": f"hidden module {name} ({module:#x}): not in {', '.join(lacking)}",

@@ -16,9 +16,10 @@ def look(guest):
     idle = guest.needed("init_task")
     born = {idle, *guest.descendants(idle)}
     threads, leaders = set(), {idle}
-    for _, pid in guest.pids():
-        threads.add(guest.task_of(pid, PID))
-        leaders.add(guest.task_of(pid, TGID))
+    for number, pid in guest.pids():
+        with guest.marking(f"pid {number}"):
+            threads.add(guest.task_of(pid, PID))
+            leaders.add(guest.task_of(pid, TGID))
     leaders.discard(0)
     threads.discard(0)
     views = {"the list of tasks": listed, "the table of pids": leaders, "the lists of children": born}
@@ -34,8 +35,10 @@ def look(guest):
 
 
 def found(guest, task, kind, lacking):
-    pid = guest.number(task + guest.layout["task_struct pid"])
-    comm = guest.text(task + guest.layout["task_struct comm"], 16)
+    pid, comm = None, "?"
+    with guest.marking(f"the {kind.removeprefix('hidden ')} at {task:#x}"):
+        pid = guest.number(task + guest.layout["task_struct pid"])
+        comm = guest.text(task + guest.layout["task_struct comm"], 16)
     return {
         "finding": f"{kind} {pid} {comm}: not in {', '.join(lacking)}",
         "kind": kind,

@@ -17,7 +17,7 @@ NAMES = """
     cred euid|cred uid
     dentry d_fsdata|dentry d_name.name|dentry d_parent|dentry d_sb
     dma_buf name
-    fdtable fd|fdtable max_fds
+    fdtable fd|fdtable max_fds|fdtable open_fds
     file f_inode|file f_op|file f_path.dentry|file f_path.mnt|file private_data
     files_struct fdt
     file_system_type name
@@ -45,7 +45,8 @@ NAMES = """
     sock __sk_common.skc_v6_daddr|sock __sk_common.skc_v6_rcv_saddr|sock sk_protocol
     socket sk
     super_block s_type
-    task_struct children|task_struct comm|task_struct cred|task_struct files|task_struct group_leader|task_struct mm
+    task_struct children|task_struct comm|task_struct cred|task_struct exit_state|task_struct files
+    task_struct group_leader|task_struct mm
     task_struct pid|task_struct pid_links|task_struct real_parent|task_struct sibling|task_struct signal
     task_struct tasks|task_struct tgid|task_struct thread_node
     vfsmount mnt_root

@@ -4,32 +4,57 @@
 import sys
 
 import report
+from linux import BROKEN, Damaged
 
 
 def look(guest, programs_only):
     listing, findings = [], []
     for task in guest.tasks():
-        process = guest.process(task)
-        for number, file in () if programs_only else guest.files(task):
-            entry = {"pid": process.pid, "comm": process.comm, "fd": number, "path": guest.path(file)}
-            listing.append({**entry, "deleted": guest.is_deleted(file)})
-        file = guest.executable(task)
-        if file and guest.is_deleted(file):
-            path = guest.path(file)
-            findings.append(
-                {
-                    "finding": f"{process.pid} {process.comm} runs {path}, which is deleted or was never in a folder",
-                    "kind": "deleted program",
-                    "pid": process.pid,
-                    "comm": process.comm,
-                    "path": path,
-                }
-            )
+        with guest.marking(f"open files of {guest.whose(task)}"):
+            for entry in () if programs_only else opened(guest, task):
+                listing.append(entry)
+        with guest.marking(f"the program of {guest.whose(task)}"):
+            findings += program(guest, task)
     return listing, findings
 
 
+def opened(guest, task):
+    pid, comm = (
+        guest.number(task + guest.layout["task_struct tgid"]),
+        guest.text(task + guest.layout["task_struct comm"], 16),
+    )
+    broken = 0
+    for thread, number, file in guest.files(task):
+        tid = guest.number(thread + guest.layout["task_struct pid"])
+        entry = {"pid": pid, "tid": tid, "comm": comm, "fd": number, "path": None, "deleted": None}
+        with guest.marking(f"descriptor {number} of {pid} {comm}"):
+            entry["path"] = guest.path(file)
+            entry["deleted"] = guest.is_deleted(file)
+        yield entry
+        broken += entry["path"] is None
+        if broken == BROKEN:
+            raise Damaged(f"{broken} of them are broken, and the rest was not read")
+
+
+def program(guest, task):
+    file = guest.executable(task)
+    if not file or not guest.is_deleted(file):
+        return []
+    process, path = guest.process(task), guest.path(file)
+    return [
+        {
+            "finding": f"{process.pid} {process.comm} runs {path}, which is deleted or was never in a folder",
+            "kind": "deleted program",
+            "pid": process.pid,
+            "comm": process.comm,
+            "path": path,
+        }
+    ]
+
+
 def line(entry):
-    return f"{entry['pid']:>7} {entry['comm']:<16}{entry['fd']:>5}  {entry['path']}"
+    path = "?" if entry["path"] is None else entry["path"]
+    return f"{entry['pid']:>7} {entry['comm']:<16}{entry['fd']:>5}  {path}"
 
 
 def main():

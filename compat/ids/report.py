@@ -19,7 +19,8 @@ def parser(description):
     """Arguments of every program; more can be added."""
     made = argparse.ArgumentParser(
         description=description,
-        epilog="exit status: 0 no findings, 1 findings, 2 the guest could not be read",
+        epilog="exit status: 0 no findings, 1 findings, 2 the guest could not be read, or only in part, 3 findings and "
+        "only in part; what could not be read is said on standard error",
     )
     made.add_argument("domain", help="name of the guest")
     made.add_argument("--json", action="store_true", help="print one JSON object")
@@ -38,19 +39,23 @@ def run(arguments, look, line=None):
     """
     try:
         with Libvmi(arguments.domain) as vmi:
-            listing, findings = sought(vmi, Linux(vmi, Layout(vmi, arguments.offsets)), look)
+            guest = Linux(vmi, Layout(vmi, arguments.offsets))
+            listing, findings = sought(vmi, guest, look)
     except (LibvmiError, OSError, ValueError) as error:
         notes = getattr(error, "__notes__", ())
         print(printable(": ".join([arguments.domain, str(error), *notes])), file=sys.stderr)
         return 2
     if arguments.json:
-        print(json.dumps({"domain": arguments.domain, "listing": listing, "findings": findings}))
+        found = {"domain": arguments.domain, "listing": listing, "findings": findings, "damage": list(guest.damage)}
+        print(json.dumps(found))
     else:
         for entry in listing:
             print(printable(line(entry)))
         for finding in findings:
             print(printable(f"FINDING: {finding['finding']}"))
-    return 1 if findings else 0
+    for sentence in guest.damage:
+        print(printable(f"{arguments.domain}: not read: {sentence}"), file=sys.stderr)
+    return bool(findings) + 2 * bool(guest.damage)
 
 
 def printable(text):
@@ -76,11 +81,18 @@ def sought(vmi, guest, look):
 
 
 def held(vmi, guest, look):
-    for _ in range(TRIES - 1):
-        with contextlib.suppress(LibvmiError), paused(vmi):
-            return look(guest)
-    with paused(vmi):
-        return look(guest)
+    """What look(guest) returns; it looks again if something cannot be read, as the guest may have changed meanwhile."""
+    for left in reversed(range(TRIES)):
+        guest.damage.clear()
+        try:
+            with paused(vmi):
+                found = look(guest)
+            if not guest.damage or not left:
+                return found
+        except LibvmiError:
+            if not left:
+                raise
+    raise AssertionError("no try was made")
 
 
 @contextlib.contextmanager

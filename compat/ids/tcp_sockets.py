@@ -8,6 +8,7 @@ hooks in the functions that print /proc/net/tcp.
 import sys
 
 import report
+from linux import BROKEN, Damaged
 
 SHOWN_BY = ("tcp4_seq_ops", "tcp6_seq_ops")
 OPERATIONS = ("start", "stop", "next", "show")
@@ -18,15 +19,25 @@ UNHASHED = ("CLOSE", "")
 def look(guest):
     owners = {}
     for task in guest.tasks():
-        for thread in guest.threads(task):
-            for number, file in guest.files(thread):
-                sock = guest.socket_of(file)
-                if sock:
-                    owners.setdefault(sock, set()).add((task, number))
+        with guest.marking(f"open files of {guest.whose(task)}"):
+            broken = 0
+            for _, number, file in guest.files(task):
+                if broken == BROKEN:
+                    raise Damaged(f"{broken} of them are broken, and the rest was not read")
+                broken += 1
+                with guest.marking(f"descriptor {number} of {guest.whose(task)}"):
+                    sock = guest.socket_of(file)
+                    broken -= 1
+                    if sock:
+                        owners.setdefault(sock, set()).add((task, number))
     hashed = dict.fromkeys(guest.hashed_sockets())
     listing, findings = [], []
     for sock in [*hashed, *(sock for sock in owners if sock not in hashed)]:
-        socket = guest.socket(sock)
+        socket = None
+        with guest.marking(f"the socket at {sock:#x}"):
+            socket = guest.socket(sock)
+        if socket is None:
+            continue
         if sock not in hashed and socket.state in UNHASHED:
             continue
         processes = {task: guest.process(task) for task, _ in owners.get(sock, ())}

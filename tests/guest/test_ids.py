@@ -10,9 +10,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from lab.environment import genuine, symbol_map
 from lab.rootkit import Rootkit
 from lab.vm import LabVM
 from tests.guest.ids import FEW_BUCKETS
+from trials.damage.__main__ import trial
+from trials.damage.programs import programs
 from vmishim.guests.ramfile import RamFile
 from vmishim.libvmi import Libvmi
 from vmishim.libvmi.config import MEMBERS
@@ -277,6 +280,28 @@ CLEAN = [
 @pytest.mark.parametrize(("program", "backend"), CLEAN)
 def test_a_clean_guest_has_no_findings(suite: Suite, program: str, backend: str) -> None:
     assert suite.findings(program, backend) == set()
+
+
+@pytest.fixture(scope="module")
+def still(vm: LabVM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RamFile]:
+    """The guest's memory at one instant, with nothing planted."""
+    copy = tmp_path_factory.mktemp("ram") / "ram"
+    vm.pause()
+    try:
+        subprocess.run(["cp", "--sparse=always", vm.ram, copy], check=True)
+    finally:
+        vm.resume()
+    with closing(RamFile("still", copy)) as ram:
+        yield ram
+    copy.unlink()
+
+
+@pytest.mark.parametrize("program", programs())
+def test_a_wrong_pointer_is_said_soon_and_without_a_traceback(still: RamFile, program: str) -> None:
+    """``python -m trials.damage`` tries more."""
+    runs = list(trial(program, programs()[program], still, Random(program), each=1, most=20))
+    assert [run for run in runs if run.fault] == []
+    assert not runs or "marked" in {run.outcome for run in runs}
 
 
 def test_the_attacks_deceive_the_guest_itself(vm: LabVM, attacks: Attacks) -> None:

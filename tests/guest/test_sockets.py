@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -13,11 +14,16 @@ from lab.agent import InstalledAgent
 from lab.vm import LabVM
 from vmishim import cli
 from vmishim.guests.ramfile import RamFile
-from vmishim.inspection import objects
+from vmishim.inspection import lists, objects
 from vmishim.inspection.objects import Socket
 from vmishim.libvmi import Libvmi, pause
 from vmishim.wire.keys import save_private
 
+THREAD_GROUP = Path(__file__).parents[1] / "ground" / "thread_group.py"
+FAR = 2_000_000
+"""A descriptor's number, above what the kernel permits by default."""
+REQUESTS_MAX = 16
+"""Requests of a look that was learned: one for each table, ring and array."""
 # What ``/proc/net/tcp`` says about a socket: version, both ends, state, uid (or none), inode.
 Line = tuple[int, str, int, str, int, str, int | None, int | None]
 
@@ -167,6 +173,48 @@ def test_sockets_are_those_of_proc(lab: LabVM, agent: InstalledAgent, planted: d
 def test_a_ram_file_has_the_same_sockets(lab: LabVM, agent: InstalledAgent, planted: dict[int, int]) -> None:
     with Libvmi.over(RamFile("lab", lab.ram)) as vmi:
         exact(lab, planted, lambda: list(objects.sockets(vmi)))
+
+
+@pytest.fixture
+def escaped(lab: LabVM) -> Iterator[tuple[int, set[int]]]:
+    """A process whose main thread has exited, with a descriptor far above all others; its pid, and its ports."""
+    before = lab.run("sysctl", "-n", "fs.nr_open").stdout.decode().strip()
+    lab.run("sysctl", "-qw", f"fs.nr_open={FAR + 64}")
+    lab.write("/run/thread_group.py", THREAD_GROUP.read_bytes())
+    program = f"python3 /run/thread_group.py {FAR} >/run/thread_group.json 2>&1"
+    script = f"tail -f /dev/null 2>/dev/null | {program} & echo $!"
+    pid = int(lab.run("sh", "-c", script).stdout)
+    try:
+        lab.wait_until(lambda: b"State:\tZ" in lab.run("cat", f"/proc/{pid}/status").stdout, "its main thread to exit")
+        yield pid, set(json.loads(lab.read("/run/thread_group.json")).values())
+    finally:
+        lab.kill([pid])
+        lab.run("sysctl", "-qw", f"fs.nr_open={before}")
+
+
+def owners(vmi: Libvmi, ports: set[int]) -> dict[int, int | None]:
+    """The owner of each listener on these ports."""
+    found, damage = lists.whole(vmi, objects.sockets)
+    assert damage == []
+    return {each.local_port: each.pid for each in found if each.local_port in ports and each.state == "listen"}
+
+
+def test_no_thread_and_no_descriptor_is_too_far_for_an_owner(
+    lab: LabVM, agent: InstalledAgent, escaped: tuple[int, set[int]]
+) -> None:
+    pid, ports = escaped
+    with closing(agent.connect()) as guest:
+        vmi = Libvmi.over(guest)
+        for _ in range(6):
+            asked = guest.link.requests
+            assert owners(vmi, ports) == dict.fromkeys(ports, pid)
+        assert guest.link.requests - asked <= REQUESTS_MAX
+    lab.pause()
+    try:
+        with Libvmi.over(RamFile("lab", lab.ram)) as vmi:
+            assert owners(vmi, ports) == dict.fromkeys(ports, pid)
+    finally:
+        lab.resume()
 
 
 def test_the_command_lists_them(

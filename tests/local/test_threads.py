@@ -122,6 +122,16 @@ def test_a_deleted_program_is_found_without_its_main_thread(group: Group) -> Non
     assert [task.state for task in found.entries if task.pid == group.pid] == ["zombie"]
 
 
+def test_the_examples_find_files_and_programs_of_all_threads(group: Group) -> None:
+    program = str(ROOT / "compat" / "ids" / "open_files.py")
+    command = [str(Path(sys.executable).with_name("vmishim")), "run", "--local", program, "any", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)
+    opened = {entry["path"] for entry in found["listing"] if entry["pid"] == group.pid}
+    assert {path for path in opened if path.startswith("socket:")} == {f"socket:[{inode}]" for inode in group.inodes}
+    assert group.pid in {finding["pid"] for finding in found["findings"]}
+
+
 @pytest.mark.parametrize("strategy", ["batch", "page"])
 def test_a_descriptor_of_a_large_number_is_found_in_a_few_requests(strategy: Strategy) -> None:
     assert FAR > open_files.NEAR

@@ -21,7 +21,7 @@ TRIES = 3
 MARKS_MAX = 100
 """Sentences about damage that are kept; the rest is counted."""
 BROKEN_MAX = 64
-"""Broken chains after which a whole table counts as invalid: each may cost a request."""
+"""Broken entries after which a whole table counts as invalid: each may cost a request."""
 UNREADABLE = (FaultError, OverflowError)
 """What a read behind a damaged pointer raises: no memory there, or an address that is none."""
 

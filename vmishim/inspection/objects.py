@@ -539,6 +539,7 @@ def unlisted_modules(vmi: Libvmi, damage: Damage = STRICT) -> Iterator[tuple[str
                 # Built-in modules have an object, but no struct module.
                 found = vmi.read_addr_va(each - inside + module, 0)
                 if found and found not in listed:
+                    vmi.read_8_va(found, 0)  # or this is no module
                     yield _string(vmi, vmi.read_addr_va(each + name, 0)), found
             except UNREADABLE as error:
                 damage.add(f"the module's object at {each:#x}", error)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from vmishim.inspection.lists import UNREADABLE, Damage
+from vmishim.errors import FaultError
+from vmishim.inspection.lists import BROKEN_MAX, UNREADABLE, Damage
 from vmishim.libvmi import Libvmi
-from vmishim.memory.reader import PAGE_SIZE
+from vmishim.memory.reader import KERNEL_FLOOR, PAGE_SIZE
 
 NEAR = 512
 """Descriptors of a table that are read one by one, which the read-ahead learns: few processes have more."""
@@ -40,6 +41,7 @@ class OpenFiles:
         self._most, self._slots, self._used = (at("fdtable", name) for name in ("max_fds", "fd", "open_fds"))
         self._inode = at("file", "f_inode")
         self._left = ALL_FILES_MAX
+        self._broken = 0
 
     def inodes(self, files: int, whose: str) -> Iterator[int]:
         """Addresses of the inodes that a ``files_struct`` has open.
@@ -51,12 +53,13 @@ class OpenFiles:
             table = read(files + self._table, 0)
             count = self._vmi.read_32_va(table + self._most, 0)
             slots, used = read(table + self._slots, 0), read(table + self._used, 0)
+            self._broken = 0
             for word in range(0, min(count, NEAR), _BITS):
                 yield from self._some(slots, word, read(used + word // 8, 0), whose)
         except UNREADABLE as error:
             self._damage.add(f"open files of {whose}", error)
             return
-        if count > NEAR:
+        if count > NEAR and self._broken < BROKEN_MAX:
             if count > SLOTS_MAX:
                 self._damage.add(f"open files of {whose}: searched up to descriptor {SLOTS_MAX:,} of {count:,}")
             yield from self._far(slots, used, min(count, SLOTS_MAX), whose)
@@ -64,15 +67,18 @@ class OpenFiles:
     def _some(self, slots: int, start: int, bits: int, whose: str) -> Iterator[int]:
         """The inodes of those of 64 descriptors from ``start`` on that ``bits`` say are open."""
         read = self._vmi.read_addr_va
-        while bits:
+        while bits and self._broken < BROKEN_MAX:
             number = start + (bits & -bits).bit_length() - 1
             bits &= bits - 1
             try:
                 file = read(slots + 8 * number, 0)
                 if file:  # else reserved for a file that is being opened
-                    yield read(file + self._inode, 0)
+                    yield _inode(read(file + self._inode, 0))
             except UNREADABLE as error:
                 self._damage.add(f"descriptor {number} of {whose}", error)
+                self._broken += 1
+                if self._broken == BROKEN_MAX:
+                    self._damage.add(f"open files of {whose}: {BROKEN_MAX} are broken, and the rest was not searched")
 
     def _far(self, slots: int, used: int, count: int, whose: str) -> Iterator[int]:
         """The inodes of the descriptors beyond `NEAR`, as many as the budget allows."""
@@ -87,11 +93,13 @@ class OpenFiles:
             if gathered is not None:
                 inodes, missing = gathered
                 self._left -= len(inodes)
-                yield from inodes
+                yield from map(_inode, inodes)
                 if missing:
                     self._damage.add(f"open files of {whose}: {missing} (searched: {limit})")
                 return
             for start, bits in self._bitmap(used, count):
+                if self._broken == BROKEN_MAX:
+                    return
                 for inode in self._some(slots, start, bits, whose):
                     if not budget:
                         self._damage.add(f"open files of {whose}: there are more than the {limit} that are searched")
@@ -113,3 +121,10 @@ class OpenFiles:
                     if word:
                         yield (at - used) * 8 + number * _BITS, word
             at += size
+
+
+def _inode(address: int) -> int:
+    """The same. :raises FaultError: no inode can be there; it is compared, not read"""
+    if address < KERNEL_FLOOR:
+        raise FaultError(address)
+    return address
