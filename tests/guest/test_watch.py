@@ -21,7 +21,7 @@ def test_it_outlives_the_restart_of_a_guests_agent(lab: LabVM, agent: InstalledA
         planted = lab.spawn("sleep", "infinity", comm="planted")
         try:
             (pid,) = planted
-            seen.until(f" + process {pid} planted")
+            seen.until(f" + process {pid} ")  # it may be seen before it has its name
             # A module that comes and goes.
             name = (
                 lab.run("sh", "-c", "modprobe -r loop 2>/dev/null; modprobe loop && echo loop").stdout.decode().strip()

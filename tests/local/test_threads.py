@@ -85,17 +85,19 @@ def group(tmp_path: Path) -> Iterator[Group]:
         yield made
 
 
-def listeners(vmi: Libvmi, ports: set[int]) -> dict[int, Socket]:
-    """The sockets that listen on these ports."""
+def listeners(vmi: Libvmi, group: Group) -> dict[int, Socket]:
+    """The sockets that listen on the group's ports; nothing of the group looks damaged."""
     found = whole(vmi, objects.sockets)
-    assert found.damage == []
+    # Of processes that end meanwhile, a word by word reading may see half.
+    assert [each for each in found.damage if f" {group.pid} " in each] == []
+    ports = group.ports.values()
     return {each.local_port: each for each in found.entries if each.state == "listen" and each.local_port in ports}
 
 
 @pytest.mark.parametrize("strategy", ["batch", "page"])
 def test_sockets_of_all_threads_have_their_owner(group: Group, strategy: Strategy) -> None:
     with local.guest(strategy) as guest:
-        found = listeners(Libvmi.over(guest), set(group.ports.values()))
+        found = listeners(Libvmi.over(guest), group)
     assert {port: each.pid for port, each in found.items()} == dict.fromkeys(group.ports.values(), group.pid)
     assert {each.inode for each in found.values()} == group.inodes
 
@@ -139,7 +141,7 @@ def test_a_descriptor_of_a_large_number_is_found_in_a_few_requests(strategy: Str
         vmi = Libvmi.over(guest)
         for _ in range(6):
             asked = guest.link.requests
-            found = listeners(vmi, {group.ports["own"]})
+            found = listeners(vmi, group)
         if strategy == "batch":
             assert guest.link.requests - asked <= REQUESTS_MAX
         assert found[group.ports["own"]].pid == group.pid

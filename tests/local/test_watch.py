@@ -127,11 +127,12 @@ class Terminal:
         self.run("new-session", "-d", "-x", "110", "-y", "30", "sh")
 
     def run(self, *arguments: str) -> str:
-        # Python's own view of the environment: readline, which pytest loads, adds COLUMNS and LINES behind its back.
+        # readline, which pytest loads, adds COLUMNS and LINES to the environment, behind Python's back here, and before
+        # Python started in a worker of pytest-xdist.
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         done = subprocess.run(
-            [*self._tmux, *arguments],
-            capture_output=True, text=True, check=True, timeout=PATIENCE, env=dict(os.environ),
-        )  # fmt: skip
+            [*self._tmux, *arguments], capture_output=True, text=True, check=True, timeout=PATIENCE, env=environment
+        )
         return done.stdout
 
     def type(self, *keys: str) -> None:
