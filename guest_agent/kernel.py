@@ -106,7 +106,7 @@ class Kernel:
         self._programs.measure("read", "lookup", "walk")
         # Read once, now: the process that answers hellos can no longer open files.
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self._memory_end = self._memory_size()
+        self._memory_end = _memory_end()
         self._cpus = os.cpu_count() or 1
 
     # ---- names -------------------------------------------------------------------------------------------------------
@@ -154,19 +154,15 @@ class Kernel:
             "boot_id": self._boot_id,
             "page_offset": self.page_offset,
             "kaslr_offset": text - _LINKED_TEXT if text else 0,
-            "memory_size": self._memory_end,
+            "memory_size": self._memory_size(),
             "vcpus": self._cpus,
             "levels": self.levels,
         }
 
     def _memory_size(self) -> int:
-        """End of the highest RAM, in bytes; 0 if unknown."""
+        """End of the highest RAM now, in bytes; 0 if unknown. The kernel raises it when memory is plugged in."""
         most = self.symbol("max_pfn")
-        if most:
-            return int.from_bytes(self.read(most, 8), "little") << 12
-        ends = re.findall(r"^[0-9a-f]+-([0-9a-f]+) : System RAM", Path("/proc/iomem").read_text(), re.M)
-        # Without CAP_SYS_ADMIN the file shows zeros only.
-        return max((int(end, 16) + 1 for end in ends if int(end, 16)), default=0)
+        return int.from_bytes(self.read(most, 8), "little") << 12 if most else self._memory_end
 
     def _locate(self) -> dict[str, int]:
         programs = Programs(object_bytes("locate"))
@@ -351,6 +347,13 @@ class _Kallsyms:
         """The address on the line that contains position ``at``."""
         line = self._text.rfind(b"\n", 0, at) + 1
         return int(self._text[line : line + 16], 16)
+
+
+def _memory_end() -> int:
+    """End of the highest RAM when the agent started, for a kernel that lists no variables; 0 if unknown."""
+    ends = re.findall(r"^[0-9a-f]+-([0-9a-f]+) : System RAM", Path("/proc/iomem").read_text(), re.M)
+    # Without CAP_SYS_ADMIN the file shows zeros only.
+    return max((int(end, 16) + 1 for end in ends if int(end, 16)), default=0)
 
 
 def _read_btf() -> Btf | None:
