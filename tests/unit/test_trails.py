@@ -31,8 +31,9 @@ def walked(links: list[int]) -> Trail:
 def test_what_was_met_is_brought_in_the_next_pass_and_for_a_second() -> None:
     trail = Trail()
     trail.start(word(HEAP))
+    trail.begin(0.0)
     trail.meet(HEAP, word(0), text=False)
-    assert not trail.has(HEAP, 8, 0.0)
+    assert not trail.has(HEAP, 8, 0.0)  # so a script that polls it sees what is there now
     trail.begin(0.0)
     assert trail.has(HEAP, 8, STALE / 2)
     assert not trail.has(HEAP, 8, STALE)
