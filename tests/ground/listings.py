@@ -182,7 +182,8 @@ class Listings:
             return {number: (rest[1], rest[0].partition(".")[0]) for number, rest in after}
 
         # The list has the root of the namespace too, which is under all that is mounted.
-        self.check(machine, "mounts", truth, lambda listed: chosen(listed, truth()))
+        # Its names lie behind pointers of their own: 7 requests on 6.1, 3 on 6.18.
+        self.check(machine, "mounts", truth, lambda listed: chosen(listed, truth()), most=8)
 
     def test_the_tree_of_mounts(self, machine: Machine) -> None:
         def truth() -> dict[int, int]:
@@ -215,11 +216,14 @@ class Listings:
     def test_binary_formats(self, machine: Machine) -> None:
         names = re.compile(r"^(?:compat_)?load_(?:elf_binary|elf_fdpic_binary|script|misc_binary|aout_binary)$")
 
+        lines = [line.split() for line in machine.read("/proc/kallsyms").decode().splitlines()]
+        functions = {int(line[0], 16) for line in lines if line[1] in "tT"}
+
         def truth() -> set[int]:
-            lines = [line.split() for line in machine.read("/proc/kallsyms").decode().splitlines()]
             return {int(line[0], 16) for line in lines if names.match(line[2])}
 
-        self.check(machine, "binary_formats", truth, set)
+        # What stands beside the list's head, which is no format, is no function.
+        self.check(machine, "binary_formats", truth, lambda listed: listed & functions)
 
     def test_network_devices(self, machine: Machine) -> None:
         def truth() -> dict[str, int]:

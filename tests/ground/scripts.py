@@ -17,6 +17,8 @@ HRTIMER_BASES = 8
 """Clock bases of a CPU (HRTIMER_MAX_CLOCK_BASES, include/linux/hrtimer_defs.h)."""
 XA_SLOTS = 64
 """Slots of a node of an XArray (XA_CHUNK_SIZE, include/linux/xarray.h)."""
+MNT_CURSOR = 0x10000000
+"""Flag of an entry in a list of mounts that is none (include/linux/mount.h)."""
 PIDTYPE_PID = 0
 PIN, UNSIGNED = 4096, 1 << 64
 
@@ -208,7 +210,10 @@ class Scripts(Ids):
         )
         if self.has("mnt_namespace list"):
             link = self.at("mount mnt_list")
+            flags = self.at("mount mnt.mnt_flags")
             mounts = [at - link for at in self.ring(namespace + self.at("mnt_namespace list"))]
+            # A reader of mountinfo, as systemd is, keeps its place in the list by an entry that is no mount.
+            mounts = [mount for mount in mounts if not self.u32(mount + flags) & MNT_CURSOR]
         else:  # since 6.8 (2eea9ce4310d)
             link = self.at("mount mnt_node")
             mounts = [at - link for at in self.tree(self.pointer(namespace + self.at("mnt_namespace mounts")))]
