@@ -287,11 +287,14 @@ class Kernel:
             return False
 
     def _read_virtual(self, address: int, count: int) -> bytes:
-        """:raises FaultError: not mapped, or across pages that are not beside each other"""
-        place = pagetable.walk(self._ram.read, self.root, address, self.levels)
-        if address % place.size + count > place.size:
-            raise FaultError(address)
-        return self._ram.read(place.physical, count)
+        """:raises FaultError: not mapped, or not in the image"""
+        parts = []
+        while count > 0:
+            place = pagetable.walk(self._ram.read, self.root, address, self.levels)
+            here = min(count, place.size - address % place.size)
+            parts.append(self._ram.read(place.physical, here))
+            address, count = address + here, count - here
+        return b"".join(parts)
 
     def _arrange(self, banner: int, physical: int) -> bool:
         """Take the parts of a raw image to belong where the kernel has its RAM. False: no layout does.
