@@ -131,6 +131,14 @@ def test_a_kernel_is_found_wherever_the_hole_is(tmp_path: Path, low: int) -> Non
     guest.close()
 
 
+def test_a_resource_may_cross_a_page(tmp_path: Path) -> None:
+    path = tmp_path / "ram"
+    path.write_bytes(ram.guest(BTF, low=ram.IMAGE, tree_at=ram.SIZE - ram.BLOCK - 24))
+    guest = RamFile("crossing", path)
+    assert guest._ram.segments == split(ram.SIZE, ram.IMAGE)
+    guest.close()
+
+
 def test_a_kernel_whose_other_memory_is_not_there_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "ram"
     path.write_bytes(ram.guest(BTF, low=ram.SIZE - ram.BLOCK)[: -ram.BLOCK])

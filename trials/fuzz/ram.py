@@ -68,12 +68,12 @@ def _resources(root: int, nodes: int, names: int, ranges: list[tuple[int, int, b
     return pack("<8Q", 0, 2**64 - 1, names, 0, 0, 0, 0, addresses[0]), children
 
 
-def guest(btf: bytes, extra: bytes = b"", low: int = 0) -> bytes:
+def guest(btf: bytes, extra: bytes = b"", low: int = 0, tree_at: int = SIZE - PAGE) -> bytes:
     """All of its RAM.
 
     :param extra: what a process has, in front of the kernel and behind it
-    :param low: bytes below the hole, a multiple of ``BLOCK``; the kernel then has a tree of resources, which is in the
-        last page of the RAM
+    :param low: bytes below the hole, a multiple of ``BLOCK``; the kernel then has a tree of resources
+    :param tree_at: where in the RAM the tree is
     """
 
     def at(offset: int) -> int:
@@ -88,7 +88,7 @@ def guest(btf: bytes, extra: bytes = b"", low: int = 0) -> bytes:
         places |= {b"Diomem_resource": _ROOT, b"Dmax_pfn": _FACTS + 24, b"Dmax_low_pfn": _FACTS + 32}
         ranges = [(0, low, b"System RAM"), (HIGH - PAGE, HIGH, b"PCI"), (HIGH, at(SIZE - 1) + 1, b"System RAM")]
         image = TEXT - IMAGE
-        tree = _resources(_ROOT + image, PAGE_OFFSET + at(SIZE - PAGE), _NAMES + image, ranges)
+        tree = _resources(_ROOT + image, PAGE_OFFSET + at(tree_at), _NAMES + image, ranges)
     symbols = [(TEXT + place - IMAGE, name) for name, place in places.items()]
     symbols += [(TEXT + 0x3000 + number, b"Tfunction_%d" % number) for number in range(400)]
     ram = bytearray(SIZE)
@@ -114,7 +114,7 @@ def guest(btf: bytes, extra: bytes = b"", low: int = 0) -> bytes:
         (_DIRECT3 + 8 * (HIGH >> 30), pack("<Q", at(_DIRECT2_HIGH) | _PRESENT) if low else b""),
         (_DIRECT2_HIGH, pack(f"<{len(above)}Q", *above)),
         (_TYPES, btf),
-        (SIZE - PAGE, tree[1]),
+        (tree_at, tree[1]),
     ):
         ram[place : place + len(data)] = data
     return bytes(ram)
