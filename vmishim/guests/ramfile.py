@@ -362,8 +362,7 @@ class Kernel:
         variable = self._symbols.addresses.get("page_offset_base")
         if variable is None:  # without CONFIG_DYNAMIC_MEMORY_LAYOUT
             return default
-        place = pagetable.walk(self._ram.read, self.root, variable + self._moved, self.levels)
-        return int.from_bytes(self._ram.read(place.physical, 8), "little")
+        return int.from_bytes(self._read_virtual(variable + self._moved, 8), "little")
 
     def _describe(self, banner: int) -> None:
         release = self._ram.read(self._ram.place(banner), 256).split()[2].decode("ascii", "replace")
