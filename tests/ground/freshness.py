@@ -220,6 +220,18 @@ def forward(vmi: Libvmi, head: int) -> list[int]:
     return found
 
 
+def with_two_listings(ground: Ground) -> tuple[Libvmi, KernelList, KernelList]:
+    """A script's object that has read two lists in turn, and a counter with each, three times; and the lists."""
+    place, _ = tasks(ground, 6)
+    ground.ring(0x40000, [0x40080, 0x40100])
+    other = KernelList("other", ground.base + 0x40000, Step.RING, 0, 0, 16, (Field((), 0, WORD),))
+    vmi = ground.read(place, other)
+    for head in (place.start, other.start) * 3:
+        forward(vmi, head)
+        vmi.read_64_va(ground.base + ARRAY, 0)
+    return vmi, place, other
+
+
 def backward(vmi: Libvmi, head: int) -> list[int]:
     found, link = [], vmi.read_addr_va(head + 8, 0)
     while link != head:
@@ -1049,27 +1061,15 @@ class Ages:
         assert vmi.read_64_va(counter, 0) == 77
 
     def test_a_counter_that_comes_with_two_listings_is_fresh_when_read_again(self, ground: Ground) -> None:
-        tasks_list, _ = tasks(ground, 6)
-        ground.ring(0x40000, [0x40080, 0x40100])
-        other = KernelList("other", ground.base + 0x40000, Step.RING, 0, 0, 16, (Field((), 0, WORD),))
-        vmi = ground.read(tasks_list, other)
-        for head in (tasks_list.start, other.start) * 3:
-            forward(vmi, head)
-            vmi.read_64_va(ground.base + ARRAY, 0)
-        forward(vmi, tasks_list.start)
+        vmi, place, other = with_two_listings(ground)
+        forward(vmi, place.start)
         forward(vmi, other.start)
         vmi.read_64_va(ground.base + ARRAY, 0)
         ground.put(ARRAY, 77)
         assert vmi.read_64_va(ground.base + ARRAY, 0) == 77
 
     def test_a_counter_that_comes_with_two_listings_is_the_last_ones(self, ground: Ground) -> None:
-        place, _ = tasks(ground, 6)
-        ground.ring(0x40000, [0x40080, 0x40100])
-        other = KernelList("other", ground.base + 0x40000, Step.RING, 0, 0, 16, (Field((), 0, WORD),))
-        vmi = ground.read(place, other)
-        for head in (place.start, other.start) * 3:
-            forward(vmi, head)
-            vmi.read_64_va(ground.base + ARRAY, 0)
+        vmi, place, other = with_two_listings(ground)
         for value, (first, second) in enumerate([(place, other), (other, place)]):
             forward(vmi, first.start)
             ground.let_pass(COMPANION_STALE / 8)
