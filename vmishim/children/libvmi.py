@@ -1,7 +1,7 @@
 """What a child process of a script imports as ``libvmi``: ours, which opens guests as ``vmishim run`` does.
 
-A child that Python starts anew, by multiprocessing's methods *spawn* and *forkserver* or by ``subprocess``, has nothing
-of its parent's memory. `vmishim.script` puts this folder on the paths that it inherits.
+A child that is a new Python process, by multiprocessing's methods *spawn* and *forkserver* or by ``subprocess``, has
+nothing of its parent's memory. `vmishim.script` puts this folder on the paths that it inherits.
 """
 
 from __future__ import annotations
