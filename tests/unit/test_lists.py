@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.ground.buffer import ADDRESS, Buffer
@@ -125,6 +125,7 @@ SLOTS = [*(HEAD + 8 * number for number in range(CHAINS)), *(node + LINK + far f
 
 
 @given(at=st.sampled_from(SLOTS), value=st.sampled_from([*NOWHERE, *SLOTS]))
+@example(at=ALL[2] + LINK, value=HEAD)  # the head after it leads back to the node
 def test_a_wrong_pointer_of_a_chain_is_said_and_costs_that_chain(at: int, value: int) -> None:
     guest, damage = tabled(), Damage()
     before = guest.read_addr_va(at, 0)

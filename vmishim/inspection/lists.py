@@ -174,6 +174,8 @@ def chains(
                     why = f"it loops: {before:#x} leads back to {node:#x}"
                 elif behind != before:
                     why = f"{before:#x} leads to {node:#x}, which leads back to {behind:#x}"
+                elif heads.start <= node < heads.stop:  # the word after it may lead back all the same
+                    why = f"{before:#x} leads to {node:#x}, which is among the heads"
                 elif len(met) >= most:
                     damage.add(f"{what}: it has more than {most} entries")
                     return
