@@ -461,6 +461,10 @@ class Linux:
                             back, following = self.pointer(node + 8), self.pointer(node)
                             if node in met or back != before:
                                 raise Damaged(f"{before:#x} leads to {node:#x}, which leads back to {back:#x}")
+                            if (
+                                table <= node < table + 8 * count * words
+                            ):  # the word after it may lead back all the same
+                                raise Damaged(f"{before:#x} leads to {node:#x}, which is among the heads")
                             met.add(node)
                             yield node - link
                             before, node = node, following
