@@ -160,8 +160,10 @@ class Kernel:
         }
 
     def _memory_size(self) -> int:
-        """End of the highest RAM now, in bytes; 0 if unknown. The kernel raises it when memory is plugged in."""
-        most = self.symbol("max_pfn")
+        """End of the highest RAM, in bytes; 0 if unknown. The kernel raises it when memory is plugged in: it is that of
+        now, or, if the programs are unloaded, of then.
+        """
+        most = None if self._closed else self.symbol("max_pfn")
         return int.from_bytes(self.read(most, 8), "little") << 12 if most else self._memory_end
 
     def _locate(self) -> dict[str, int]:
@@ -238,6 +240,7 @@ class Kernel:
 
     def close(self) -> None:
         """Unload the programs: memory can't be read any more, names can still be resolved."""
+        self._memory_end = self._memory_size()
         self._closed = True
         self._programs.close()
 
