@@ -24,6 +24,8 @@ from vmishim.libvmi import Libvmi
 
 PIECE = 1 << 16
 PAGE = 4096
+USER_PAGES = 8
+"""Of a makedumpfile level: without the programs' own pages."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,22 @@ def makedumpfile(still: Still, file: Path, *options: str) -> None:
         with still.vm.ram.open("rb") as ram:
             ram.seek(at)
             info.write_bytes(ram.read(size)[24:].rstrip(b"\0"))
-        command = ["makedumpfile", "-f", *options, "-i", str(info), str(core)]
-        if "-F" in options:
-            with file.open("wb") as out:
-                done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE)
-        else:
-            done = subprocess.run([*command, str(file)], capture_output=True)
+        done = _makedumpfile(options, info, core, file)
+        if "31" in options and b"not supported" in done.stdout:
+            # Slabs of a kernel that it does not know it takes for the pages of programs, and leaves them out.
+            done = _makedumpfile((*options[: options.index("31")], str(31 - USER_PAGES)), info, core, file)
         assert done.returncode == 0, done
     finally:
         core.unlink(missing_ok=True)
         info.unlink(missing_ok=True)
+
+
+def _makedumpfile(options: tuple[str, ...], info: Path, core: Path, file: Path) -> subprocess.CompletedProcess[bytes]:
+    command = ["makedumpfile", "-f", *options, "-i", str(info), str(core)]
+    if "-F" in options:
+        with file.open("wb") as out:
+            return subprocess.run(command, stdout=out, stderr=subprocess.PIPE)
+    return subprocess.run([*command, str(file)], capture_output=True)
 
 
 def image(still: Still, file: Path, *, write: Callable[[dict[int, bytes]], bytes]) -> None:
