@@ -244,6 +244,8 @@ def _piled_records() -> bytes:
 
 
 _sparse = partial(_dump, size=1 << 43)
+_RECORDS = {"guests.packed:RECORD_MIN": 0, "guests.packed:RECORDS_MAX": ENDLESS}
+"""Either bound ends them, the number of records only after seconds."""
 
 
 def _programs_in_a_hole() -> bytes:
@@ -410,7 +412,7 @@ BOMBS = {
     "an AVML image of blocks of one byte": Bomb("dumps", _dump, _small_blocks),
     "records on top of each other": Bomb("dumps", _dump, _piled_records),
     "program headers in a hole": Bomb("dumps", _sparse, _programs_in_a_hole, {"guests.dumps:PROGRAMS_MAX": ENDLESS}),
-    "records in a hole": Bomb("dumps", _sparse, _records_in_a_hole, {"guests.packed:RECORD_MIN": 0}),
+    "records in a hole": Bomb("dumps", _sparse, _records_in_a_hole, _RECORDS),
     "a bitmap in a hole": Bomb("dumps", _sparse, _bitmap_in_a_hole, {"guests.dumps:BITMAP_MAX": ENDLESS}),
     "exports that share their names": Bomb("elf", _elf, _exported_ends, {"memory.elf:MOST_TEXT": ENDLESS}),
     "a hash chain without end": Bomb("elf", _elf, _endless_chain, {"memory.elf:MOST_SYMBOLS": ENDLESS}),
