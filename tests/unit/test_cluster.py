@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -82,6 +83,27 @@ def test_plain_tcp_is_for_this_machine_if_asked_for(address: str) -> None:
 def test_plain_tcp_never_leaves_this_machine(address: str) -> None:
     with pytest.raises(LinkError, match="would send unprotected TCP over a network; give dask://"):
         engine(f"dask+tcp://{address}")
+
+
+@pytest.mark.parametrize(
+    ("number", "mode", "why"),
+    [
+        (0, 0o666, "other users can change it; run: chmod go-w"),
+        (1, 0o664, "other users can change it; run: chmod go-w"),
+        (2, 0o644, "other users can access this private key; run: chmod 600"),
+    ],
+)
+def test_files_of_tls_are_trusted_as_keys_are(tmp_path: Path, number: int, mode: int, why: str) -> None:
+    tls = [tmp_path / name for name in ("ca.pem", "cert.pem", "key.pem")]
+    for file in tls:
+        file.touch(0o600)
+    engine("dask://10.0.0.9:8786", [str(file) for file in tls])
+    tls[number].chmod(mode)
+    with pytest.raises(LinkError, match=f"^--engine-tls {tls[number]}: {why}"):
+        engine("dask://10.0.0.9:8786", [str(file) for file in tls])
+    tls[number].unlink()
+    with pytest.raises(LinkError, match=f"^--engine-tls {tls[number]}: No such file"):
+        engine("dask://10.0.0.9:8786", [str(file) for file in tls])
 
 
 @pytest.mark.parametrize("value", [print, Task, OSError("x"), KINDS, ("a", {"b": TASKS[0]})])

@@ -78,7 +78,9 @@ TABLE: dict[str, set[str]] = {
     },
     "vmishim": {"vmishim.errors", "vmishim.libvmi", "vmishim.version"},
     "libvmi": {"vmishim.libvmi"},
-    "vmishim.inspection": {"vmishim.errors", "vmishim.guests", "vmishim.isolated", "vmishim.libvmi", "vmishim.memory"},
+    "vmishim.inspection": {
+        *("vmishim.errors", "vmishim.files", "vmishim.guests", "vmishim.isolated", "vmishim.libvmi", "vmishim.memory"),
+    },
     "vmishim.script": {"vmishim.errors", "vmishim.guests"},
     "vmishim.children": {"vmishim.script"},
     "vmishim.output": {"vmishim.foreign"},

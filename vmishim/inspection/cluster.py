@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import pickle
 import struct
 import subprocess
@@ -25,7 +26,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from vmishim import isolated
+from vmishim import files, isolated
 from vmishim.errors import LinkError
 from vmishim.guests.agent import Strategy
 from vmishim.guests.domains import Domain
@@ -94,9 +95,25 @@ def engine(named: str, tls: Sequence[str] = ()) -> Callable[..., Iterator[Answer
     scheduler that it names.
 
     :param tls: files with the CA's certificate, our certificate and its key
-    :raises LinkError: the name is not valid
+    :raises LinkError: the name is not valid, or another user could have written a file, or read the key
     """
-    return partial(by_dask, Scheduler.named(named, tls)) if named else over
+    if not named:
+        return over
+    scheduler = Scheduler.named(named, tls)
+    for path in scheduler.tls:
+        _check(path, is_key=path == scheduler.tls[-1])
+    return partial(by_dask, scheduler)
+
+
+def _check(path: str, is_key: bool) -> None:
+    try:
+        with files.open_trusted(path) as file:
+            status = os.fstat(file.fileno())
+            files.check_mode(path, status)
+    except OSError as error:
+        raise LinkError(f"--engine-tls {path}: {error.strerror}") from None
+    if is_key and status.st_mode & 0o077:
+        raise LinkError(f"--engine-tls {path}: other users can access this private key; run: chmod 600 {path}")
 
 
 def by_dask(
