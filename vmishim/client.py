@@ -8,10 +8,11 @@ from struct import Struct
 from typing import Any
 
 from vmishim.errors import FaultError, LinkError
-from vmishim.memory.reader import KERNEL, KERNEL_FLOOR
+from vmishim.memory.reader import KERNEL, KERNEL_FLOOR, PAGE_SIZE, Extent, check_scatter
 from vmishim.version import __version__
 from vmishim.wire.messages import (
     BULK_MAX,
+    AgentError,
     Answer,
     Chunk,
     Freeze,
@@ -32,7 +33,7 @@ from vmishim.wire.messages import (
     expect,
     expected,
 )
-from vmishim.wire.plan import STEPS_MAX, Plan
+from vmishim.wire.plan import HEADS_MAX, STEPS_MAX, Plan, Step, Take
 from vmishim.wire.sealed import CHUNK_MAX, Asking, Unsealing
 
 MEMBER_MAX = 1 << 20
@@ -147,6 +148,27 @@ class Remote:
             if short < 0:
                 raise LinkError("the agent sent more partly filled chunks than the plan allows")
             chunk = self._memory(More(chunk.walk), Chunk)
+
+    def walk_whole(self, plan: Plan, heads: Sequence[int] = (), **also: Any) -> list[Chunk]:
+        """All chunks of a walk, see `walk`; from the start again, once, if the agent was restarted in the middle."""
+        try:
+            return list(self.walk(plan, heads, **also))
+        except AgentError as error:
+            if error.code != "walk":
+                raise
+            return list(self.walk(plan, heads, **also))
+
+    def scatter(self, addresses: Sequence[int], count: int = PAGE_SIZE) -> Iterator[Extent]:
+        """See `vmishim.memory.reader.ScatterReader.scatter`."""
+        check_scatter(count)
+        wanted = [address for address in addresses if KERNEL_FLOOR <= address <= (1 << 64) - count]
+        for start in range(0, len(wanted), HEADS_MAX):
+            some = wanted[start : start + HEADS_MAX]
+            plan = Plan(0, Step.SELF, (Take(0, 0, count),), heads=len(some), stride=0)
+            for chunk in self.walk_whole(plan, some):
+                for at, fault, number, _, data in plan.records(chunk.bulk):
+                    if not fault and number < len(some) and some[number] == at:  # else it is not what was asked for
+                        yield Extent(at, data.to_bytes(8, "little") if count == 8 else data)
 
     def symbols(self, names: Sequence[str]) -> list[int | None]:
         """Addresses of symbols; None for unknown ones."""

@@ -20,6 +20,7 @@ from guest_agent.agent import WALKS_MAX
 from lab.planter import Layout, Planter, Stores
 from vmishim.errors import FaultError
 from vmishim.guests.agent import AgentGuest
+from vmishim.memory.reader import Extent
 from vmishim.wire.messages import BULK_MAX, Chunk, Failure, More, Walk, decode, encode, expect
 from vmishim.wire.plan import HEADS_MAX, OPS_MAX, RECORD_MAX, TAKE_MAX, Kind, Load, Op, Plan, Step, Take, Text
 
@@ -746,6 +747,24 @@ class Requests(Walks):
         content = random.Random(size).randbytes(size)
         ground.planter.write(4000, content)
         assert ground.guest.remote.read(ground.planter.address + 4000, size) == content
+
+    @pytest.mark.parametrize("count", [1, 7, 8, 9, 4095, 4096])
+    def test_a_scatter_read_brings_what_can_be_read_of_each_address_in_their_order(
+        self, ground: Ground, count: int
+    ) -> None:
+        content = random.Random(count).randbytes(600 * 4096)
+        ground.planter.write(0, content)
+        places = random.Random(1).sample(range(600 * 4096 - count), 500)
+        wanted = [ground.planter.address + at for at in places]
+        wanted[100:100] = [ground.nowhere, ground.nowhere - 1 if count > 1 else ground.nowhere, 0, 4096, 2**64 - 1]
+        assert list(ground.guest.remote.scatter(wanted, count)) == [
+            Extent(ground.planter.address + at, content[at : at + count]) for at in places
+        ]
+
+    @pytest.mark.parametrize("count", [0, -1, 4097])
+    def test_a_scatter_read_of_too_much_or_nothing_is_refused(self, ground: Ground, count: int) -> None:
+        with pytest.raises(ValueError, match=f"1 to 4096 bytes of each address, not {count}"):
+            list(ground.guest.remote.scatter([ground.planter.address], count))
 
     @pytest.mark.parametrize("size", [1, 8, 5000, BULK_MAX + 100])
     def test_a_read_over_the_end_brings_what_is_there(self, ground: Ground, size: int) -> None:

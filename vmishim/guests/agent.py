@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -20,6 +20,7 @@ from vmishim.memory.reader import ADDRESSES, Extent, MemoryReader
 from vmishim.readahead.catalogue import KNOWN, find_lists
 from vmishim.readahead.readahead import ReadAhead
 from vmishim.wire.keys import PrivateKey, PublicKey, load_private
+from vmishim.wire.messages import Chunk
 from vmishim.wire.plan import Kind, Plan, Step, Take
 from vmishim.wire.sealed import Unsealing
 
@@ -94,6 +95,15 @@ class AgentGuest:
     def sealed(self) -> bool:
         """See `Agent.sealed`."""
         return self.remote.sealed
+
+    @property
+    def direct(self) -> Remote:
+        """See `Agent.direct`."""
+        return self.remote
+
+    def walk(self, plan: Plan, heads: Sequence[int] = ()) -> list[Chunk]:
+        """See `Agent.walk`."""
+        return self.remote.walk_whole(plan, heads)
 
     def learned(self, extents: Iterable[Extent]) -> None:
         """See `Agent.learned`; only ``batch`` has a read-ahead that takes it."""

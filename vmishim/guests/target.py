@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from vmishim.kernel.profile import Profile
-from vmishim.memory.reader import Extent, MemoryReader
+from vmishim.memory.reader import Extent, MemoryReader, OneByOne, ScatterReader
+from vmishim.wire.messages import Chunk
+from vmishim.wire.plan import Plan
 
 if TYPE_CHECKING:
     from vmishim.link import Link  # which imports zmq, and a RAM file is read without
@@ -32,6 +34,19 @@ class Agent(Protocol):
 
     def learned(self, extents: Iterable[Extent]) -> None:
         """Take kernel memory that an injected program read into the read-ahead."""
+        ...
+
+    @property
+    def direct(self) -> ScatterReader:
+        """Reads memory of the guest itself: nothing is read ahead, and nothing is kept."""
+        ...
+
+    def walk(self, plan: Plan, heads: Sequence[int] = ()) -> list[Chunk]:
+        """Walk, all of it, past the read-ahead.
+
+        :param heads: addresses of heads, for a plan that lists them
+        :raises LinkError: the guest could not be asked, or its records do not fit the plan
+        """
         ...
 
     def behind(self, start: int, count: int, offset: int, most: int) -> tuple[list[int], str] | None:
@@ -102,3 +117,8 @@ class Target(Protocol):
     def close(self) -> None:
         """Let go of the guest. Further reads raise ``LinkError``."""
         ...
+
+
+def direct(target: Target) -> ScatterReader:
+    """Reads memory of the guest itself: nothing is read ahead, and nothing is kept."""
+    return target.agent.direct if target.agent else OneByOne(target.reader)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 from vmishim.client import Remote
 from vmishim.memory.reader import ADDRESSES, KERNEL_FLOOR
@@ -15,8 +14,8 @@ from vmishim.readahead.fields import RING, WORD, Fields, Stage
 from vmishim.readahead.pieces import Pieces
 from vmishim.readahead.snapshot import Snapshot, is_kernel
 from vmishim.readahead.trails import LINE
-from vmishim.wire.messages import AgentError, Chunk
-from vmishim.wire.plan import HEADS_MAX, Kind, Plan, Step, Take
+from vmishim.wire.messages import Chunk
+from vmishim.wire.plan import HEADS_MAX, Kind, Plan, Step
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class Walker:
         """
         snapshot, own = Snapshot(), fields.stages[0]
         found: dict[int, bytes] = {}
-        chunks = self._chunks(plan, reads=companions, found=found)
+        chunks = self._remote.walk_whole(plan, reads=companions, found=found)
         records = [snapshot.add(plan, own, chunk.bulk) for chunk in chunks]
         all_heads = kernel_list.table is None or _take_heads(kernel_list, snapshot, chain.from_iterable(records))
         nodes, last = snapshot.nodes[()], chunks[-1]
@@ -130,18 +129,13 @@ class Walker:
 
     def lines(self, addresses: list[int]) -> dict[int, bytes]:
         """`LINE` bytes at each of ``addresses``, where they can be read."""
-        found: dict[int, bytes] = {}
-        for some in _portions(addresses):
-            plan = Plan(0, Step.SELF, (Take(0, 0, LINE),), heads=len(some), stride=0)
-            for chunk in self._chunks(plan, some):
-                found.update((at, data) for at, fault, _, _, data in plan.records(chunk.bulk) if not fault)
-        return found
+        return dict(self._remote.scatter(addresses, LINE))
 
     def _gather(self, snapshot: Snapshot, stage: Stage) -> None:
         heads = sorted({head for head in snapshot.addresses(stage.root) if head >= KERNEL_FLOOR})
         for some in _portions(heads):
             plan = Plan(0, Step.SELF, stage.ops, heads=len(some), stride=0)
-            for chunk in self._chunks(plan, some):
+            for chunk in self._remote.walk_whole(plan, some):
                 snapshot.add(plan, stage, chunk.bulk)
 
     def _walk_rings(self, snapshot: Snapshot, stage: Stage) -> None:
@@ -151,7 +145,7 @@ class Walker:
         for some in _portions(heads):
             plan = Plan(0, Step.RING, stage.ops, heads=len(some), stride=0, link=hop.link, max_nodes=NODES_MAX)
             ends: dict[int, list[int]] = {}
-            for chunk in self._chunks(plan, some):
+            for chunk in self._remote.walk_whole(plan, some):
                 for node, number, kind in snapshot.add(plan, stage, chunk.bulk):
                     if kind == Kind.NODE:
                         link = (node + hop.link) % ADDRESSES
@@ -160,15 +154,6 @@ class Walker:
                 continue  # whose ends are not known for sure
             for number, head in enumerate(some):
                 snapshot.words[head], snapshot.words[head + WORD] = ends.get(number, (head, head))
-
-    def _chunks(self, plan: Plan, heads: Sequence[int] = (), **also: Any) -> list[Chunk]:
-        """All of a walk, see `Remote.walk`; from the start again, once, if the agent was restarted in the middle."""
-        try:
-            return list(self._remote.walk(plan, heads, **also))
-        except AgentError as error:
-            if error.code != "walk":
-                raise
-            return list(self._remote.walk(plan, heads, **also))
 
 
 def _ends_well(kernel_list: KernelList, snapshot: Snapshot, link: int) -> bool:
