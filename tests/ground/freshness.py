@@ -782,6 +782,27 @@ class Trails:
         assert up() == len(links) - 1
         assert not caplog.records
 
+    def test_what_the_nodes_of_a_ring_behind_a_pointer_point_to_is_on_its_trail(self, ground: Ground) -> None:
+        """Such as the super block of each mount. In the first pass the ring is a list of its own, whose first nodes are
+        read before it is known what is wanted of each."""
+        place, (_, first, *_) = tasks(ground, 3, Field((), 0, 8))
+        nodes, head = [TREE + 0x4000 * number for number in range(20)], ARRAY + 0x800
+        ground.put(first + 8, ground.base + ARRAY)
+        ground.ring(head, nodes)
+        for number, node in enumerate(nodes):
+            ground.put(node + 16, ground.base + node + 0x2000)
+            ground.put(node + 0x2000, ground.base + number)
+        vmi = ground.read(place)
+
+        def values() -> list[int]:
+            task = vmi.read_addr_va(place.start, 0) - LINK
+            links = forward(vmi, vmi.read_addr_va(task + 8, 0) + 0x800)
+            return [vmi.read_addr_va(vmi.read_addr_va(link + 16, 0), 0) - ground.base for link in links]
+
+        costs = [cost(ground, lambda: values() == list(range(20))) for _ in range(6)]
+        assert values() == list(range(20))
+        assert costs[3:] == [2] * 3, costs
+
     def test_what_a_script_polls_is_of_this_moment(self, ground: Ground) -> None:
         """Until the next look at where it began, the guest is asked each time."""
         tree(ground, [1, 2, 3])

@@ -212,6 +212,8 @@ class ReadAhead:
 
     def _trail(self, address: int, count: int, text: bool) -> bytes | None:
         """What an earlier pass read behind a pointer: bring all that it read."""
+        if self._lists.trails.at(address) is not None and not self._take_in(address):
+            return None  # a pass begins here
         trail = next((trail for trail in self._trails() if trail.has(address, count, self._now())), None)
         return self._behind(trail, address, count, text) if trail is not None else None
 
@@ -264,16 +266,21 @@ class ReadAhead:
     def _begin_trail(self, address: int, data: bytes) -> bool:
         """Begin a pass, where a trail begins at ``address``, unless something else leads there by now."""
         trail = self._lists.trails.at(address)
-        if trail is None:
-            return False
-        other = self._trail_to(address, trail)
-        if other is not None and other.is_under_way(self._now()):
-            self._lists.trails.end(address)
-            other.absorb(trail)
+        if trail is None or self._take_in(address):
             return False
         self._lists.trails.use(address)
         trail.start(data)
         self._lists.begin(trail)
+        return True
+
+    def _take_in(self, address: int) -> bool:
+        """Make the trail that begins at ``address`` part of another one, if a pass is under way that leads there."""
+        trail = self._lists.trails.at(address)
+        other = self._trail_to(address, trail)
+        if trail is None or other is None or not other.is_under_way(self._now()):
+            return False
+        self._lists.trails.end(address)
+        other.absorb(trail)
         return True
 
     def _trails(self) -> Iterator[Trail]:
