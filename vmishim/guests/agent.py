@@ -29,8 +29,11 @@ Strategy = Literal["batch", "page", "scalar"]
 read, as SEVmonitor does. The last two are there to be compared with."""
 STRATEGIES: tuple[Strategy, ...] = ("batch", "page", "scalar")
 
-# What LibVMI's get_offset and its examples ask for, requested together in the first round trip.
-SYMBOLS = ("init_task", "modules", "tcp_hashinfo", "linux_banner", "_text", "init_mm", "max_pfn")
+# What LibVMI's get_offset, its examples and `describe` ask for, requested together in the first round trip.
+SYMBOLS = (
+    *("init_task", "modules", "tcp_hashinfo", "linux_banner", "_text", "init_mm", "max_pfn"),
+    *("vmcoreinfo_data", "__start_BTF"),
+)
 MEMBERS = (
     "task_struct tasks",
     "task_struct mm",

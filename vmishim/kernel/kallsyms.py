@@ -104,16 +104,28 @@ def decode(memory: bytes | memoryview, digits: int) -> Symbols:
     :raises NotTokensError: this is not a token table
     :raises ValueError: the tables around it cannot be decoded
     """
-    table, index_at, tokens = _tokens(memory, digits)
     try:
-        count, names_at, names_end = next(_names(memory, table), (0, 0, 0))
-        if not count:
-            raise ValueError("no names before the tokens")
-        addresses = _addresses(memory, names_at, index_at + 2 * TOKENS, count)
-        names = bytes(memory[names_at:names_end])
-        return Symbols(zip(addresses, _expand(names, count, tokens), strict=True))
+        return Symbols(_pairs(memory, digits))
     except IndexError:
         raise ValueError("the names reach beyond the memory") from None
+
+
+def pairs(memory: bytes | memoryview, digits: int) -> list[tuple[int, str]]:
+    """As ``decode``: all symbols in the order of the table, as (address, name), those of the same name too."""
+    try:
+        return list(_pairs(memory, digits))
+    except IndexError:
+        raise ValueError("the names reach beyond the memory") from None
+
+
+def _pairs(memory: bytes | memoryview, digits: int) -> Iterator[tuple[int, str]]:
+    table, index_at, tokens = _tokens(memory, digits)
+    count, names_at, names_end = next(_names(memory, table), (0, 0, 0))
+    if not count:
+        raise ValueError("no names before the tokens")
+    addresses = _addresses(memory, names_at, index_at + 2 * TOKENS, count)
+    names = bytes(memory[names_at:names_end])
+    return zip(addresses, _expand(names, count, tokens), strict=True)
 
 
 def _aligned(position: int) -> int:
