@@ -30,6 +30,7 @@ examples:
   vmishim ss web-1                          list its TCP sockets and their owners
   vmishim ps --domains 'web-*'              list the processes of many guests at once
   vmishim run process_list.py web-1         run an unchanged LibVMI script on it
+  vmishim dump web-1 -o core.elf            acquire its memory, for crash, drgn and others
   vmishim compare process_list.py web-1     run it on all backends; compare answers and costs
   vmishim doctor web-1                      check what works, and how to fix what does not
 
@@ -188,6 +189,48 @@ def parser() -> argparse.ArgumentParser:
         help="write the report to NAME.json and NAME.html (%(default)s)",
     )
     _script(compare)
+
+    dump = command(
+        "dump",
+        "dump:dump",
+        "acquire the memory of a guest into a file, hashed and signed",
+        "vmishim dump web-1 -o core.elf                 all of its memory, for crash, drgn, gdb, Volatility\n"
+        "vmishim dump web-1 -o core.elf --kernel-only   without the memory of processes and files, and free memory\n"
+        "vmishim dump web-1 -o core.elf --resume        go on after a break\n"
+        "vmishim dump web-1 -o image.lime --format lime --rate 50\n"
+        "vmishim dump --verify core.elf                 was it changed since?",
+        "Beside the file are core.elf.manifest.json, with the hashes of its chunks, and its signature. docs/dump.md\n"
+        "says what the file has, what it lacks, and which programs open it.",
+    )
+    instead = _guest(dump)
+    instead.add_argument("--verify", type=Path, metavar="FILE", help="check a dump against its manifest and signature")
+    instead.add_argument(
+        "--finish", type=Path, metavar="FILE", help="make a dump of what an unfinished one has, without the guest"
+    )
+    instead.add_argument(
+        "--signer-line", action="store_true", help="print the line with which others check your manifests (--signer)"
+    )
+    dump.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write; it must not exist")
+    # vmishim.acquire.shapes.SHAPES; a test keeps the two equal.
+    dump.add_argument("--format", choices=("elf", "lime"), help="ELF core or LiME image (elf)")
+    dump.add_argument(
+        "--kernel-only", action="store_true", help="leave out free memory, and that of processes and files"
+    )
+    dump.add_argument("--resume", action="store_true", help="go on with an unfinished dump")
+    dump.add_argument("--rate", type=_mebibytes, default=0.0, metavar="MIB", help="read at most so many MiB a second")
+    dump.add_argument(
+        "--connections",
+        type=_count,
+        default=4,
+        metavar="N",
+        help="connections that ask the agent in turn (%(default)s); 1 is gentlest to other users of the agent",
+    )
+    dump.add_argument(
+        "--freeze", action="store_true", help="freeze the monitored container until all is read, if the agent may"
+    )
+    dump.add_argument("--key", type=Path, metavar="PATH", help="the private key that signs (default: the entry's)")
+    dump.add_argument("--signer", metavar="LINE", help="with --verify: whose signature it must be (default: yours)")
+    dump.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 
     keygen = command(
         "keygen",
@@ -371,6 +414,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _mebibytes(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of MiB above 0")
+    return rate
+
+
 def _count(text: str) -> int:
     count = int(text)
     if count < 1:
@@ -378,7 +428,11 @@ def _count(text: str) -> int:
     return count
 
 
-_seconds.__name__, _count.__name__ = "number of seconds", "number"  # as argparse calls them in its messages
+_seconds.__name__, _mebibytes.__name__, _count.__name__ = (
+    "number of seconds",
+    "number of MiB",
+    "number",
+)  # as argparse calls them in its messages
 
 
 def _listing(command: argparse.ArgumentParser, shape: argparse._MutuallyExclusiveGroup | None = None) -> None:

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vmishim.acquire.shapes
 import vmishim.guests.agent
 import vmishim.inspection.fleet
 from tests.unit.test_link import Served
@@ -35,7 +36,7 @@ from vmishim.wire.sessions import Sessions
 
 AGENT = generate().public
 COMMANDS = (
-    "ps", "lsmod", "ss", "watch", "run", "compare",
+    "ps", "lsmod", "ss", "watch", "run", "compare", "dump",
     "keygen", "enroll", "forget", "domains", "config", "bundle", "offsets", "attest", "doctor", "completion",
 )  # fmt: skip
 
@@ -86,6 +87,13 @@ def test_the_strategies_are_those_that_a_guest_has() -> None:
 
 def test_the_default_deadline_is_that_of_the_fleet() -> None:
     assert cli.parser().parse_args(["ps", "--local"]).deadline == vmishim.inspection.fleet.DEADLINE
+
+
+def test_the_formats_of_a_dump_are_those_that_can_be_written() -> None:
+    for format in vmishim.acquire.shapes.SHAPES:
+        assert cli.parser().parse_args(["dump", "m", "-o", "f", "--format", format]).format == format
+    with pytest.raises(SystemExit):
+        cli.parser().parse_args(["dump", "m", "-o", "f", "--format", "raw"])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -151,6 +159,12 @@ def test_every_command_is_tested() -> None:
         (["watch", "web-1", "--interval", "0"], 2, "--interval: 0 is not a number of seconds above 0"),
         (["compare", "--timeout", "inf", "x.py"], 2, "--timeout: inf is not a number of seconds above 0"),
         (["compare", "--runs", "0", "x.py"], 2, "--runs: 0 is not a number of 1 or more"),
+        (["dump"], 2, "one of the arguments DOMAIN --local --verify --finish --signer-line is required"),
+        (["dump", "web-1"], 1, "name the file to write: -o FILE"),
+        (["dump", "web-1", "-o", "core.elf"], 1, "no domain 'web-1'"),
+        (["dump", "web-1", "-o", "core.elf", "--rate", "0"], 2, "--rate: 0 is not a number of MiB above 0"),
+        (["dump", "--verify", "no-such-dump"], 1, "no-such-dump.manifest.json: No such file"),
+        (["dump", "--finish", "no-such-dump"], 1, "there is no unfinished dump no-such-dump"),
         (["run"], 2, "the following arguments are required: SCRIPT; see"),
         (["compare"], 2, "the following arguments are required: SCRIPT; see"),
         (["forget"], 2, "the following arguments are required: DOMAIN; see"),

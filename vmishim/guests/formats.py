@@ -38,6 +38,9 @@ def _starts(*marks: bytes) -> tuple[tuple[int, bytes], ...]:
     return tuple((0, mark) for mark in marks)
 
 
+UNFINISHED = b"vmishim: an unfinished dump\n"
+"""What `vmishim dump` begins a file with; the headers replace it."""
+
 _DUMP = "then, in its monitor, dump-guest-memory -z OUT"
 _START = "start the VM as it was, with -S and"
 
@@ -50,7 +53,7 @@ RAW = Format(
 ELF = Format(
     "ELF core",
     "QEMU `dump-guest-memory`, `virsh dump --memory-only`, `VBoxManage debugvm NAME dumpvmcore`, `/proc/vmcore`, "
-    "`makedumpfile -E`",
+    "`makedumpfile -E`, `vmishim dump`",
     _starts(b"\x7fELF"),
 )
 KDUMP = Format(
@@ -65,7 +68,7 @@ FLATTENED = Format(
     _starts(b"makedumpfile\0\0\0\0"),
     package=_PACKAGES,
 )
-LIME = Format("LiME image", "LiME `format=lime`; AVML", _starts(b"EMiL"))
+LIME = Format("LiME image", "LiME `format=lime`; AVML; `vmishim dump --format lime`", _starts(b"EMiL"))
 AVML = Format("AVML image", "AVML `--compress`", _starts(b"AVML"), package="cramjam")
 XEN_CORE = Format(
     "Xen core",
@@ -87,6 +90,12 @@ FORMATS: tuple[Format, ...] = (
     AVML,
     SPLIT,
     XEN_CORE,
+    Format(
+        "unfinished dump",
+        "`vmishim dump`",
+        _starts(UNFINISHED),
+        "go on with it: vmishim dump DOMAIN -o FILE --resume; or finish what there is: vmishim dump --finish FILE",
+    ),
     Format(
         "QEMU migration stream",
         "QEMU `migrate file:...`, `migrate exec:...`",
