@@ -119,6 +119,14 @@ def test_certificates_are_refused_once_they_are_expired() -> None:
         verify(raw, chain=chain, now=datetime(2024, 12, 10, tzinfo=UTC))
 
 
+def test_certificates_are_valid_on_the_first_and_the_last_second() -> None:
+    for at in (datetime(2020, 1, 1, tzinfo=UTC), datetime(2045, 1, 1, tzinfo=UTC)):
+        verify(evidence(), roots=[authority().root], now=at)
+    for at in (datetime(2019, 12, 31, 23, 59, 59, tzinfo=UTC), datetime(2045, 1, 1, 0, 0, 1, tzinfo=UTC)):
+        with pytest.raises(ChainError, match="is only valid from"):
+            verify(evidence(), roots=[authority().root], now=at)
+
+
 def test_a_guest_that_can_be_debugged_is_refused() -> None:
     raw, chain = real("milan-debug")
     report = verify(raw, chain=chain, now=WHEN).report
@@ -400,6 +408,22 @@ def test_a_forged_chain_is_refused(
     with pytest.raises(AttestationError, match=told) as caught:
         trusting(forged(change))
     assert type(caught.value) is error
+
+
+def test_an_authority_without_an_rsa_key_signs_nothing() -> None:
+    """As a key of AMD's would: any signature scheme but theirs is none."""
+    named = issue("SEV-Test", ec.generate_private_key(ec.SECP384R1()).public_key(), "ARK-Test", authority().ark_key)
+    with pytest.raises(ChainError, match="VCEK is not signed by its issuer, SEV-Test"):
+        trusting(forged(lambda ours: {"ASK": named}))
+
+
+@pytest.mark.parametrize("number", [b"\2\1", b"\2\0", b"\4\1\3", b"\2\2\3", b"\2\3\0\0\3", b"\2\1\3\0", b""])
+def test_a_tcb_that_is_no_one_byte_number_is_refused(number: bytes) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    said = {"3.1": number, "3.2": b"\2\1\0", "3.3": b"\2\1\10", "3.8": b"\2\1\x73", "4": CHIP}
+    made = issue("SEV-VCEK", key.public_key(), "SEV-Test", authority().ask_key, authority=False, extensions=said)
+    with pytest.raises(EndorsementError, match="the certificate's TCB is not a one-byte number"):
+        trusting(forged(lambda ours: {"VCEK": made, "key": key}))
 
 
 def test_your_own_root_must_be_configured() -> None:

@@ -88,6 +88,8 @@ def test_numbers_may_have_their_least_and_greatest_value() -> None:
         assert Requirements.from_table(
             {"measurement": [HEX], "minimum_tcb": {"snp": least}, "vmpl": min(least, 3)}
         ).minimum_tcb == {"snp": least}
+    whole = {"minimum_tcb": dict.fromkeys(("fmc", "bootloader", "tee", "snp", "microcode"), 1)}
+    assert Requirements.from_table({"measurement": [HEX], **whole}).minimum_tcb == whole["minimum_tcb"]
     for setting in ({"minimum_tcb": {"snp": 256}}, {"minimum_tcb": {"snp": -1}}, {"vmpl": 4}, {"vmpl": -1}):
         with pytest.raises(ValueError, match="must"):
             Requirements.from_table({"measurement": [HEX], **setting})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -147,6 +148,34 @@ def test_a_key_has_32_bytes(size: int) -> None:
 def test_a_name_must_be_printable(name: str) -> None:
     with pytest.raises(LinkError, match="printable"):
         PublicKey(bytes(32), name)
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646])
+def test_a_public_key_that_others_can_change_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "agent.pub"
+    save_public(path, generate().public)
+    load_public(path)
+    path.chmod(mode)
+    with pytest.raises(LinkError, match=f"{path}: other users can change it; run: chmod go-w {path}"):
+        load_public(path)
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646])
+def test_a_list_of_keys_that_others_can_change_is_refused_at_once(tmp_path: Path, mode: int) -> None:
+    path = write(tmp_path / "permitted", generate().public.text, mode)
+    with pytest.raises(LinkError, match=f"{path}: other users can change who may connect; run: chmod go-w {path}"):
+        PermittedKeys(path)
+
+
+def test_a_key_that_could_not_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for overwrite in (False, True):
+        with pytest.raises(LinkError, match=f"cannot write {tmp_path}/key: No space left on device"):
+            save_private(tmp_path / "key", generate(), overwrite=overwrite)
+    assert not list(tmp_path.iterdir())
 
 
 def test_permitted_keys_are_those_of_the_file(tmp_path: Path) -> None:

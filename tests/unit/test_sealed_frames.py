@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
+from cryptography.hazmat.primitives.cmac import CMAC
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
@@ -87,6 +89,7 @@ class Kernel:
 
     :ivar change: alters each reply in transit
     :ivar strict: whether it accepts only questions with valid tags
+    :ivar end: how a walk ends: 1, whole; 2, because its plan names no more nodes
     """
 
     def __init__(self, ids: PublicKey) -> None:
@@ -97,6 +100,7 @@ class Kernel:
         self.asked: list[bytes] = []
         self.tags: list[str] = []
         self.strict = False
+        self.end = 1
         self.start()
 
     def start(self) -> None:
@@ -160,7 +164,7 @@ class Kernel:
         began = self.began if kind is Ask.MORE else 0
         asked = question(challenge, kind, chunk=self.chunk, began=began, heads=len(self.heads))
         record = self.plan.record.pack(0xA0 + self.chunk, 0, 0, 0, self.chunk)
-        report = (0, 0, 0, 0, 0, 11, 12, 1 if self.chunk else 0, *(0,) * 8)
+        report = (0, 0, 0, 0, 0, 11, 12, self.end if self.chunk else 0, *(0,) * 8)
         covered = asked + self.plan.to_c() + self.heads + bytes(-len(self.heads) % 16)
         return self.seal(covered, report, record)
 
@@ -295,6 +299,41 @@ def test_the_keys_of_another_kernel_open_nothing() -> None:
         Opener(other.root).open(one.seal(covered), covered)
 
 
+def test_an_answer_of_part_of_a_block_is_an_error_even_if_the_kernel_made_it() -> None:
+    kernel = Kernel(generate().public)
+    covered = question(bytes(16), Ask.READ, 0, 8, 8)
+    authentic = CMAC(AES(HKDF(SHA256(), 64, None, b"vmishim kernel key 1").derive(kernel.root)[32:]))
+    iv, text, numbers = os.urandom(16), os.urandom(REPORT.size + 8), struct.pack("<QQ", 1, 8)
+    authentic.update(covered + iv + text + numbers)
+    with pytest.raises(LinkError, match="cut short"):
+        Opener(kernel.root).open(numbers + authentic.finalize() + iv + text, covered)
+
+
+@pytest.mark.parametrize("back", [1, 2])
+def test_a_kernel_whose_counter_goes_back_is_not_believed(remote: Remote, kernel: Kernel, back: int) -> None:
+    """As after a snapshot of the guest was restored; the same number twice is as bad."""
+    address = 0xFFFF_FFFF_8100_0000
+    assert remote.read(address, 1) + remote.read(address + 1, 1) == b"\0\1"
+    kernel.counter -= back
+    with pytest.raises(LinkError, match=rf"has number {3 - back}, but number 2 came before: .* rolled back"):
+        remote.read(address, 1)
+    kernel.counter = 2
+    assert remote.read(address, 1) == b"\0"
+
+
+def test_another_number_of_answers_than_questions_is_refused(remote: Remote, kernel: Kernel) -> None:
+    """Each answer is authentic."""
+    carry_out = kernel.carry_out
+
+    def doubled(challenge: bytes, request: Message) -> Sealed:
+        answered = carry_out(challenge, request)
+        return replace(answered, bulk=2 * answered.bulk)
+
+    kernel.carry_out = doubled  # type: ignore[method-assign]
+    with pytest.raises(LinkError, match="2 sealed answers to 1 questions"):
+        remote.read(0xFFFF_FFFF_8100_0000, 8)
+
+
 # ---- asking ----------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +347,12 @@ def test_every_memory_request_has_a_tag_and_is_answered(remote: Remote, kernel: 
     assert [row[0] for chunk in chunks for row in PLAN.records(chunk.bulk)] == [0xA0, 0xA1]
     assert found == {base: bytes(range(4))}
     assert chunks[0].head == [11, 12]
+
+
+@pytest.mark.parametrize(("end", "truncated"), [(1, False), (2, True)])
+def test_a_walk_that_was_cut_off_says_so(remote: Remote, kernel: Kernel, end: int, truncated: bool) -> None:
+    kernel.end = end
+    assert [chunk.truncated for chunk in remote.walk(PLAN, [1, 2, 3], [], {})] == [False, truncated]
 
 
 def test_no_challenge_is_used_twice(remote: Remote, kernel: Kernel) -> None:

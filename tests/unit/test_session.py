@@ -216,6 +216,38 @@ def test_a_session_has_a_request_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended == [session.id]
 
 
+def test_frames_beyond_the_limit_are_refused_though_they_are_authentic(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = Pair(), Pair()
+    request = asked.host.seal(b"1")
+    answered.agent.open(answered.host.seal(b"1"))
+    reply = answered.agent.seal(b"2")
+    monkeypatch.setattr(wire, "MAX_REQUESTS", 0)
+    with pytest.raises(LinkError, match="request limit"):
+        asked.agent.open(request)
+    with pytest.raises(LinkError, match="request limit"):
+        answered.host.open(reply)
+
+
+def test_the_id_in_a_welcome_is_that_of_its_handshake() -> None:
+    """The handshake does not cover it."""
+    host, agent = generate(), generate()
+    initiator = Initiator(host, agent.public)
+    welcome, *_ = Responder(agent, {host.public}).accept(initiator.hello())
+    altered = HEADER.pack(VERSION, wire.WELCOME, bytes(8), 0) + welcome[HEADER.size :]
+    with pytest.raises(LinkError, match="session id was altered"):
+        initiator.finish(altered)
+
+
+@pytest.mark.parametrize("header", [(wire.REPLY, 0), (wire.HELLO, 0), (wire.WELCOME, 1)])
+def test_only_a_welcome_with_the_number_zero_answers_a_hello(header: tuple[int, int]) -> None:
+    host, agent = generate(), generate()
+    initiator = Initiator(host, agent.public)
+    welcome, session, _ = Responder(agent, {host.public}).accept(initiator.hello())
+    kind, number = header
+    with pytest.raises(LinkError, match="came instead of the answer to a hello"):
+        initiator.finish(HEADER.pack(VERSION, kind, session.id, number) + welcome[HEADER.size :])
+
+
 def test_a_wrong_agent_key_makes_no_session() -> None:
     host, agent = generate(), generate()
     initiator = Initiator(host, generate().public)
@@ -412,6 +444,42 @@ def test_a_hello_older_than_all_that_wait_is_refused() -> None:
         sessions.answer(hello_made(10 + number, host, agent.public)[1], echo)
     assert reason(sessions.answer(hello_made(9, host, agent.public)[1], echo)) is Reason.BUSY
     assert sessions.handle(hello_made(30, host, agent.public)[1], echo).outcome == "greeted"
+
+
+def test_the_oldest_hello_makes_room_whatever_their_order() -> None:
+    host, agent = generate(), generate()
+    sessions = Sessions(agent, {host.public})
+    made = [hello_made(number, host, agent.public) for number in range(UNPROVEN_PER_KEY, 0, -1)]
+    welcomes = [sessions.answer(hello, echo) for _, hello in made]
+    sessions.answer(hello_made(100, host, agent.public)[1], echo)
+    *kept, oldest = [initiator.finish(welcome) for (initiator, _), welcome in zip(made, welcomes, strict=True)]
+    assert reason(sessions.answer(oldest.seal(b"1"), echo)) is Reason.UNKNOWN_SESSION
+    assert kept[0].open(sessions.answer(kept[0].seal(b"1"), echo)) == b"echo 1"
+
+
+@pytest.mark.parametrize(("made_at", "outcome"), [(49, "refused"), (50, "refused"), (51, "greeted")])
+def test_a_hello_as_old_as_the_last_that_was_proven_may_be_a_recording(made_at: int, outcome: str) -> None:
+    host, agent = generate(), generate()
+    sessions = Sessions(agent, {host.public})
+    initiator, hello = hello_made(50, host, agent.public)
+    session = initiator.finish(sessions.answer(hello, echo))
+    sessions.answer(session.seal(b"1"), echo)
+    assert sessions.handle(hello_made(made_at, host, agent.public)[1], echo).outcome == outcome
+
+
+def test_nothing_is_left_of_sessions_that_were_closed() -> None:
+    host, agent, ended = generate(), generate(), list[bytes]()
+    sessions = Sessions(agent, {host.public}, on_end=ended.append)
+    live = proven(sessions, agent.public, host)
+    initiator = Initiator(host, agent.public)
+    hello = initiator.hello()
+    welcome = sessions.answer(hello, echo)
+    waiting = initiator.finish(welcome)
+    sessions.close()
+    assert ended == [live.id]
+    assert "0 live, 0 unproven" in repr(sessions)
+    assert reason(sessions.answer(waiting.seal(b"1"), echo)) is Reason.UNKNOWN_SESSION
+    assert sessions.answer(hello, echo) != welcome
 
 
 def test_a_host_whose_clock_was_set_back_still_gets_in() -> None:

@@ -42,7 +42,7 @@ TESTS = {
     "vmishim.wire.session": _SESSIONS,
     "vmishim.wire.sessions": _SESSIONS,
     "vmishim.wire.noise": ("test_noise.py", "test_session.py"),
-    "vmishim.wire.keys": ("test_keys.py", "test_session.py"),
+    "vmishim.wire.keys": ("test_keys.py", "test_session.py", "test_files.py", "test_noise.py"),
     "vmishim.wire.sealed": ("test_sealed_frames.py",),
     "vmishim.wire.messages": ("test_messages.py",),
     "vmishim.wire.attestation": _ATTESTATION,
