@@ -17,6 +17,11 @@ START = 0xFFFF_8880_0000_0000
 """An address in the direct map, at the start of a block."""
 
 
+def stopped() -> float:
+    """A clock that stands still, so that a slow machine forgets nothing."""
+    return 0.0
+
+
 class Memory:
     """Pages of kernel memory, and what was asked of them. The rest is unreadable."""
 
@@ -117,7 +122,7 @@ def test_the_lifetime_begins_before_the_request(clock: Clock) -> None:
 @pytest.mark.parametrize("count", [1, 8, PAGE_SIZE, 3 * PAGE_SIZE, 3 * PAGE_SIZE + 1])
 def test_a_read_over_pages_is_exact_and_one_request(space: int, count: int) -> None:
     memory = Memory((START, 6), space=space)
-    cache = PageCache(memory)
+    cache = PageCache(memory, now=stopped)
     assert cache.read(START + 4000, count, space) == memory.raw(START + 4000, count, space)
     assert memory.requests == 1
 
@@ -143,13 +148,13 @@ def test_a_kernel_address_below_the_kernel_is_not_asked_for() -> None:
     memory = Memory((START, 1))
     for address in (0, 0x1000, 0x7FFF_FFFF_F000, 1 << 63):
         with pytest.raises(FaultError):
-            PageCache(memory).read(address, 8)
+            PageCache(memory, now=stopped).read(address, 8)
     assert memory.requests == 0
 
 
 def test_a_broken_connection_is_no_fault_and_nothing_is_remembered_of_it() -> None:
     memory = Memory((START, 1))
-    cache = PageCache(memory)
+    cache = PageCache(memory, now=stopped)
     memory.broken = True
     for _ in range(2):
         with pytest.raises(LinkError, match="gone"):
@@ -173,7 +178,7 @@ def test_a_sequence_of_reads_is_asked_for_in_growing_pieces_within_blocks_of_2_m
 
 def test_reads_here_and_there_bring_one_page_each() -> None:
     memory = Memory((START, 100))
-    cache = PageCache(memory)
+    cache = PageCache(memory, now=stopped)
     for page in random.Random(1).sample(range(0, 100, 2), 50):
         cache.read(START + page * PAGE_SIZE, 8)
     assert {count for _, count in memory.reads} == {PAGE_SIZE}
@@ -182,7 +187,7 @@ def test_reads_here_and_there_bring_one_page_each() -> None:
 def test_growth_touches_nothing_behind_an_unreadable_page() -> None:
     """What is behind a guard page may be a device's."""
     memory = Memory((START, 9), (START + 10 * PAGE_SIZE, 50))
-    cache = PageCache(memory)
+    cache = PageCache(memory, now=stopped)
     for page in range(9):
         cache.read(START + page * PAGE_SIZE, 8)
     with pytest.raises(FaultError):
@@ -193,7 +198,7 @@ def test_growth_touches_nothing_behind_an_unreadable_page() -> None:
 def test_holes_of_the_module_area_are_asked_about_in_growing_pieces() -> None:
     start, hole = MODULES + (1 << 29), 3 * HOLE_MAX
     memory = Memory((start, 2), (start + (hole + 2) * PAGE_SIZE, 3))
-    cache = PageCache(memory)
+    cache = PageCache(memory, now=stopped)
     found = []
     for page in range(hole + 6):
         try:
@@ -208,7 +213,7 @@ def test_holes_of_the_module_area_are_asked_about_in_growing_pieces() -> None:
 @pytest.mark.parametrize("start", [START, 0xFFFF_C900_0000_0000, 0xFFFF_FFFF_FF00_0000 - 3 * PAGE_SIZE])
 def test_holes_elsewhere_are_asked_about_page_by_page(start: int) -> None:
     memory = Memory()
-    cache = PageCache(memory)
+    cache = PageCache(memory, now=stopped)
     for page in range(3, 40):
         with pytest.raises(FaultError):
             cache.read(start + page * PAGE_SIZE, 8)
@@ -244,7 +249,7 @@ def test_what_is_no_longer_used_is_no_longer_asked_for(clock: Clock) -> None:
 
 def test_a_prefetch_is_one_request_for_what_is_not_known() -> None:
     memory = Memory((START, 64), (START + 65 * PAGE_SIZE, 1))
-    cache = PageCache(memory)
+    cache = PageCache(memory, now=stopped)
     cache.read(START, 8)
     cache.prefetch([*range(START, START + 66 * PAGE_SIZE, 100), 0, 0x1000, START + 64], 8)
     assert [len(addresses) for addresses in memory.scattered] == [65]
@@ -315,7 +320,7 @@ def test_reads_of_more_than_is_kept_are_exact_and_asked_for_once() -> None:
 
     memory = Endless()
     count = (PAGES_MAX + 300) * PAGE_SIZE
-    cache = PageCache(memory)
+    cache = PageCache(memory, now=stopped)
     assert len(cache.read(START, count)) == count
     assert sum(count for _, count in memory.reads) - count <= GROWTH_MAX * PAGE_SIZE
     assert max(count for _, count in memory.reads) == BULK_MAX
