@@ -122,15 +122,35 @@ def parser() -> argparse.ArgumentParser:
     watch = command(
         "watch",
         "watch:watch",
-        "watch processes, modules and sockets start and end, and flag what is suspicious",
+        "watch processes, modules and sockets start and end, and flag what is suspicious; of one guest, or of many",
         "vmishim watch web-1\n"
         "sudo vmishim watch --local --interval 0.5\n"
-        "vmishim watch web-1 >>web-1.log               log events until you stop it",
-        "Quit with q or Ctrl-C. If the output is not a terminal, it writes one line for each event.",
+        "vmishim watch web-1 >>web-1.log               log events until you stop it\n"
+        "vmishim watch --domains '*'                   a table of all guests\n"
+        "vmishim watch --domains 'web-*' --output /var/log/vmishim/watch.json --metrics 127.0.0.1:9464",
+        "Quit with q or Ctrl-C. If the output is not a terminal, it writes one line for each event; with --domains or\n"
+        "--json, one JSON object. SIGHUP reads the list of guests again and reopens --output. See docs/watching.md.",
     )
-    _guest(watch)
+    _guest(watch).add_argument(
+        "--domains", metavar="PATTERN", help="every guest whose name matches, such as 'web-*'; sessions stay open"
+    )
     watch.add_argument(
-        "--interval", type=_seconds, default=2.0, metavar="S", help="seconds between looks (%(default)g)"
+        "--interval", type=_seconds, metavar="S", help="seconds between looks (2; with --domains or --json 1)"
+    )
+    watch.add_argument(
+        "--lists",
+        type=_lists,
+        # vmishim.inspection.changes.LISTS; a test keeps the two equal.
+        default=("processes", "modules", "sockets"),
+        metavar="LIST,LIST",
+        help="what a look reads (processes,modules,sockets); sockets cost most",
+    )
+    watch.add_argument("--json", action="store_true", help="write one JSON object for each event, with ECS's names")
+    watch.add_argument("--output", metavar="FILE", help="append JSON to FILE (with --domains or --json)")
+    watch.add_argument("--journal", action="store_true", help="write to journald (with --domains or --json)")
+    watch.add_argument("--syslog", action="store_true", help="write to syslog (with --domains or --json)")
+    watch.add_argument(
+        "--metrics", metavar="ADDRESS:PORT", help="answer Prometheus on loopback (with --domains or --json)"
     )
 
     run = command(
@@ -306,7 +326,14 @@ def parser() -> argparse.ArgumentParser:
         "bundle",
         "export:bundle",
         "write the agent (one file) and its systemd unit, to copy into a guest",
-        "vmishim bundle\nvmishim bundle -o image/usr/lib/vmishim/agent.pyz",
+        "vmishim bundle\nvmishim bundle -o image/usr/lib/vmishim/agent.pyz\n"
+        "vmishim bundle --watch .                       for this side: see docs/watching.md",
+    )
+    bundle.add_argument(
+        "--watch",
+        type=Path,
+        metavar="FOLDER",
+        help="instead, write the systemd unit of `vmishim watch` and a Grafana dashboard into FOLDER",
     )
     bundle.add_argument(
         "-o", "--output", type=Path, default=Path("agent.pyz"), metavar="FILE", help="(default: %(default)s)"
@@ -419,6 +446,13 @@ def _mebibytes(text: str) -> float:
     if not 0 < rate < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number of MiB above 0")
     return rate
+
+
+def _lists(text: str) -> tuple[str, ...]:
+    known, wanted = ("processes", "modules", "sockets"), text.split(",")
+    if wrong := [name for name in wanted if name not in known]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is not one of {', '.join(known)}")
+    return tuple(name for name in known if name in wanted)
 
 
 def _count(text: str) -> int:

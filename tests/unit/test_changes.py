@@ -18,6 +18,7 @@ from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.inspection import changes
 from vmishim.inspection.changes import Event, Sight
 from vmishim.inspection.objects import Module, Socket, Task
+from vmishim.watching import session
 
 SHELL = Task(7, 7, 1, 1000, "sh", "sleeping", 0xFFFF_8880_0000_7000)
 LISTENER = Socket(4, "0.0.0.0", 22, "0.0.0.0", 0, "listen", 0, 50, 1, 7, "sshd", 0xFFFF_8880_0000_9000)
@@ -114,27 +115,30 @@ def test_a_second_listener_on_a_port_is_no_finding() -> None:
 
 # The watch, on a guest that fails on demand.
 
+LINK = SimpleNamespace(handshakes=1, requests=0, bytes_sent=0, bytes_received=0)
+
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> tuple[Watch, list[Sight | LibvmiError]]:
     """A watch, and the results of its next looks."""
     coming: list[Sight | LibvmiError] = []
 
-    def look(vmi: object) -> Sight:
+    def look(vmi: object, lists: object) -> Sight:
         found = coming.pop(0)
         if isinstance(found, LibvmiError):
             raise found
         return found
 
-    def opened(self: Watch) -> None:
-        self._vmi = object()  # type: ignore[assignment]
+    @contextmanager
+    def target(domain: str, local: bool) -> Iterator[SimpleNamespace]:
+        profile = SimpleNamespace(boot_id="first", release="6.1")
+        yield SimpleNamespace(profile=profile, agent=SimpleNamespace(link=LINK))
 
-    monkeypatch.setattr(watch, "look", look)
-    monkeypatch.setattr(Watch, "open", opened)
-    monkeypatch.setattr(Watch, "_count", lambda self: 1)
-    made = Watch(argparse.Namespace(local=True))
+    monkeypatch.setattr(session, "look", look)
+    monkeypatch.setattr(session, "Libvmi", SimpleNamespace(over=lambda reached: reached))
+    monkeypatch.setattr(watch, "target", target)
+    made = Watch(argparse.Namespace(local=True, domain=None, lists=changes.LISTS))
     made.open()
-    made._handshakes = 1
     return made, coming
 
 
@@ -161,7 +165,7 @@ def test_a_guest_that_reboots_repeatedly_is_not_reported_as_empty(
     again = RebootedError("'web-1' was rebooted")
     coming += [sight(tasks=(SHELL,)), again, again]
     assert list(made.step()) == []
-    made._handshakes = 0  # each of these looks makes a session of its own
+    made._session._handshakes = 0  # each of these looks makes a session of its own
     assert [text for *_, text, _ in made.step()] == [
         "made a new session: the agent was restarted, or the connection broke",
         "its lists can't be read: 'web-1' was rebooted",
@@ -175,7 +179,7 @@ def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(
 ) -> None:
     """The link makes a new session by itself, while symbols are still those of the previous boot."""
     booted = ["first"]
-    link = SimpleNamespace(handshakes=1)
+    link = SimpleNamespace(handshakes=1, requests=0, bytes_sent=0, bytes_received=0)
 
     @contextmanager
     def target(domain: str, local: bool) -> Iterator[SimpleNamespace]:
@@ -183,16 +187,16 @@ def test_a_new_boot_between_two_looks_is_read_by_its_own_kernel(
         profile = SimpleNamespace(boot_id=booted[0], release="6.1")
         yield SimpleNamespace(profile=profile, agent=SimpleNamespace(link=link))
 
-    def look(vmi: SimpleNamespace) -> Sight:
+    def look(vmi: SimpleNamespace, lists: object) -> Sight:
         if vmi.vmi.profile.boot_id == booted[0]:
             return sight(tasks=(SHELL,))
         link.handshakes += 1
         raise kind("...")
 
     monkeypatch.setattr(watch, "target", target)
-    monkeypatch.setattr(watch, "look", look)
-    monkeypatch.setattr(watch, "Libvmi", SimpleNamespace(over=lambda reached: SimpleNamespace(vmi=reached)))
-    made = Watch(argparse.Namespace(local=False, domain="web-1"))
+    monkeypatch.setattr(session, "look", look)
+    monkeypatch.setattr(session, "Libvmi", SimpleNamespace(over=lambda reached: SimpleNamespace(vmi=reached)))
+    made = Watch(argparse.Namespace(local=False, domain="web-1", lists=changes.LISTS))
     made.open()
     assert list(made.step()) == []
     booted[0] = "second"

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import vmishim.acquire.shapes
 import vmishim.guests.agent
+import vmishim.inspection.changes
 import vmishim.inspection.fleet
 from tests.unit.test_link import Served
 from vmishim import cli
@@ -83,6 +84,12 @@ def test_the_strategies_are_those_that_a_guest_has() -> None:
     assert options.strategy == "batch"
     for strategy in get_args(vmishim.guests.agent.Strategy):
         assert cli.parser().parse_args(["run", "--strategy", strategy, "script.py"]).strategy == strategy
+
+
+def test_a_watch_looks_at_all_lists_unless_it_is_told_which() -> None:
+    assert cli.parser().parse_args(["watch", "--local"]).lists == vmishim.inspection.changes.LISTS
+    chosen = cli.parser().parse_args(["watch", "--local", "--lists", "sockets,processes"]).lists
+    assert chosen == ("processes", "sockets")
 
 
 def test_the_default_deadline_is_that_of_the_fleet() -> None:

@@ -133,7 +133,7 @@ def test_watch(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_title_of_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "target", reached)
     monkeypatch.setattr(Libvmi, "over", lambda _: None)
-    watched = watching.Watch(argparse.Namespace(domain=HOSTILE, local=False))
+    watched = watching.Watch(argparse.Namespace(domain=HOSTILE, local=False, lists=()))
     watched.open()
     assert_harmless(watched.screen.title)
 

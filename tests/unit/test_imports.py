@@ -81,6 +81,10 @@ TABLE: dict[str, set[str]] = {
     "vmishim.inspection": {
         *("vmishim.errors", "vmishim.files", "vmishim.guests", "vmishim.isolated", "vmishim.libvmi", "vmishim.memory"),
     },
+    "vmishim.watching": {
+        *("vmishim.errors", "vmishim.foreign", "vmishim.guests", "vmishim.inspection", "vmishim.libvmi"),
+        *("vmishim.plural", "vmishim.version"),
+    },
     "vmishim.script": {"vmishim.errors", "vmishim.guests"},
     "vmishim.children": {"vmishim.script"},
     "vmishim.output": {"vmishim.foreign"},
@@ -99,6 +103,7 @@ TABLE: dict[str, set[str]] = {
         *("vmishim.attestation", "vmishim.bundle", "vmishim.compare", "vmishim.ebpf_objects", "vmishim.errors"),
         *("vmishim.guests", "vmishim.inject", "vmishim.inspection", "vmishim.libvmi", "vmishim.link", "vmishim.output"),
         *("vmishim.files", "vmishim.readahead", "vmishim.script", "vmishim.version", "vmishim.wire"),
+        "vmishim.watching",
     },
     "vmishim.cli": {"vmishim.commands", "vmishim.errors", "vmishim.foreign", "vmishim.output", "vmishim.version"},
     # What is not shipped.

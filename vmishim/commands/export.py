@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import resources
 from pathlib import Path
 
 from vmishim import files
 from vmishim.commands import CommandError
 from vmishim.commands.guests import target
+
+WATCH_FILES = ("vmishim-watch.service", "vmishim-watch-grafana.json")
+"""Files of `vmishim.watching` that operators install."""
 
 
 def config(options: argparse.Namespace) -> int:
@@ -33,6 +37,8 @@ def bundle(options: argparse.Namespace) -> int:
     """
     from vmishim import bundle as agent
 
+    if options.watch:
+        return _watch_files(options.watch)
     if options.output.is_dir():
         raise CommandError(f"{options.output} is a folder; name the file to write")
     made = agent.bundle(options.output)
@@ -40,6 +46,14 @@ def bundle(options: argparse.Namespace) -> int:
     files.write(unit, agent.unit())
     print(f"wrote {made} ({made.stat().st_size / 1024:.0f} KiB) and {unit}")
     print(_steps(made, unit), end="")
+    return 0
+
+
+def _watch_files(folder: Path) -> int:
+    for name in WATCH_FILES:
+        target = folder / name
+        files.write(target, resources.files("vmishim.watching").joinpath(name).read_bytes())
+        print(f"wrote {target}")
     return 0
 
 

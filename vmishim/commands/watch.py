@@ -14,22 +14,23 @@ import termios
 import time
 import tty
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmishim.commands import CommandError
 from vmishim.commands.guests import target
-from vmishim.errors import LibvmiError, LinkError, RebootedError
 from vmishim.foreign import printable
-from vmishim.guests.target import Agent
-from vmishim.inspection.changes import Sight, changes, findings, look
-from vmishim.libvmi import Libvmi
 from vmishim.plural import counted
+from vmishim.watching.history import History
+from vmishim.watching.session import Session
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+INTERVAL = 2.0
+"""Seconds between two looks."""
 KEPT = 1000
 """Events kept in memory, more than any terminal shows; and as many findings."""
 SIDE_BY_SIDE = 100
@@ -70,90 +71,41 @@ class Watch:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
-        self._stack = ExitStack()
-        self._vmi: Libvmi | None = None
-        self._agent: Agent | None = None
-        self._boot = ""
-        self._handshakes = 0
-        self._before: Sight | None = None
-        self._silent = self._torn = False
-        self._damage: Sequence[str] = ()
         self._name = "this machine" if options.local else str(options.domain)
+        self._session = Session(lambda: target(options.domain, options.local), options.lists)
+        self._history = History()
         self.screen = Screen(self._name)
 
     def open(self) -> None:
         """Connect to the guest. :raises LibvmiError: it can't be reached"""
-        reached = self._stack.enter_context(target(self._options.domain, self._options.local))
-        self._vmi, self._agent = Libvmi.over(reached), reached.agent
-        boot = reached.profile.boot_id
-        if self._boot and boot != self._boot:
-            self._before = None  # another boot: nothing from before is still there
-        self._boot = boot
-        self._handshakes = self._count()
-        self.screen.title = f"{printable(self._name)}, Linux {printable(reached.profile.release)}"
+        self._session.open()
+        self._title()
+
+    def _title(self) -> None:
+        self.screen.title = f"{printable(self._name)}, Linux {printable(self._session.release)}"
 
     def close(self) -> None:
         """Disconnect."""
-        self._vmi = self._agent = None
-        self._stack.close()
-
-    def _count(self) -> int:
-        return self._agent.link.handshakes if self._agent else 0
+        self._session.close()
 
     def step(self) -> Iterator[Line]:
         """Look once, and give the events, newest last."""
-        add = self.screen.add
-        sight = Sight()
-        news, back = "", "answers again"
-        for _ in range(2):
-            problem = ""
-            try:
-                if self._vmi is None:
-                    boot = self._boot
-                    self.open()
-                    news = back if self._boot == boot else "answers again; the guest was rebooted"
-                assert self._vmi is not None
-                sight = look(self._vmi)
-            except RebootedError as error:
-                problem = _line(error)  # unless the next try below connects
-            except LinkError as error:
-                self.close()
-                if not self._silent:
-                    yield add("!", "agent", f"does not answer: {_line(error)}")
-                self._silent = True
-                self.screen.state = "no answer; trying again"
-                return
-            except LibvmiError as error:
-                problem = _line(error)
-            if self._count() <= self._handshakes:
-                break
-            # The guest may have rebooted and its kernel moved, so what was just read may be wrong.
-            self.close()
-            back = "made a new session: the agent was restarted, or the connection broke"
-        self._silent = False
-        if news:
-            yield add("!", "agent", news)
-        if problem:
-            if not self._torn:
-                yield add("!", "guest", f"its lists can't be read: {problem}")
-            self._torn = True
+        seen = self._session.look()
+        for event in self._history.take(seen):
+            yield self.screen.add(event.sign, event.kind, event.text, event.finding)
+        self._title()
+        sight = seen.sight
+        if not seen.answered:
+            self.screen.state = "no answer; trying again"
+        elif sight is None:
             self.screen.state = "its lists can't be read; trying again"
-            return
-        self._torn = False
-        for mark in sight.damage:
-            if mark not in self._damage:
-                yield add("!", "guest", f"not read: {mark}")
-        self._damage = sight.damage
-        for event in findings(sight) if self._before is None else changes(self._before, sight):
-            yield add(event.sign, event.kind, event.text, event.finding)
-        self._before = sight
-        listeners = sum(each.state == "listen" for each in sight.sockets.values())
-        self.screen.state = (
-            f"{counted(len(sight.tasks), 'process', 'processes')}, {counted(len(sight.modules), 'module')}, "
-            f"{counted(len(sight.sockets), 'socket')}, "
-            f"{listeners:,} of them listening" + (f"; {len(sight.damage):,} not read" if sight.damage else "")
-        )
+        else:
+            listeners = sum(each.state == "listen" for each in sight.sockets.values())
+            self.screen.state = (
+                f"{counted(len(sight.tasks), 'process', 'processes')}, {counted(len(sight.modules), 'module')}, "
+                f"{counted(len(sight.sockets), 'socket')}, "
+                f"{listeners:,} of them listening" + (f"; {len(sight.damage):,} not read" if sight.damage else "")
+            )
 
 
 def watch(options: argparse.Namespace) -> int:
@@ -161,13 +113,20 @@ def watch(options: argparse.Namespace) -> int:
 
     :raises LibvmiError: there is no such guest, or the first connection fails
     """
+    if options.domains or options.json:
+        from vmishim.commands import watch_fleet
+
+        return watch_fleet.watch(options)
+    if options.output or options.journal or options.syslog or options.metrics:
+        raise CommandError("--output, --journal, --syslog and --metrics go with --domains or --json")
+    interval = options.interval or INTERVAL
     watched = Watch(options)
     try:
         watched.open()
         if sys.stdout.isatty() and sys.stdin.isatty():
-            _draw(watched, options.interval)
+            _draw(watched, interval)
         else:
-            _print(watched, options.interval)
+            _print(watched, interval)
     except KeyboardInterrupt:
         pass
     finally:
@@ -264,7 +223,3 @@ def _keys() -> Iterator[Callable[[float], str]]:
         yield pressed
     finally:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
-
-
-def _line(error: Exception) -> str:
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())

@@ -5,8 +5,9 @@ A finding is a hint, not a verdict: an updated daemon runs a deleted executable 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from vmishim.inspection import objects
@@ -14,8 +15,10 @@ from vmishim.inspection.lists import Damage, whole
 from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.libvmi import Libvmi
 
-Kind = Literal["process", "module", "socket"]
+Kind = Literal["process", "module", "socket", "agent", "guest"]
 Key = tuple[int | str, ...]
+LISTS = ("processes", "modules", "sockets")
+"""What a look reads."""
 
 DELETED = "its executable was deleted, or never was in a file system"
 UNLISTED = "not in the module list, but in /sys/module"
@@ -50,32 +53,36 @@ class Event:
     kind: Kind
     text: str
     finding: str = ""
+    entry: Task | Module | Socket | None = field(default=None, compare=False)
+    """The entry itself; None for what has none, such as a lost agent."""
 
 
-def look(vmi: Libvmi) -> Sight:
-    """Read all lists within one hold. What cannot be read of them is in `Sight.damage`.
+def look(vmi: Libvmi, lists: Collection[str] = LISTS) -> Sight:
+    """Read lists within one hold. What cannot be read of them is in `Sight.damage`.
 
+    :param lists: which, of `LISTS`; the others are empty
     :raises LibvmiError: they can't be read
     :raises LinkError: the guest could not be reached
     """
-    seen = whole(vmi, _look)
+    seen = whole(vmi, partial(_look, lists))
     sight, damage = seen.entries[0], seen.damage
     return replace(sight, damage=damage)
 
 
-def _look(vmi: Libvmi, damage: Damage) -> Iterator[Sight]:
-    tasks = {_task(task): task for task in objects.tasks(vmi, damage)}
+def _look(lists: Collection[str], vmi: Libvmi, damage: Damage) -> Iterator[Sight]:
+    processes, modules, sockets = (name in lists for name in LISTS)
+    tasks = {_task(task): task for task in objects.tasks(vmi, damage)} if processes else {}
     users: dict[int, set[int]] = {}
-    for task in (*tasks.values(), *objects.other_users(vmi, damage)):
+    for task in (*tasks.values(), *objects.other_users(vmi, damage)) if processes else ():
         if task.uid is not None:
             users.setdefault(task.tgid, set()).add(task.uid)
     yield Sight(
         tasks=tasks,
-        modules={(module.name, module.address): module for module in objects.modules(vmi, damage)},
+        modules={(module.name, module.address): module for module in objects.modules(vmi, damage)} if modules else {},
         # Sockets that no process has open (any more, or yet) come and go by themselves.
-        sockets={_socket(each): each for each in objects.sockets(vmi, damage) if each.inode != 0},
-        deleted=frozenset(_task(task) for task in objects.without_file(vmi, damage)),
-        unlisted={(name, address): name for name, address in objects.unlisted_modules(vmi, damage)},
+        sockets={_socket(each): each for each in objects.sockets(vmi, damage) if each.inode != 0} if sockets else {},
+        deleted=frozenset(_task(task) for task in (objects.without_file(vmi, damage) if processes else ())),
+        unlisted={(name, address): name for name, address in objects.unlisted_modules(vmi, damage)} if modules else {},
         users={key: frozenset(users.get(task.tgid, ())) for key, task in tasks.items()},
     )
 
@@ -99,7 +106,11 @@ def _socket(each: Socket) -> Key:
 
 def findings(now: Sight) -> Iterator[Event]:
     """What is suspicious at the first look at a guest."""
-    yield from (Event("!", "process", described(now.tasks[key]), DELETED) for key in now.tasks if key in now.deleted)
+    yield from (
+        Event("!", "process", described(now.tasks[key]), DELETED, now.tasks[key])
+        for key in now.tasks
+        if key in now.deleted
+    )
     yield from (Event("!", "module", name, UNLISTED) for name in now.unlisted.values())
 
 
@@ -109,31 +120,31 @@ def changes(before: Sight, now: Sight) -> Iterator[Event]:
     hid, hide = set(before.unlisted.values()), set(now.unlisted.values())
     for key, task in before.tasks.items():
         if key not in now.tasks:
-            yield Event("-", "process", described(task))
-    yield from (Event("-", "module", name) for name in were if name not in are)
+            yield Event("-", "process", described(task), entry=task)
+    yield from (Event("-", "module", name, entry=entry) for name, entry in were.items() if name not in are)
     for key, socket in before.sockets.items():
         if key not in now.sockets:
-            yield Event("-", "socket", described(socket))
+            yield Event("-", "socket", described(socket), entry=socket)
     for key, task in now.tasks.items():
         found = DELETED if key in now.deleted and key not in before.deleted else ""
         if key not in before.tasks:
-            yield Event("+", "process", described(task), found)
+            yield Event("+", "process", described(task), found, task)
         else:
             if _became_root(before, now, key):
                 found = "; ".join(filter(None, (BECAME_ROOT, found)))
             if found:
-                yield Event("!", "process", described(task), found)
-    for name in are:
+                yield Event("!", "process", described(task), found, task)
+    for name, entry in are.items():
         found = UNLISTED if name in hide and name not in hid else ""
         if name not in were:
-            yield Event("+", "module", name, found)
+            yield Event("+", "module", name, found, entry)
         elif found:
-            yield Event("!", "module", name, found)
+            yield Event("!", "module", name, found, entry)
     known = {_port(each) for each in before.sockets.values() if each.state == "listen"}
     for key, socket in now.sockets.items():
         if key not in before.sockets:
             fresh = socket.state == "listen" and _port(socket) not in known
-            yield Event("+", "socket", described(socket), LISTENS if fresh else "")
+            yield Event("+", "socket", described(socket), LISTENS if fresh else "", socket)
 
 
 def _port(socket: Socket) -> Key:
@@ -146,9 +157,10 @@ def _became_root(before: Sight, now: Sight, key: Key) -> bool:
     return bool(was and now.tasks[key].uid == 0) or bool(uids and 0 not in uids and 0 in now.users.get(key, ()))
 
 
-def _names(sight: Sight) -> dict[str, None]:
-    """Names of all modules, listed or not."""
-    return dict.fromkeys([*(module.name for module in sight.modules.values()), *sight.unlisted.values()])
+def _names(sight: Sight) -> dict[str, Module | None]:
+    """All modules by name, listed or not; None for those that are not."""
+    listed: dict[str, Module | None] = {module.name: module for module in sight.modules.values()}
+    return listed | {name: None for name in sight.unlisted.values() if name not in listed}
 
 
 def described(entry: Task | Socket) -> str:
