@@ -31,6 +31,7 @@ examples:
   vmishim ps --domains 'web-*'              list the processes of many guests at once
   vmishim run process_list.py web-1         run an unchanged LibVMI script on it
   vmishim dump web-1 -o core.elf            acquire its memory, for crash, drgn and others
+  vmishim vol web-1 linux.pslist.PsList     run a Volatility 3 plugin on it
   vmishim compare process_list.py web-1     run it on all backends; compare answers and costs
   vmishim doctor web-1                      check what works, and how to fix what does not
 
@@ -167,6 +168,23 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--local", action="store_true", help="read this machine, whichever domain the script names")
     _strategy(run)
     _script(run)
+
+    vol = command(
+        "vol",
+        "volatility:vol",
+        "run a Volatility 3 plugin on a guest",
+        "vmishim vol web-1 linux.pslist.PsList\n"
+        "vmishim vol web-1 -r json linux.malware.hidden_modules\n"
+        "vmishim vol --stats web-1 linux.lsof --pid 1\n"
+        "sudo vmishim vol --local any-name linux.lsmod",
+        "Needs vmishim[vol]; symbols come from the guest. What follows DOMAIN is Volatility's own: list it with\n"
+        "`vmishim vol web-1 --help`. docs/volatility.md says which plugins work, and about `vol -f vmishim://web-1`.",
+    )
+    vol.add_argument("--local", action="store_true", help="read this machine, whichever domain is named; needs root")
+    vol.add_argument("--stats", action="store_true", help="print time, requests and bytes on standard error")
+    which = vol.add_argument("domain", metavar="DOMAIN", help="the guest's name")
+    which.complete = _DOMAINS  # type: ignore[attr-defined]
+    vol.add_argument("words", nargs=argparse.REMAINDER, metavar="PLUGIN", help="Volatility's options and a plugin")
 
     compare = command(
         "compare",

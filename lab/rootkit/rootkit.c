@@ -13,18 +13,27 @@
  *   hide-port PORT WHERE       hook tcp4_seq_ops.show, whose address is given, to pass over a port in /proc/net/tcp
  *   share-cred PID OTHER       give a process the credentials of another; OTHER 0: the kernel's own, init_cred
  *   zero-uid PID               make a process's own credentials root's, in place
+ *   notify-keys                be called for each key
+ *   trace-function WHERE       be called by a function of the kernel, through ftrace
+ *   hook-packets               be called for each packet that comes in
+ *   probe-forks                be called at the tracepoint sched_process_fork
  *   patch WHERE VALUE          store a word of the kernel's image, read-only ones too
  *   restore                    undo all of it, the last first
  */
 #include <linux/cred.h>
+#include <linux/ftrace.h>
 #include <linux/idr.h>
+#include <linux/keyboard.h>
 #include <linux/kobject.h>
 #include <linux/module.h>
+#include <linux/netfilter.h>
+#include <linux/netfilter_ipv4.h>
 #include <linux/pid_namespace.h>
 #include <linux/rculist.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 #include <linux/seq_file.h>
+#include <linux/tracepoint.h>
 #include <linux/vmalloc.h>
 #include <net/inet_hashtables.h>
 #include <net/tcp.h>
@@ -296,6 +305,96 @@ static int hide_port(unsigned short port, unsigned long *show)
 	return patch(show, (unsigned long)hooked_show);
 }
 
+/* What the kernel calls. */
+
+static int key_pressed(struct notifier_block *block, unsigned long action, void *data)
+{
+	return NOTIFY_OK;
+}
+
+static struct notifier_block keys = { .notifier_call = key_pressed };
+
+static void ignore_keys(struct undo *undo)
+{
+	unregister_keyboard_notifier(&keys);
+}
+
+static int notify_keys(void)
+{
+	int failed = register_keyboard_notifier(&keys);
+
+	return failed ?: remember(ignore_keys, NULL, NULL);
+}
+
+static notrace void traced(unsigned long at, unsigned long from, struct ftrace_ops *ops, struct ftrace_regs *registers)
+{
+}
+
+static struct ftrace_ops tracer = { .func = traced };
+
+static void end_trace(struct undo *undo)
+{
+	unregister_ftrace_function(&tracer);
+	ftrace_set_filter_ip(&tracer, (unsigned long)undo->what, 1, 0);
+}
+
+static int trace_function(unsigned long at)
+{
+	int failed = ftrace_set_filter_ip(&tracer, at, 0, 0) ?: register_ftrace_function(&tracer);
+
+	return failed ?: remember(end_trace, (void *)at, NULL);
+}
+
+static unsigned int packet_came(void *data, struct sk_buff *packet, const struct nf_hook_state *state)
+{
+	return NF_ACCEPT;
+}
+
+static const struct nf_hook_ops packets = {
+	.hook = packet_came,
+	.pf = NFPROTO_IPV4,
+	.hooknum = NF_INET_PRE_ROUTING,
+	.priority = NF_IP_PRI_FIRST,
+};
+
+static void ignore_packets(struct undo *undo)
+{
+	nf_unregister_net_hook(&init_net, &packets);
+}
+
+static int hook_packets(void)
+{
+	int failed = nf_register_net_hook(&init_net, &packets);
+
+	return failed ?: remember(ignore_packets, NULL, NULL);
+}
+
+static notrace void forked(void *data, struct task_struct *parent, struct task_struct *child)
+{
+}
+
+static void find_fork(struct tracepoint *point, void *found)
+{
+	if (!strcmp(point->name, "sched_process_fork"))
+		*(struct tracepoint **)found = point;
+}
+
+static void ignore_forks(struct undo *undo)
+{
+	tracepoint_probe_unregister(undo->what, forked, NULL);
+	tracepoint_synchronize_unregister();
+}
+
+static int probe_forks(void)
+{
+	struct tracepoint *point = NULL;
+	int failed;
+
+	for_each_kernel_tracepoint(find_fork, &point);
+	failed = point ? tracepoint_probe_register(point, forked, NULL) : -ENOENT;
+	return failed ?: remember(ignore_forks, point, NULL);
+}
+
 /* Commands. */
 
 static int of_task(const char *verb, struct task_struct *task, unsigned int number)
@@ -342,6 +441,14 @@ static int command(const char *line, const struct kernel_param *param)
 		return unlink_listener(first);
 	if (!strcmp(verb, "hide-port"))
 		return hide_port(first, (unsigned long *)second);
+	if (!strcmp(verb, "notify-keys"))
+		return notify_keys();
+	if (!strcmp(verb, "trace-function"))
+		return trace_function(first);
+	if (!strcmp(verb, "hook-packets"))
+		return hook_packets();
+	if (!strcmp(verb, "probe-forks"))
+		return probe_forks();
 	if (!strcmp(verb, "patch"))
 		return patch((unsigned long *)first, second);
 	rcu_read_lock();

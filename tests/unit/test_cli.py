@@ -37,7 +37,7 @@ from vmishim.wire.sessions import Sessions
 
 AGENT = generate().public
 COMMANDS = (
-    "ps", "lsmod", "ss", "watch", "run", "compare", "dump",
+    "ps", "lsmod", "ss", "watch", "run", "compare", "dump", "vol",
     "keygen", "enroll", "forget", "domains", "config", "bundle", "offsets", "attest", "doctor", "completion",
 )  # fmt: skip
 
@@ -157,6 +157,8 @@ def test_every_command_is_tested() -> None:
         (["ps", "web-1", "--strategy", "quick"], 2, "invalid choice: 'quick'"),
         (["ps", "web-9"], 1, "no domain 'web-9'"),
         (["lsmod", "web-9"], 1, "'vmishim enroll' adds one"),
+        (["vol", "web-9", "linux.pslist"], 1, "no domain 'web-9'"),
+        (["vol"], 2, "the following arguments are required: DOMAIN"),
         (["doctor", "web-9"], 1, "no domain 'web-9'"),
         (["attest", "web-9"], 1, "no domain 'web-9'"),
         (["ps", "web-1", "--json", "--tree"], 2, "--tree: not allowed with argument --json"),

@@ -78,6 +78,9 @@ TABLE: dict[str, set[str]] = {
     },
     "vmishim": {"vmishim.errors", "vmishim.libvmi", "vmishim.version"},
     "libvmi": {"vmishim.libvmi"},
+    "vmishim.volatility": {
+        *("vmishim.errors", "vmishim.files", "vmishim.guests", "vmishim.kernel", "vmishim.memory", "vmishim.wire"),
+    },
     "vmishim.inspection": {
         *("vmishim.errors", "vmishim.files", "vmishim.guests", "vmishim.isolated", "vmishim.libvmi", "vmishim.memory"),
     },
@@ -104,6 +107,7 @@ TABLE: dict[str, set[str]] = {
         *("vmishim.guests", "vmishim.inject", "vmishim.inspection", "vmishim.libvmi", "vmishim.link", "vmishim.output"),
         *("vmishim.files", "vmishim.readahead", "vmishim.script", "vmishim.version", "vmishim.wire"),
         "vmishim.watching",
+        "vmishim.volatility",
     },
     "vmishim.cli": {"vmishim.commands", "vmishim.errors", "vmishim.foreign", "vmishim.output", "vmishim.version"},
     # What is not shipped.
@@ -114,7 +118,7 @@ TABLE: dict[str, set[str]] = {
     "bench": {
         *("guest_agent.__main__", "guest_agent.agent", "guest_agent.kernel", "lab", "libvmi", "vmishim.errors"),
         *("vmishim.guests", "vmishim.inspection", "vmishim.kernel", "vmishim.libvmi", "vmishim.readahead"),
-        "vmishim.wire",
+        *("vmishim.volatility", "vmishim.wire"),
     },
     "trials": {
         *("bench", "guest_agent.agent", "guest_agent.kernel", "lab", "vmishim.attestation", "vmishim.client"),

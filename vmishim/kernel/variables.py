@@ -195,6 +195,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "prb": ("struct printk_ringbuffer *",),
     "log_buf": ("char *",),
     "log_buf_len": ("u32",),
+    **dict.fromkeys(("_text", "_stext", "_etext", "_end"), ("char []",)),
     "linux_banner": ("char []",),
     "saved_command_line": ("char *",),
     "kernel_config_data": ("char []",),
