@@ -14,18 +14,23 @@ both have must come from the agent, and every row that the agent gives must be i
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # the child, which gets the folder of this checkout
+    sys.path.insert(0, sys.argv[1])
 
 from bench.delay import delayed
 from lab import image
@@ -84,6 +89,11 @@ while os.read(terminal, 4096):
 SPOOFED = """
 import ctypes, time
 ctypes.CDLL(None).prctl(15, b"kworker/9:9", 0, 0, 0)
+time.sleep(10**6)
+"""
+TERMINAL = """
+import os, time
+kept = os.open("/dev/ttyS0", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
 time.sleep(10**6)
 """
 LISTENER = """
@@ -145,7 +155,7 @@ def planted(vm: LabVM) -> Iterator[Plants]:
 
     :raises lab.vm.CommandError: the VM does not let us
     """
-    rwx, perf, tracer, bash, spoofed, listener = (
+    rwx, perf, tracer, bash, spoofed, listener, terminal = (
         _service(vm, name, program)
         for name, program in (
             ("rwx", RWX),
@@ -154,12 +164,14 @@ def planted(vm: LabVM) -> Iterator[Plants]:
             ("bash", BASH),
             ("spoofed", SPOOFED),
             ("listener", LISTENER),
+            ("terminal", TERMINAL),
         )
     )
     thief, robbed, unlinked = sorted(vm.spawn("sleep", "infinity", count=3))
     vm.wait_until(lambda: b":4444" in vm.run("ss", "-Hltn").stdout, "the listener")
     vm.wait_until(lambda: b"kworker/9:9" in vm.run("cat", f"/proc/{spoofed}/comm").stdout, "the spoofed name")
     vm.wait_until(lambda: b"perf_event" in vm.run("ls", "-l", f"/proc/{perf}/fd").stdout, "the counter")
+    vm.wait_until(lambda: b"ttyS0" in vm.run("ls", "-l", f"/proc/{terminal}/fd").stdout, "the terminal")
     vm.wait_until(lambda: b"rwxp" in vm.run("cat", f"/proc/{rwx}/maps").stdout, "the area")
     vm.wait_until(
         lambda: vm.run("grep", "-l", f"TracerPid:.{tracer}$", "-r", "/proc", "--include=status", check=False).stdout,
@@ -213,7 +225,7 @@ def planted(vm: LabVM) -> Iterator[Plants]:
     finally:
         rootkit.unload()
         vm.kill({thief, robbed, unlinked})
-        vm.run("systemctl", "stop", "rwx", "perf", "tracer", "bash", "spoofed", "listener", check=False)
+        vm.run("systemctl", "stop", "rwx", "perf", "tracer", "bash", "spoofed", "listener", "terminal", check=False)
 
 
 def _service(vm: LabVM, name: str, program: str) -> int:
@@ -261,7 +273,8 @@ class Result:
 
 
 class Volatility:
-    """Runs plugins on one VM's agent, and on copies of its memory.
+    """Runs plugins on one VM's agent, and on copies of its memory: one after the other in one process, each with a
+    connection and a cache of its own.
 
     :param folder: for keys, symbols, copies and what plugins write
     """
@@ -271,27 +284,39 @@ class Volatility:
     ) -> None:
         self.folder, self.vm = folder, vm
         save_private(folder / "key", agent.private)
-        domain = agent.domain("lab", timeout=30)
+        domain = agent.domain("lab", timeout=60)
         lines = [
             "[lab]",
             f'agent = "{endpoint or domain.agent}"',
             f'agent_key = "{domain.agent_key}"',
             f'key = "{folder / "key"}"',
-            "timeout = 30",
+            "timeout = 60",
         ]
         if sealed:
             lines.append(f'kernel_key = "{agent.kernel.text}"')
         (folder / "domains.toml").write_text("\n".join(lines) + "\n")
-        self.environment = {
-            **os.environ,
-            "VMISHIM_CONFIG": str(folder / "domains.toml"),
-            "XDG_CACHE_HOME": str(folder / "kept"),
-        }
+        for name in ("out", "cache"):
+            (folder / name).mkdir(exist_ok=True)
+        self._child = subprocess.Popen(
+            [sys.executable, "-I", str(Path(__file__)), str(ROOT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "VMISHIM_CONFIG": str(folder / "domains.toml"),
+                "XDG_CACHE_HOME": str(folder / "kept"),
+            },
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.kill()
+        self._child.communicate()
 
     def agent(self, plugin: str, *arguments: str) -> Result:
         """A plugin on the agent."""
-        program = str(Path(sys.executable).with_name("vmishim"))
-        return self._run([program, "vol", "--stats", "lab", *self._options(), plugin, *arguments])
+        return self._run(["-f", "vmishim://lab", plugin, *arguments])
 
     def copy(self, name: str) -> Path:
         """The VM's memory at one instant."""
@@ -311,33 +336,59 @@ class Volatility:
             with closing(RamFile("ram", ram)) as target:
                 made = Guest(target, self.folder / "kept" / "vmishim" / "kernels").symbols()
             (symbols / "kernel.json").write_bytes(made.read_bytes())
-        program = str(Path(sys.executable).with_name("vol"))
-        places = ["-s", str(symbols.parent), "--cache-path", str(self.folder / "cache"), "-f", str(ram)]
-        (self.folder / "cache").mkdir(exist_ok=True)
-        return self._run([program, *places, *self._options(), plugin, *arguments])
+        return self._run(["-s", str(symbols.parent), "-f", str(ram), plugin, *arguments])
 
-    def _options(self) -> list[str]:
-        (self.folder / "out").mkdir(exist_ok=True)
-        return ["-q", "--offline", "-o", str(self.folder / "out"), "-r", "json"]
+    def _run(self, words: list[str]) -> Result:
+        options = ["-q", "--offline", "--cache-path", str(self.folder / "cache"), "-o", str(self.folder / "out")]
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(json.dumps([*options, "-r", "json", *words]) + "\n")
+        self._child.stdin.flush()
+        return Result(**json.loads(self._child.stdout.readline()))
 
-    def _run(self, command: list[str]) -> Result:
-        begun = time.perf_counter()
+
+def serve() -> None:
+    """The process that runs plugins: a line of words for each, answered by a line with its result."""
+    from volatility3 import cli
+    from volatility3.framework import constants
+
+    from vmishim.volatility import guest as guests
+
+    constants.PLUGINS_PATH.append(str(ROOT / "compat" / "volatility"))
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"not done after {TIMEOUT} s")
+
+    signal.signal(signal.SIGALRM, late)
+    answers = sys.stdout
+    for line in sys.stdin:
+        begun, out, err, status, error = time.perf_counter(), io.StringIO(), io.StringIO(), 0, ""
+        sys.argv = ["vol", *json.loads(line)]
+        signal.alarm(TIMEOUT)
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT, check=False, env=self.environment
-            )
-        except subprocess.TimeoutExpired:
-            return Result(-1, None, f"not done after {TIMEOUT} s", TIMEOUT, 0)
+            with redirect_stdout(out), redirect_stderr(err):
+                cli.CommandLine().run()
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 1
+        except Exception as failed:
+            status, error = 1, f"{type(failed).__name__}: {failed}"
+        signal.alarm(0)
         seconds = time.perf_counter() - begun
         try:
-            rows = json.loads(done.stdout)
+            rows = json.loads(out.getvalue())
         except ValueError:
             rows = None
-        cost = re.search(r"vmishim: batch: ([\d,]+) requests?", done.stderr)
-        requests = int(cost[1].replace(",", "")) if cost else 0
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        said = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b|vmishim: (?!batch)|ERROR", line)]
-        return Result(done.returncode, rows, said[-1] if said else "", seconds, requests)
+        requests = 0
+        for each in guests.opened():
+            if each.target.agent is not None:
+                requests += each.target.agent.link.requests
+            error = error or (str(each.lost) if each.lost else "")
+            each.target.close()
+        guests.forget()
+        lines = [line.strip() for line in err.getvalue().splitlines() if line.strip()]
+        said = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b|vmishim: |[A-Z].*requirement", line)]
+        answer = Result(status, rows, error or (said[-1] if said else ""), seconds, requests)
+        print(json.dumps(asdict(answer)), file=answers, flush=True)
 
 
 def plugins() -> list[str]:
@@ -394,7 +445,7 @@ def measure(kernel: str, chosen: Callable[[str], bool], delay: float, sealed: bo
         if delay:
             endpoint = stack.enter_context(delayed(int(agent.endpoint.rpartition(":")[2]), delay / 2))
         plants = stack.enter_context(planted(vm))
-        volatility = Volatility(folder, vm, agent, endpoint, sealed)
+        volatility = stack.enter_context(closing(Volatility(folder, vm, agent, endpoint, sealed)))
         volatility.agent("linux.boottime.Boottime")  # makes the symbols
         before = volatility.copy("before") if compare else None
         ours: dict[str, Result] = {}
@@ -509,4 +560,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if __package__:
+        sys.exit(main())
+    serve()

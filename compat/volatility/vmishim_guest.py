@@ -164,11 +164,21 @@ class VmishimPhysical(_Readable):
         super().__init__(context=context, config_path=config_path, name=name, metadata=metadata)
         self._base = self.config["base_layer"]
         self._guest = guest(context.layers[self._base].location)
-        self._ranges = self._guest.ranges()
+        self._said: list[tuple[int, int]] | None = None
 
     @property
     def dependencies(self) -> list[str]:
         return [self._base]
+
+    @property
+    def _ranges(self) -> list[tuple[int, int]]:
+        """Asked for when it is needed: most plugins read no physical memory."""
+        if self._said is None:
+            try:
+                self._said = self._guest.ranges()
+            except LibvmiError as error:
+                raise _lost(self.name, error) from error
+        return self._said
 
     @property
     def minimum_address(self) -> int:

@@ -1,3 +1,5 @@
+# This file runs Volatility and reads its results. It is also licensed under the Volatility Software License 1.0,
+# https://www.volatilityfoundation.org/license/vsl-v1.0
 """An independent oracle: volatility3, which shares no code with us, sees in a stopped guest's memory what we see.
 
 It wants symbols with types; ours are made of the guest's BTF and kallsyms (isf.py). With these all of its plugins that
@@ -12,11 +14,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.volatility import SHOWN, Volatility, arguments, finds, planted, plugins, short
 from lab.agent import InstalledAgent
 from lab.environment import interpreter
 from lab.vm import LabVM
@@ -158,3 +162,43 @@ def test_volatility_sees_the_same(lab: LabVM, agent: InstalledAgent, volatility:
         file for file in files if file[0] in shown
     }
     assert {path for *_, path in files} >= {"/tmp/planted", "/etc/hostname"}
+
+
+# The same plugins on the agent.
+
+
+@pytest.fixture(scope="module")
+def on_agent(lab: LabVM, agent: InstalledAgent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volatility]:
+    """Runs plugins on the lab VM's agent."""
+    with closing(Volatility(tmp_path_factory.mktemp("volatility"), lab, agent)) as made:
+        made.agent("linux.boottime.Boottime")  # makes the symbols
+        yield made
+
+
+def test_vmishim_vol_lists_every_process_in_few_requests(lab: LabVM, on_agent: Volatility) -> None:
+    planted = lab.spawn("sleep", "infinity", count=5)
+    try:
+        found = on_agent.agent("linux.pslist.PsList")
+        assert planted <= {row["PID"] for row in found.rows or []} <= lab.processes().keys() | planted
+        assert found.requests <= 15
+    finally:
+        lab.kill(planted)
+
+
+def test_a_guest_that_has_no_agent_is_one_clear_error(on_agent: Volatility) -> None:
+    command = [str(Path(sys.executable).with_name("vmishim")), "vol", "no-such-guest", "linux.pslist"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("vmishim: no domain 'no-such-guest'")
+
+
+@pytest.mark.long
+def test_each_detector_finds_what_was_planted_for_it(lab: LabVM, on_agent: Volatility) -> None:
+    wanted = {name: plugin for plugin in plugins() if (name := short(plugin)) in SHOWN and name != "linux.psscan"}
+    with planted(lab) as plants:
+        missed = [
+            name
+            for name, plugin in wanted.items()
+            if not finds(on_agent.agent(plugin, *arguments(plugin, plants)).rows or [], plants.expected[name])
+        ]
+    assert missed == []

@@ -52,7 +52,7 @@ CHILDREN = {
     "bench/hosts.py: plant_processes": 1,
     "bench/machine.py: run": 1,
     "bench/sealed.py: _sleepers": 1,
-    "bench/volatility.py: _run": 1,
+    "bench/volatility.py: __init__": 1,
     "bench/volatility.py: copy": 1,
     "bench/volatility.py: plugins": 1,
     "bpf/hatch_build.py: _build": 1,

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from vmishim import files
 from vmishim.errors import FaultError, LibvmiError
-from vmishim.guests.target import Target
+from vmishim.guests.target import Target, direct
 from vmishim.kernel import btf, kallsyms, variables, vmcoreinfo
 from vmishim.kernel.types import Types
 from vmishim.kernel.variables import Declared
@@ -130,12 +130,8 @@ def describe(target: Target, kept: Path | None = None) -> Description:
     """
     where = kept or folder()
     profile = target.profile
-    read = target.reader.read
-    given = _given(target)
+    given, banner = _given(target)
     said = vmcoreinfo.parse(given)
-    banner = b""
-    with suppress(KeyError, FaultError):
-        banner = _before_fault(read, profile.symbol("linux_banner"), BANNER_MAX).split(b"\0")[0]
     identity = hashlib.sha256(repr((profile.release, said.get("BUILD-ID"), banner)).encode()).digest()
     found = _load(where / f"{identity.hex()[:32]}.kernel", identity, target) if banner or "BUILD-ID" in said else None
     was_kept = found is not None
@@ -156,15 +152,20 @@ def _before_fault(read: Callable[[int, int], bytes], address: int, count: int) -
         return fault.data
 
 
-def _given(target: Target) -> bytes:
-    """The kernel's own VMCOREINFO; empty if it has none, or does not say where."""
-    read = target.reader.read
-    with suppress(KeyError, FaultError):
-        place = int.from_bytes(read(target.profile.symbol("vmcoreinfo_data"), 8), "little")
-        data = read(place, vmcoreinfo.SIZE_MAX).split(b"\0")[0]
+def _given(target: Target) -> tuple[bytes, bytes]:
+    """The kernel's own VMCOREINFO, and its banner; empty if it has none, or does not say where."""
+    symbols: dict[str, int] = {}
+    for name in ("vmcoreinfo_data", "linux_banner"):
+        with suppress(KeyError):
+            symbols[name] = target.profile.symbol(name)
+    came = dict(direct(target).scatter(list(symbols.values()), BANNER_MAX)) if symbols else {}
+    banner = came.get(symbols.get("linux_banner", 0), b"").split(b"\0")[0]
+    place = int.from_bytes(came.get(symbols.get("vmcoreinfo_data", 0), b"")[:8], "little")
+    with suppress(FaultError):
+        data = target.reader.read(place, vmcoreinfo.SIZE_MAX).split(b"\0")[0] if place else b""
         if data.startswith(b"OSRELEASE="):
-            return data
-    return b""
+            return data, banner
+    return b"", banner
 
 
 def _made(target: Target, blob: bytes, symbols: list[tuple[int, str]]) -> bytes:
@@ -289,7 +290,7 @@ def _load(path: Path, identity: bytes, target: Target) -> tuple[bytes, list[tupl
         _compare(found, target)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, FaultError) as error:
+    except (OSError, ValueError, KeyError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         log.warning("%s is not used, and the guest's memory is read again: %s", path, reason)
         return None
@@ -339,7 +340,7 @@ def _unpacked(data: bytes, identity: bytes, base: int) -> tuple[bytes, list[tupl
 
 
 def _compare(found: tuple[bytes, list[tuple[int, str]]], target: Target) -> None:
-    """:raises ValueError: the guest's memory is not what was kept; :raises FaultError: it cannot be read"""
+    """:raises ValueError: the guest's memory is not what was kept"""
     blob, symbols = found
     addresses = {name: address for address, name in reversed(symbols)}
     for name in ("_text", "init_task", "modules", "linux_banner", "init_mm", "tcp_hashinfo"):
@@ -353,8 +354,10 @@ def _compare(found: tuple[bytes, list[tuple[int, str]]], target: Target) -> None
     if stop - start != len(blob):
         raise ValueError("the guest's BTF has another size")
     chance = random.SystemRandom()
-    for at in (0, *(chance.randrange(max(len(blob) - SAMPLE, 1)) for _ in range(SAMPLES))):
-        if target.reader.read(start + at, SAMPLE)[:SAMPLE] != blob[at : at + SAMPLE]:
+    places = [0, *(chance.randrange(max(len(blob) - SAMPLE, 1)) for _ in range(SAMPLES))]
+    came = dict(direct(target).scatter([start + at for at in places], SAMPLE))
+    for at in places:
+        if (found_there := came.get(start + at)) is None or found_there[: len(blob) - at] != blob[at : at + SAMPLE]:
             raise ValueError(f"the guest's BTF differs at byte {at}")
 
 

@@ -25,6 +25,12 @@ from vmishim.volatility import isf, plans
 SCHEME = "vmishim"
 SYMBOLS_KEPT = 8
 """Files of symbols kept on disk, 15 MiB each."""
+FIRST = (
+    *("phys_base", "sme_me_mask", "iomem_resource", "init_pid_ns", "tk_core", "timekeeper_data", "modules", "mod_tree"),
+    *("module_kset", "net_namespace_list", "init_net", "prb", "taint_flags", "init_files", "init_mm", "bpf_kallsyms"),
+    *("ftrace_mod_maps", "ftrace_ops_list", "idt_table", "sys_call_table", "tty_drivers", "keyboard_notifier_list"),
+)
+"""Variables whose pages are fetched at the start."""
 KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 """Where the kernel's image is mapped (``__START_KERNEL_map``)."""
 
@@ -50,6 +56,8 @@ class Guest:
             )
         self._kept = kept or folder()
         self.cache = PageCache(direct(target), lifetime=math.inf)
+        # What nearly every plugin reads, in one request.
+        self.cache.prefetch(self.kernel.addresses[name] for name in FIRST if name in self.kernel.addresses)
         self.root = self._find_root()
         self.encrypted = self._word("sme_me_mask") & pagetable.FRAME
         self.translate = lru_cache(1 << 16)(self._translate)
@@ -102,7 +110,9 @@ class Guest:
     def ranges(self) -> list[tuple[int, int]]:
         """(start, end) of RAM in physical addresses, as the kernel has it; all up to its end, if it does not say."""
         with suppress(KeyError):
-            said = layout.ranges(self.cache.read, self.target.profile.symbol("iomem_resource"))
+            said = layout.ranges(
+                lambda at, count: self._read(at, count, KERNEL), self.target.profile.symbol("iomem_resource")
+            )
             if said:
                 return [(each.start, each.end) for each in said]
         return [(0, self.size)] if self.size else []
@@ -192,6 +202,11 @@ def guest(location: str) -> Guest:
 def opened() -> list[Guest]:
     """All guests that are open."""
     return list(_open.values())
+
+
+def forget() -> None:
+    """Open each guest again when it is next asked for. Those that are open stay the caller's to close."""
+    _open.clear()
 
 
 def name_of(location: str) -> str:
