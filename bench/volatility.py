@@ -348,47 +348,59 @@ class Volatility:
 
 
 def serve() -> None:
-    """The process that runs plugins: a line of words for each, answered by a line with its result."""
+    """The process that runs plugins: a line of words for each, answered by a line with its result. Each runs in a fork,
+    because some plugins keep what they have seen."""
+    import volatility3.plugins
+    from volatility3 import cli, framework
+
+    framework.constants.PLUGINS_PATH.append(str(ROOT / "compat" / "volatility"))
+    framework.require_interface_version(2, 0, 0)
+    framework.import_files(volatility3.plugins, True)  # once for all forks
+    assert cli
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            print(json.dumps(asdict(_run(json.loads(line)))), flush=True)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            print(json.dumps(asdict(Result(1, None, f"it ended with status {status}", 0.0, 0))), flush=True)
+
+
+def _run(words: list[str]) -> Result:
+    """Run Volatility as its own command does."""
     from volatility3 import cli
-    from volatility3.framework import constants
 
     from vmishim.volatility import guest as guests
-
-    constants.PLUGINS_PATH.append(str(ROOT / "compat" / "volatility"))
 
     def late(*_: object) -> None:
         raise TimeoutError(f"not done after {TIMEOUT} s")
 
     signal.signal(signal.SIGALRM, late)
-    answers = sys.stdout
-    for line in sys.stdin:
-        begun, out, err, status, error = time.perf_counter(), io.StringIO(), io.StringIO(), 0, ""
-        sys.argv = ["vol", *json.loads(line)]
-        signal.alarm(TIMEOUT)
-        try:
-            with redirect_stdout(out), redirect_stderr(err):
-                cli.CommandLine().run()
-        except SystemExit as ended:
-            status = ended.code if isinstance(ended.code, int) else 1
-        except Exception as failed:
-            status, error = 1, f"{type(failed).__name__}: {failed}"
-        signal.alarm(0)
-        seconds = time.perf_counter() - begun
-        try:
-            rows = json.loads(out.getvalue())
-        except ValueError:
-            rows = None
-        requests = 0
-        for each in guests.opened():
-            if each.target.agent is not None:
-                requests += each.target.agent.link.requests
-            error = error or (str(each.lost) if each.lost else "")
-            each.target.close()
-        guests.forget()
-        lines = [line.strip() for line in err.getvalue().splitlines() if line.strip()]
-        said = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b|vmishim: |[A-Z].*requirement", line)]
-        answer = Result(status, rows, error or (said[-1] if said else ""), seconds, requests)
-        print(json.dumps(asdict(answer)), file=answers, flush=True)
+    signal.alarm(TIMEOUT)
+    begun, out, err, status, error = time.perf_counter(), io.StringIO(), io.StringIO(), 0, ""
+    sys.argv = ["vol", *words]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            cli.CommandLine().run()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except Exception as failed:
+        status, error = 1, f"{type(failed).__name__}: {failed}"
+    signal.alarm(0)
+    seconds = time.perf_counter() - begun
+    try:
+        rows = json.loads(out.getvalue())
+    except ValueError:
+        rows = None
+    requests = 0
+    for each in guests.opened():
+        if each.target.agent is not None:
+            requests += each.target.agent.link.requests
+        error = error or (str(each.lost) if each.lost else "")
+    lines = [line.strip() for line in err.getvalue().splitlines() if line.strip()]
+    said = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b|vmishim: |[A-Z].*requirement", line)]
+    return Result(status, rows, error or (said[-1] if said else ""), seconds, requests)
 
 
 def plugins() -> list[str]:
@@ -433,9 +445,11 @@ def _key(row: Row) -> str:
     return json.dumps({name: cell for name, cell in row.items() if name != "__children"}, sort_keys=True)
 
 
-def measure(kernel: str, chosen: Callable[[str], bool], delay: float, sealed: bool, compare: bool = True) -> list[Row]:
-    """All chosen plugins on one kernel."""
-    found = []
+def measure(
+    kernel: str, chosen: Callable[[str], bool], delay: float, sealed: bool, compare: bool = True
+) -> Iterator[list[Row]]:
+    """All chosen plugins on one kernel: what each did on the agent, then again and again with one more compared."""
+    found: list[Row] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
         vm = stack.enter_context(LabVM.boot(kernel))
@@ -451,37 +465,34 @@ def measure(kernel: str, chosen: Callable[[str], bool], delay: float, sealed: bo
         ours: dict[str, Result] = {}
         for plugin in filter(chosen, plugins()):
             ours[plugin] = result = volatility.agent(plugin, *arguments(plugin, plants))
-            count = "no" if result.rows is None else len(list(flat(result.rows)))
-            print(f"{kernel} {plugin}: {count} rows, {result.requests} requests, {result.seconds:.1f} s {result.error}")
-        after = volatility.copy("after") if compare else None
-        for plugin, result in ours.items():
-            differs = ""
-            stock: Result | None = None
-            if before and after:
-                stock = volatility.stock(after, plugin, *arguments(plugin, plants))
-                first = (
-                    volatility.stock(before, plugin, *arguments(plugin, plants)) if _differ(stock, result) else stock
-                )
-                differs = compared(first, result, stock)
+            count = None if result.rows is None else len(list(flat(result.rows)))
             values = plants.expected.get(short(plugin))
+            seen = None if values is None else finds(result.rows or [], values)
+            said = f"{count} rows, {result.requests} requests, {result.seconds:.1f} s {result.error}"
+            print(f"{kernel} {plugin}: {said}{'' if seen in (None, True) else f', not found: {values}'}", flush=True)
             one = {
                 "kernel": kernel,
                 "plugin": plugin,
-                "rows": None if result.rows is None else len(list(flat(result.rows))),
+                "rows": count,
                 "requests": result.requests,
                 "seconds": round(result.seconds, 1),
-                "stock_seconds": round(stock.seconds, 1) if stock else None,
                 "error": result.error if result.rows is None or result.status else "",
-                "differs": differs,
-                "found": None if values is None else finds(result.rows or [], values),
+                "differs": None,
+                "found": seen,
             }
-            print(json.dumps(one), flush=True)
             found.append(one)
-    return found
-
-
-def _differ(one: Result, other: Result) -> bool:
-    return bool(compared(one, other, one))
+        yield found
+        if before is None:
+            return
+        after = volatility.copy("after")
+        for one in found:
+            plugin = str(one["plugin"])
+            first = last = volatility.stock(after, plugin, *arguments(plugin, plants))
+            if compared(last, ours[plugin], last):
+                first = volatility.stock(before, plugin, *arguments(plugin, plants))
+            one["differs"] = compared(first, ours[plugin], last)
+            print(f"{kernel} {plugin}: {one['differs'] or 'the same'}, {last.seconds:.1f} s {last.error}", flush=True)
+            yield found
 
 
 def page(record: dict[str, Any]) -> str:
@@ -501,7 +512,8 @@ def page(record: dict[str, Any]) -> str:
             if one is None:
                 cells.append("")
                 continue
-            works = "fails" if one["rows"] is None else "differs" if one["differs"] else "yes"
+            same = "works, not compared" if one["differs"] is None else "differs" if one["differs"] else "works"
+            works = "fails" if one["rows"] is None else same
             rows = "" if one["rows"] is None else f"{one['rows']:,}"
             cells.append(f"{works}, {rows}, {one['requests']:,}, {one['seconds']:.1f}")
             if one["error"] and short(plugin) not in WHY:
@@ -532,6 +544,14 @@ def write_page() -> None:
     PAGE.write_text(before + begin + "\n" + page(json.loads(RECORD.read_text())) + "\n" + end + after)
 
 
+def record(kernel: str, results: list[Row]) -> None:
+    """Take the results of one kernel into the record."""
+    old = json.loads(RECORD.read_text()) if RECORD.exists() else {"kernels": [], "results": []}
+    kept = [each for each in old["results"] if each["kernel"] != kernel]
+    kernels = sorted({*old["kernels"], kernel}, key=list(image.kernels()).index)
+    RECORD.write_text(json.dumps({"kernels": kernels, "results": kept + results}, indent=1) + "\n")
+
+
 def main() -> int:
     """Measure, record, write."""
     parser = argparse.ArgumentParser(prog="python -m bench.volatility", description=(__doc__ or "").split("\n\n")[0])
@@ -549,13 +569,11 @@ def main() -> int:
         return not options.plugins or short(plugin) in options.plugins or plugin in options.plugins
 
     partial = bool(options.plugins or options.delay or options.sealed)
+    whole = not (options.delay or options.sealed)
     for kernel in options.kernel or [image.default_kernel()]:
-        results = measure(kernel, chosen, options.delay / 1000, options.sealed, not (options.delay or options.sealed))
-        if not partial:
-            old = json.loads(RECORD.read_text()) if RECORD.exists() else {"kernels": [], "results": []}
-            kept = [each for each in old["results"] if each["kernel"] != kernel]
-            kernels = list(dict.fromkeys([*old["kernels"], kernel]))
-            RECORD.write_text(json.dumps({"kernels": kernels, "results": kept + results}, indent=1) + "\n")
+        for results in measure(kernel, chosen, options.delay / 1000, options.sealed, whole):
+            if not partial:
+                record(kernel, results)
     return 0
 
 

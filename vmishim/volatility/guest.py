@@ -204,11 +204,6 @@ def opened() -> list[Guest]:
     return list(_open.values())
 
 
-def forget() -> None:
-    """Open each guest again when it is next asked for. Those that are open stay the caller's to close."""
-    _open.clear()
-
-
 def name_of(location: str) -> str:
     """The domain's name in ``vmishim://NAME`` (or ``vmishim:NAME``)."""
     split = urlsplit(location)
