@@ -803,6 +803,44 @@ class Trails:
         assert values() == list(range(20))
         assert costs[3:] == [2] * 3, costs
 
+    def test_trees_of_arrays_behind_each_node_are_few_requests(self, ground: Ground) -> None:
+        """As the mappings of each process are, by its maple tree: arrays of pointers to arrays. In each pass something
+        is somewhere else, and something else is where it was."""
+        place, nodes = tasks(ground, 12, Field((), 0, 8))
+        truth: dict[int, list[int]] = {}
+
+        def plant(number: int, value: int) -> None:
+            """A tree of three levels, of two arrays each."""
+            here = [TREE + 0x4000 * number + 0x800 * part for part in range(8)]
+            ground.put(nodes[number] + 24, ground.base + here[0])
+            ground.put(here[0], *(ground.base + at for at in here[1:3] * 3))
+            for middle in (1, 2):
+                ground.put(here[middle], *(ground.base + at for at in here[1 + 2 * middle : 3 + 2 * middle] * 3))
+            for leaf in range(3, 7):
+                ground.put(here[leaf], *range(value + leaf, value + leaf + 6))
+            halves = [[*range(value + leaf, value + leaf + 6)] for leaf in range(3, 7)]
+            truth[number] = [*(halves[0] + halves[1]) * 3, *(halves[2] + halves[3]) * 3] * 3
+
+        for number in range(1, 12):
+            plant(number, 100 * number)
+        vmi = ground.read(place)
+
+        def values() -> dict[int, list[int]]:
+            found = {}
+            for number, link in enumerate(forward(vmi, place.start), 1):
+                top = vmi.read_addr_va(link - LINK + 24, 0)
+                middles = [vmi.read_addr_va(top + 8 * slot, 0) for slot in range(6)]
+                leaves = [vmi.read_addr_va(middle + 8 * slot, 0) for middle in middles for slot in range(6)]
+                found[number] = [vmi.read_addr_va(leaf + 8 * slot, 0) for leaf in leaves for slot in range(6)]
+            return found
+
+        costs = []
+        for turn in range(12):
+            plant(1 + turn % 11, 1000 + turn)
+            costs.append(cost(ground, lambda: values() == truth))
+            assert values() == truth
+        assert sorted(costs[6:])[3] <= 4, costs
+
     def test_what_a_script_polls_is_of_this_moment(self, ground: Ground) -> None:
         """Until the next look at where it began, the guest is asked each time."""
         tree(ground, [1, 2, 3])

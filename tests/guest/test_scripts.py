@@ -17,6 +17,8 @@ pytestmark = pytest.mark.long  # tests/local has the same scenes
 class There:
     """The lab VM, with processes of its own in the container."""
 
+    others = False
+
     def __init__(self, lab: LabVM, agent: InstalledAgent) -> None:
         self._lab, self._agent = lab, agent
         self.planted: set[int] = set()

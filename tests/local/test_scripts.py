@@ -19,6 +19,8 @@ from vmishim.guests.domains import Domain
 class Here:
     """This machine, with processes of its own."""
 
+    others = True
+
     def __init__(self, domain: Domain, planted: ExitStack) -> None:
         self._domain, self._planted = domain, planted
 

@@ -28,6 +28,7 @@ class Listing:
     :ivar on: the trail that it is on, of a chain that a pointer leads to
     :ivar empty_words: for a table, what its heads hold when they are empty, by address
     :ivar empty_heads: the same as a batch in the store
+    :ivar lines: addresses of the memory that was brought behind arrays, see `vmishim.readahead.lines`
     :ivar walks: how often it was walked
     """
 
@@ -44,6 +45,7 @@ class Listing:
         self.on: Trail | None = None
         self.empty_words: dict[int, int] = {}
         self.empty_heads = Batch()
+        self.lines: list[int] = []
         self.walks = 0
         self._plan: Plan | None = None
 

@@ -131,6 +131,8 @@ class Lists:
         # Only what is added becomes known: what another list brought of the rest may be younger.
         more = listing.snapshot.bare()
         self._walker.collect(more, lesson.stage, rings=lesson.rings)
+        if listing.lines and not lesson.rings:
+            listing.lines += lines_of(more.words, {at: len(cell) for at, cell in more.cells.items()})
         self._publish(listing, more.words, more.cells)
 
     def begin(self, trail: Trail) -> None:
@@ -166,7 +168,7 @@ class Lists:
         companions = [read for read in listing.companions.wanted if read[0] not in self._heads]
         result = self._walker.walk(listing.kernel_list, listing.plan, listing.fields, companions, listing.empty_words)
         listing.companions.bring(result.companions, self.store.policy.until(self._now(), COMPANION_STALE))
-        self._walker.collect_rest(result.snapshot, listing.fields)
+        listing.lines = self._walker.collect_rest(result.snapshot, listing.fields, listing.lines)
         listing.snapshot, listing.apart = result.snapshot.bare(), result.apart
         listing.batch = self.store.open()
         self.begin(listing.trail)
@@ -215,13 +217,16 @@ class Lists:
         words = {at: int.from_bytes(data, "little") for at, data in cells.items() if len(data) == WORD}
         self.keep(words, {at: data for at, data in cells.items() if at not in words})
 
-    def keep(self, words: dict[int, int], cells: dict[int, bytes]) -> None:
-        """Know what belongs to no list."""
+    def keep(self, words: dict[int, int], cells: dict[int, bytes], trail: Trail | None = None) -> None:
+        """Know what belongs to no list; what is on a trail until its next pass begins."""
         for listing in self:
             if listing.kernel_list.step == Step.RING_NODE:
                 for at in [at for at in cells if len(cells[at]) > WORD and listing.kernel_list.is_head_node(at)]:
                     del cells[at]
-        self.store.put(self.store.open(), words, cells)
+        batch = self.store.open() if trail is None or not self.store.knows(trail.batch) else trail.batch
+        if trail is not None:
+            trail.batch = batch
+        self.store.put(batch, words, cells)
 
     def _publish(
         self, listing: Listing, words: dict[int, int], cells: dict[int, bytes], also: dict[int, int] | None = None

@@ -235,11 +235,12 @@ class ReadAhead:
         whole = len(data) // WORD
         if count == WORD and address % WORD == 0:
             values = Struct(f"<{whole}Q").unpack_from(data)
-            self._lists.keep(dict(zip(range(address, address + whole * WORD, WORD), values, strict=True)), {})
+            words = dict(zip(range(address, address + whole * WORD, WORD), values, strict=True))
             if trail is not None:
-                trail.meet_all(dict(zip(range(address, address + whole * WORD, WORD), values, strict=True)), {})
+                trail.meet_all(words, {})
+            self._lists.keep(words, {}, trail)
         else:
-            self._lists.keep({}, {address: data})
+            self._lists.keep({}, {address: data}, trail)
         self._run.go_on(address + (whole * WORD or len(data)))
         return data[:count]
 

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from struct import Struct
+from typing import Any
 
 from vmishim.memory.reader import KERNEL_FLOOR
 from vmishim.readahead.fields import WORD, Column, Hop, Path, Stage
@@ -60,13 +61,18 @@ class Snapshot:
             columns = [list(compress(column, own)) for column in columns]
         if not columns[0]:
             return heads
-        nodes, faults = columns[0], columns[1]
         if plan.step != Step.SELF:
-            self.nodes.setdefault(stage.root, []).extend(nodes)
+            self.nodes.setdefault(stage.root, []).extend(columns[0])
             self._sorted.pop((stage.root, 0), None)
+        self.put(stage, columns)
+        return heads
+
+    def put(self, stage: Stage, columns: list[list[Any]]) -> None:
+        """Take in what was collected of a stage's nodes, see `vmishim.wire.plan.Plan.columns`."""
+        nodes, faults = columns[0], columns[1]
         bases: dict[Path, Sequence[int]] = {stage.root: nodes}
         some_missing = any(faults)
-        for number, (op, (path, offset)) in enumerate(zip(plan.ops, stage.sources, strict=True)):
+        for number, (op, (path, offset)) in enumerate(zip(stage.ops, stage.sources, strict=True)):
             starts, values = bases[path], columns[4 + number]
             if isinstance(op, Load):
                 pointers = [value & ~op.tags for value in values] if op.tags else values
@@ -89,7 +95,6 @@ class Snapshot:
                 self._blocks.setdefault((path, offset, op.size), []).extend(values)
                 self._touch((path, offset, op.size))
             self.cells.update(zip(addresses, values, strict=True))
-        return heads
 
     @property
     def candidates(self) -> list[Column]:

@@ -11,6 +11,7 @@ from vmishim.client import Remote
 from vmishim.memory.reader import ADDRESSES, KERNEL_FLOOR
 from vmishim.readahead.catalogue import NODES_MAX, KernelList
 from vmishim.readahead.fields import RING, WORD, Fields, Stage
+from vmishim.readahead.lines import Lines
 from vmishim.readahead.pieces import Pieces
 from vmishim.readahead.snapshot import Snapshot, is_kernel
 from vmishim.readahead.trails import LINE
@@ -18,6 +19,9 @@ from vmishim.wire.messages import Chunk
 from vmishim.wire.plan import HEADS_MAX, Kind, Plan, Step
 
 log = logging.getLogger(__name__)
+
+STAGES_ALONE = 2
+"""Stages behind arrays up to which each is a request of its own; the memory of more is brought at once, see `lines`."""
 
 Range = tuple[int, int]
 """Start and end of memory."""
@@ -117,10 +121,27 @@ class Walker:
         brought = {(at, len(data)): data for at, data in found.items()}
         return WalkResult(snapshot, apart, complete, brought)
 
-    def collect_rest(self, snapshot: Snapshot, fields: Fields) -> None:
-        """Add to a walk's snapshot what is wanted behind the arrays and rings of its nodes."""
-        for stage in fields.stages[1:]:
-            self.collect(snapshot, stage, rings=stage.root[-1].span == RING)
+    def collect_rest(self, snapshot: Snapshot, fields: Fields, addresses: Sequence[int]) -> list[int]:
+        """Add to a walk's snapshot what is wanted behind the arrays and rings of its nodes.
+
+        :param addresses: of the lines that held it last time
+        :returns: of those that hold it now; none where each stage is a request of its own, since that is quicker
+        """
+        stages = fields.stages[1:]
+        if sum(stage.root[-1].span != RING for stage in stages) <= STAGES_ALONE:
+            for stage in stages:
+                self.collect(snapshot, stage, rings=stage.root[-1].span == RING)
+            return []
+        lines = Lines(addresses, self.lines(list(addresses)))
+        rest = snapshot.bare()
+        for stage in stages:
+            if stage.root[-1].span == RING:
+                self._walk_rings(snapshot, stage)
+            else:
+                self._gather(rest, stage, lines)
+        snapshot.words.update(rest.words)
+        snapshot.cells.update(rest.cells)
+        return lines.used
 
     def collect(self, snapshot: Snapshot, stage: Stage, *, rings: bool) -> None:
         """Add a stage to a snapshot: fields of what its root leads to, or with ``rings`` of the nodes of the rings
@@ -131,12 +152,19 @@ class Walker:
         """`LINE` bytes at each of ``addresses``, where they can be read."""
         return dict(self._remote.scatter(addresses, LINE))
 
-    def _gather(self, snapshot: Snapshot, stage: Stage) -> None:
+    def _gather(self, snapshot: Snapshot, stage: Stage, lines: Lines | None = None) -> None:
         heads = sorted({head for head in snapshot.addresses(stage.root) if head >= KERNEL_FLOOR})
+        if lines is not None:
+            columns, heads = lines.carry_out(stage, heads)
+            if columns[0]:
+                lines.use(stage, columns)
+                snapshot.put(stage, columns)
         for some in _portions(heads):
             plan = Plan(0, Step.SELF, stage.ops, heads=len(some), stride=0)
             for chunk in self._remote.walk_whole(plan, some):
                 snapshot.add(plan, stage, chunk.bulk)
+                if lines is not None and lines.are_few:
+                    lines.use(stage, plan.columns(chunk.bulk))
 
     def _walk_rings(self, snapshot: Snapshot, stage: Stage) -> None:
         path, hop = stage.root[:-1], stage.root[-1]
