@@ -176,7 +176,7 @@ _EARLIER = """\
 - **eBPFmonitor**: 上杉貫太, 光来健一, *AMD SEV で保護された VM の eBPF を用いた高速な監視* (fast monitoring, by
   eBPF, of VMs that AMD SEV protects), IPSJ SIG Technical Report (OS), May 2023:
   [ipsj.ixsq.nii.ac.jp/records/225757](https://ipsj.ixsq.nii.ac.jp/records/225757).
-- **00SEVen**: Fabian Schwarz, Christian Rossow, *00SEVen: Re-enabling Virtual Machine Forensics: Introspecting
+- **00SEVen**: Fabian Schwarz, Christian Rossow, *00SEVen - Re-enabling Virtual Machine Forensics: Introspecting
   Confidential VMs Using Privileged in-VM Agents*, USENIX Security 2024:
   [usenix.org](https://www.usenix.org/conference/usenixsecurity24/presentation/schwarz),
   [the author's page](https://fa-schwarz.github.io/portfolio/00seven). Its agent runs at a higher privilege level of
