@@ -30,6 +30,15 @@ def problem(text: str) -> str:
     return "is not a valid endpoint: use tcp://HOST:PORT or ipc://PATH"
 
 
+def address(text: str) -> tuple[str, int] | str:
+    """What a valid endpoint connects to: host and port, or the path of a socket."""
+    if tcp := _TCP.fullmatch(text):
+        return tcp["host"].removeprefix("[").removesuffix("]"), int(tcp["port"])
+    ipc = _IPC.fullmatch(text)
+    assert ipc, "an endpoint is one of the two"
+    return ipc["path"]
+
+
 def host_name(text: str) -> str:
     """The name in a valid endpoint that must be resolved to an address; empty if there is none."""
     tcp = _TCP.fullmatch(text)

@@ -326,8 +326,11 @@ class _Line:
             except zmq.Again:
                 if self._broke():
                     raise _LostError(self._seen, early=True) from None
-                if monotonic() >= until:
+                left = until - monotonic()
+                if left <= 0:
                     raise _LostError(self._seen, early=False, tried=self.tried) from None
+                # This takes longer than most replies do. A thousand links that wait must not wake up all the time.
+                zmq.select([self._socket, self._monitor], [], [], left)
                 continue
             # An agent answers in one part; anything else counts as an empty frame, which the session refuses.
             if not self._socket.get(_RCVMORE):

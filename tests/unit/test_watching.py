@@ -346,7 +346,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], Seen]]:
     by_name: dict[str, Callable[[], Seen]] = {}
     monkeypatch.setattr(rounds, "reach", lambda domain: domain)
 
-    def session(reach: Callable[[], Any], lists: object) -> Script:
+    def session(reach: Callable[[], Any], *_: object) -> Script:
         name = reach().thing.name
         return Script(lambda: by_name.get(name, lambda: seen(EMPTY))())
 

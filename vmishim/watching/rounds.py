@@ -57,7 +57,7 @@ class Guest:
     def __init__(self, domain: Domain, schedule: Schedule, lists: Collection[str] = LISTS) -> None:
         self.domain, self.name = domain, domain.name
         self.schedule = schedule
-        self.session = Session(lambda: closing(reach(domain)), lists)
+        self.session = Session(lambda: closing(reach(domain)), lists, domain.agent, domain.timeout)
         self.history = History()
         self.seen = Seen()
         self.counts = (0, 0, 0)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
+from vmishim.endpoint import address
 from vmishim.errors import LibvmiError, LinkError, RebootedError
+from vmishim.guests.domains import TIMEOUT
 from vmishim.guests.target import Target
 from vmishim.inspection.changes import LISTS, Sight, look
 from vmishim.libvmi import Libvmi
+from vmishim.link import UnansweredError
 
 ENTRIES_MAX = 200_000
 """Entries of one look that are kept, of all its lists together: what a guest says it has must not fill our memory."""
@@ -68,13 +72,22 @@ class Session:
     One thread at a time may use it.
 
     :param reach: opens the guest, for the length of a block
+    :param endpoint: where its agent listens; empty if it has none
+    :param timeout: seconds that connecting may take
     :param lists: what to read, of `vmishim.inspection.changes.LISTS`
 
     :ivar release: of the guest's kernel; empty until it was reached
     """
 
-    def __init__(self, reach: Callable[[], AbstractContextManager[Target]], lists: Collection[str] = LISTS) -> None:
+    def __init__(
+        self,
+        reach: Callable[[], AbstractContextManager[Target]],
+        lists: Collection[str] = LISTS,
+        endpoint: str = "",
+        timeout: float = TIMEOUT,
+    ) -> None:
         self._reach, self._lists = reach, lists
+        self._endpoint, self._timeout = endpoint, timeout
         self._stack = ExitStack()
         self._vmi: Libvmi | None = None
         self._target: Target | None = None
@@ -84,6 +97,8 @@ class Session:
 
     def open(self) -> None:
         """Connect. :raises LibvmiError: the guest can't be reached"""
+        if self._endpoint:
+            knock(self._endpoint, self._timeout)
         self._target = self._stack.enter_context(self._reach())
         self._vmi = Libvmi.over(self._target)
         self._boot, self.release = self._target.profile.boot_id, self._target.profile.release
@@ -141,6 +156,24 @@ class Session:
         return Cost(
             link.requests - before.requests, link.bytes_sent - before.sent, link.bytes_received - before.received
         )
+
+
+def knock(endpoint: str, timeout: float) -> None:
+    """Connect, and let go. A link would wait for an agent until its deadline, which costs little for one guest and much
+    for a thousand that are gone.
+
+    :raises UnansweredError: nothing listens there, or nothing answered within ``timeout`` seconds
+    """
+    try:
+        match address(endpoint):
+            case (host, port):
+                socket.create_connection((host, port), timeout).close()
+            case path:
+                with socket.socket(socket.AF_UNIX) as local:
+                    local.settimeout(timeout)
+                    local.connect(path)
+    except OSError as error:
+        raise UnansweredError(f"nothing answered at {endpoint} ({error.strerror or error})") from None
 
 
 def bounded(sight: Sight) -> Sight:
