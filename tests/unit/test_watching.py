@@ -11,9 +11,11 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from vmishim.inspection import changes
 from vmishim.inspection.changes import Event, Sight
 from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.watching import metrics, outlets, records, rounds
+from vmishim.watching import session as sessions
 from vmishim.watching.fleet import FleetWatch
 from vmishim.watching.history import History
 from vmishim.watching.outlets import File, Journal, Outlet, Stream, Syslog
@@ -394,6 +397,33 @@ def test_a_mistake_of_ours_that_a_guest_finds_ends_only_its_look() -> None:
 
     what = Session(broken).look()
     assert (what.sight, what.problem, what.answered) == (None, "ZeroDivisionError: by; zero", True)
+
+
+def test_sockets_that_take_long_are_read_less_often_and_stay_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    clock = [100.0]
+    sockets: dict[changes.Key, Socket] = {(1,): LISTENER}
+
+    def look(_: object, lists: Sequence[str]) -> Sight:
+        asked.append(tuple(lists))
+        clock[0] += 0.5 if "sockets" in lists else 0.001
+        return Sight(tasks={KEY: SHELL}, sockets=sockets if "sockets" in lists else {})
+
+    profile = SimpleNamespace(boot_id="first", release="6.1")
+    monkeypatch.setattr(sessions, "look", look)
+    monkeypatch.setattr(sessions, "Libvmi", SimpleNamespace(over=lambda reached: reached))
+    monkeypatch.setattr(sessions, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    session = Session(lambda: nullcontext(SimpleNamespace(profile=profile, agent=None)))
+    for _ in range(12):
+        what = session.look()
+        assert what.sight
+        assert what.sight.sockets == sockets
+        clock[0] += 0.5
+    with_sockets = [number for number, lists in enumerate(asked) if "sockets" in lists]
+    assert with_sockets == [0, 10]  # every 5 s and more, for half a second
+    session.close()
+    session.look()
+    assert "sockets" in asked[-1]  # another session knows none
 
 
 def test_guests_come_and_go_and_one_that_changed_keeps_its_history(looks: dict[str, Callable[[], Seen]]) -> None:
