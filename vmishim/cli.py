@@ -146,6 +146,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST,LIST",
         help="what a look reads (processes,modules,sockets); sockets cost most",
     )
+    _engine(watch)
     watch.add_argument("--json", action="store_true", help="write one JSON object for each event, with ECS's names")
     watch.add_argument("--output", metavar="FILE", help="append JSON to FILE (with --domains or --json)")
     watch.add_argument("--journal", action="store_true", help="write to journald (with --domains or --json)")
@@ -424,6 +425,10 @@ def _guests(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--deadline", type=_seconds, default=30.0, metavar="S", help="time limit for --domains, seconds (%(default)g)"
     )
+    _engine(command)
+
+
+def _engine(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--engine",
         default="",

@@ -9,17 +9,23 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib import import_module
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from tests.ground import dask
 from tests.ground.dask import Hostile, Mark, distributed, marked
+from tests.until import until
 from vmishim import isolated
 from vmishim.errors import LinkError
 from vmishim.guests.domains import Domain
 from vmishim.inspection import cluster
 from vmishim.inspection.cluster import Scheduler
+from vmishim.watching.rounds import Guest
+from vmishim.watching.schedule import Schedule
+from vmishim.watching.session import Seen
+from vmishim.watching.workers import Workers
 
 to_serialize: Any = distributed.protocol.to_serialize
 ToPickle: Any = import_module("distributed.protocol.serialize").ToPickle
@@ -100,6 +106,19 @@ def attack(name: str, marks: Path, done: Callable[[Hostile], bool]) -> None:
             if done(hostile):
                 return
     pytest.fail("the message did not arrive")
+
+
+@pytest.mark.parametrize("name", ["metadata", "exception", "warning"])
+def test_no_message_of_a_scheduler_runs_code_of_a_watch(name: str, marks: Path) -> None:
+    where, payload = MESSAGES[name]
+    answered: SimpleQueue[Seen] = SimpleQueue()
+    with closing(Hostile(where, lambda key: payload(Mark(str(marks)), key))) as hostile:
+        workers = Workers(Scheduler(hostile.address), lambda _, seen: answered.put(seen))
+        with closing(workers):
+            workers.ask(Guest(GUEST, Schedule(1.0, 0.0, lambda: 0.5)))
+            until(lambda: not answered.empty(), what="an answer, or the end of the child")
+            assert hostile.sent.is_set()
+    assert marked(marks) == set()
 
 
 def test_a_scheduler_cannot_print(capfd: pytest.CaptureFixture[str]) -> None:

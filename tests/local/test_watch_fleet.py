@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import zmq
 
+from tests.ground import dask
 from tests.local.test_fleet import processes_with
 from tests.local.test_watch import PATIENCE, ROOT, Terminal, planting, terminal
 from tests.until import until
@@ -273,3 +274,53 @@ def test_a_terminal_shows_guests_and_the_events_of_the_one_that_is_chosen(termin
     terminal.until(lambda text: "GUEST" in text)
     terminal.type("q")
     terminal.until(lambda text: "ended 40" in text)
+
+
+def test_a_cluster_watches_and_a_worker_that_is_killed_loses_nothing_and_repeats_nothing(
+    config: Config, tmp_path: Path
+) -> None:
+    with dask.cluster(workers=2, folder=tmp_path) as (client, scheduler):
+        engine = ["--engine", scheduler.address.replace("tls://", "dask://"), "--engine-tls", *scheduler.tls]
+        with watching(config, tmp_path / "watch.json", *engine) as seen:
+            for name in config.agents:
+                seen.until(action="guest-watched", guest=name)
+            sessions = client.run(held_guests)
+            worker = next(worker for worker, names in sessions.items() if names)
+            assert sorted(name for names in sessions.values() for name in names) == list(config.agents)
+            with planting("sleep", "infinity") as planted:
+                os.kill(int(client.run(os.getpid, workers=[worker])[worker]), signal.SIGKILL)
+                for name in config.agents:
+                    until(
+                        lambda name=name: planted.pid in started(seen, name),  # type: ignore[misc]
+                        deadline_s=PATIENCE,
+                        what="its start",
+                    )
+            for name in config.agents:
+                seen.until(action="process-ended", guest=name)
+                until(lambda name=name: planted.pid in ended(seen, name), deadline_s=PATIENCE, what="its end")  # type: ignore[misc]
+            (child,) = map(int, _children(seen.process.pid).split())
+            assert seen.end() == ""
+            assert not Path(f"/proc/{child}").exists()
+    for name in config.agents:
+        assert started(seen, name).count(planted.pid) == 1
+        assert ended(seen, name).count(planted.pid) == 1
+        assert len(seen.records(action="guest-watched", guest=name)) == 1
+
+
+def ended(seen: Watching, guest: str) -> list[int]:
+    return [each["process"]["pid"] for each in seen.records(action="process-ended", guest=guest)]
+
+
+def held_guests() -> list[str]:
+    """What a worker runs: the guests whose sessions it holds."""
+    from vmishim.watching import held
+
+    return sorted(held._held)
+
+
+def test_a_cluster_that_is_not_there_is_said_once_for_each_guest(config: Config, tmp_path: Path) -> None:
+    with watching(config, tmp_path / "watch.json", "--engine", "dask+tcp://127.0.0.1:1") as seen:
+        for name in config.agents:
+            (lost,) = seen.until(action="agent-lost", guest=name)
+            assert "no Dask scheduler answers at tcp://127.0.0.1:1" in lost["message"]
+        seen.end()

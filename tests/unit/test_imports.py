@@ -86,7 +86,7 @@ TABLE: dict[str, set[str]] = {
     },
     "vmishim.watching": {
         *("vmishim.errors", "vmishim.foreign", "vmishim.guests", "vmishim.inspection", "vmishim.libvmi"),
-        *("vmishim.endpoint", "vmishim.link", "vmishim.plural", "vmishim.version"),
+        *("vmishim.endpoint", "vmishim.isolated", "vmishim.link", "vmishim.plural", "vmishim.version"),
     },
     "vmishim.script": {"vmishim.errors", "vmishim.guests"},
     "vmishim.children": {"vmishim.script"},

@@ -26,6 +26,7 @@ CHILDREN = {
     # A module of ours, isolated.
     "vmishim/guests/local.py: agent": 1,
     "vmishim/inspection/cluster.py: by_dask": 1,
+    "vmishim/watching/workers.py: _start": 1,
     "lab/demo.py: _show": 1,
     "trials/fuzz/__main__.py: _alone": 1,
     # A file or text of ours, by an interpreter with -I.

@@ -117,8 +117,8 @@ def watch(options: argparse.Namespace) -> int:
         from vmishim.commands import watch_fleet
 
         return watch_fleet.watch(options)
-    if options.output or options.journal or options.syslog or options.metrics:
-        raise CommandError("--output, --journal, --syslog and --metrics go with --domains or --json")
+    if options.output or options.journal or options.syslog or options.metrics or options.engine:
+        raise CommandError("--output, --journal, --syslog, --metrics and --engine go with --domains or --json")
     interval = options.interval or INTERVAL
     watched = Watch(options)
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from vmishim.commands import CommandError, watch_screen
+from vmishim.inspection import cluster
 from vmishim.watching import metrics, outlets
 from vmishim.watching.fleet import FleetWatch
 
@@ -29,7 +30,10 @@ def watch(options: argparse.Namespace) -> int:
     :raises LibvmiError: ``domains.toml`` is not valid
     :raises OSError: an output can't be opened
     """
-    watched = FleetWatch(options.domains or _escaped(options.domain), options.interval or INTERVAL, options.lists)
+    scheduler = cluster.scheduler_of(options.engine, options.engine_tls) if options.engine else None
+    watched = FleetWatch(
+        options.domains or _escaped(options.domain), options.interval or INTERVAL, options.lists, scheduler
+    )
     on_terminal = sys.stdout.isatty() and sys.stdin.isatty() and not options.json
     with ExitStack() as stack:
         at = metrics.address(options.metrics) if options.metrics else None

@@ -71,28 +71,35 @@ def look(vmi: Libvmi, lists: Collection[str] = LISTS) -> Sight:
 
 def _look(lists: Collection[str], vmi: Libvmi, damage: Damage) -> Iterator[Sight]:
     processes, modules, sockets = (name in lists for name in LISTS)
-    tasks = {_task(task): task for task in objects.tasks(vmi, damage)} if processes else {}
+    tasks = {task_key(task): task for task in objects.tasks(vmi, damage)} if processes else {}
     users: dict[int, set[int]] = {}
     for task in (*tasks.values(), *objects.other_users(vmi, damage)) if processes else ():
         if task.uid is not None:
             users.setdefault(task.tgid, set()).add(task.uid)
     yield Sight(
         tasks=tasks,
-        modules={(module.name, module.address): module for module in objects.modules(vmi, damage)} if modules else {},
+        modules={module_key(module): module for module in objects.modules(vmi, damage)} if modules else {},
         # Sockets that no process has open (any more, or yet) come and go by themselves.
-        sockets={_socket(each): each for each in objects.sockets(vmi, damage) if each.inode != 0} if sockets else {},
-        deleted=frozenset(_task(task) for task in (objects.without_file(vmi, damage) if processes else ())),
+        sockets={socket_key(each): each for each in objects.sockets(vmi, damage) if each.inode != 0} if sockets else {},
+        deleted=frozenset(task_key(task) for task in (objects.without_file(vmi, damage) if processes else ())),
         unlisted={(name, address): name for name, address in objects.unlisted_modules(vmi, damage)} if modules else {},
         users={key: frozenset(users.get(task.tgid, ())) for key, task in tasks.items()},
     )
 
 
-def _task(task: Task) -> Key:
+def task_key(task: Task) -> Key:
+    """What a process is known by."""
     # Process numbers are reused, and so is the memory of a task, but hardly both at once.
     return task.pid, task.address
 
 
-def _socket(each: Socket) -> Key:
+def module_key(module: Module) -> Key:
+    """What a module is known by."""
+    return module.name, module.address
+
+
+def socket_key(each: Socket) -> Key:
+    """What a socket is known by."""
     return (
         each.version,
         each.local,

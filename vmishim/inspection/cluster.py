@@ -97,12 +97,15 @@ def engine(named: str, tls: Sequence[str] = ()) -> Callable[..., Iterator[Answer
     :param tls: files with the CA's certificate, our certificate and its key
     :raises LinkError: the name is not valid, or another user could have written a file, or read the key
     """
-    if not named:
-        return over
+    return partial(by_dask, scheduler_of(named, tls)) if named else over
+
+
+def scheduler_of(named: str, tls: Sequence[str] = ()) -> Scheduler:
+    """The scheduler that ``--engine`` names, once the files of TLS are checked. :raises LinkError: as `engine`"""
     scheduler = Scheduler.named(named, tls)
     for path in scheduler.tls:
         _check(path, is_key=path == scheduler.tls[-1])
-    return partial(by_dask, scheduler)
+    return scheduler
 
 
 def _check(path: str, is_key: bool) -> None:
@@ -148,7 +151,7 @@ def by_dask(
             number, size = HEAD.unpack(head)
             data = child.stdout.read(min(size, ANSWER_MAX))
             if number not in missing:
-                raise LinkError(_told(data))
+                raise LinkError(told(data))
             yield parsed(missing.pop(number), what, data)
         for domain in missing.values():
             yield late(domain, deadline)
@@ -195,11 +198,11 @@ def parsed(domain: Domain, what: str, data: bytes) -> Answer:
         while line := lines.readline(LINE_MAX):
             values = json.loads(line)
             if type(values) is str and not entries:
-                return Answer(domain.name, error=_told(line))
+                return Answer(domain.name, error=told(line))
             if type(values) is dict:
                 damage.append(_mark(values))
             else:
-                entries.append(_entry(KINDS[what], values))
+                entries.append(checked(KINDS[what], values))
             if len(damage) > MARKS_MAX + 1:
                 raise ValueError
     except (ValueError, RecursionError):
@@ -208,8 +211,8 @@ def parsed(domain: Domain, what: str, data: bytes) -> Answer:
     return Answer(domain.name, entries, damage=damage)
 
 
-def _entry(kind: type[Entry], values: Any) -> Entry:
-    """:raises ValueError: the values are not those of such an entry"""
+def checked(kind: type[Entry], values: Any) -> Entry:
+    """An entry, from the values of its fields. :raises ValueError: the values are not those of such an entry"""
     expected = fields(kind)
     if type(values) is not list or len(values) != len(expected):
         raise ValueError
@@ -232,7 +235,7 @@ def _mark(values: dict[str, Any]) -> str:
     raise ValueError
 
 
-def _told(line: bytes) -> str:
+def told(line: bytes) -> str:
     """The text of an `error_line`."""
     try:
         text = json.loads(line[:LINE_MAX])

@@ -46,18 +46,19 @@ def main() -> None:
     try:
         _ask(scheduler, fleet, what, strategy, until, answers)
     except Exception as error:  # a hostile scheduler can cause any
-        _write(answers, -1, error_line(f"no Dask scheduler answers at {scheduler.address}: {_line(error)}"))
+        write(answers, -1, error_line(f"no Dask scheduler answers at {scheduler.address}: {one_line(error)}"))
     # Dask's threads may wait for a peer that never answers.
     os._exit(0)
 
 
-def _ask(scheduler: Scheduler, fleet: Any, what: str, strategy: str, until: float, answers: BinaryIO) -> None:
+def connected(scheduler: Scheduler, until: float, answers: BinaryIO) -> Any:
+    """Dask's client, connected to a scheduler; None if it can't be, which the parent is told."""
     try:
         # Not fully typed.
         distributed: Any = import_module("distributed")
     except ModuleNotFoundError:
-        _write(answers, -1, error_line("--engine dask:// needs Dask: pip install 'vmishim[dask]'"))
-        return
+        write(answers, -1, error_line("--engine dask:// needs Dask: pip install 'vmishim[dask]'"))
+        return None
     _tolerate()
     security = None
     if scheduler.address.startswith("tls://"):
@@ -70,32 +71,40 @@ def _ask(scheduler: Scheduler, fleet: Any, what: str, strategy: str, until: floa
                 "--engine dask:// uses TLS: give --engine-tls CA CERT KEY, or set distributed.comm.tls in Dask's "
                 "configuration files; docs/security.md says whom this trusts"
             )
-            _write(answers, -1, error_line(text))
-            return
-    client = distributed.Client(
+            write(answers, -1, error_line(text))
+            return None
+    return distributed.Client(
         scheduler.address,
         security=security or distributed.Security(),
         timeout=max(min(until - time.monotonic(), 10), 1),
         set_as_default=False,
         direct_to_workers=False,
     )
+
+
+def _ask(scheduler: Scheduler, fleet: Any, what: str, strategy: str, until: float, answers: BinaryIO) -> None:
+    client = connected(scheduler, until, answers)
+    if client is None:
+        return
     numbers = {
         client.submit(plainly, domain, what, strategy, pure=False, retries=RETRIES): number
         for number, domain in enumerate(fleet)
     }
+    distributed: Any = import_module("distributed")
     completed = distributed.as_completed(list(numbers), loop=client.loop, timeout=max(until - time.monotonic(), 0.1))
     try:
         for future in completed:
-            _write(answers, numbers[future], _answer(future, until))
+            write(answers, numbers[future], answer_of(future, until))
     except TimeoutError:
         return  # what is missing is late
 
 
-def _answer(future: Any, until: float) -> bytes:
+def answer_of(future: Any, until: float) -> bytes:
+    """What a worker returned, if it is bytes; otherwise an error's line."""
     try:
         answer = future.result(timeout=max(until - time.monotonic(), 0.1))
     except Exception as error:
-        return error_line(f"the worker failed: {_line(error)}")
+        return error_line(f"the worker failed: {one_line(error)}")
     if type(answer) is not bytes or len(answer) > ANSWER_MAX:
         return error_line("the worker sent something else than an answer")
     return answer
@@ -132,12 +141,14 @@ def _tolerate() -> None:
     client.clean_exception = cleaned
 
 
-def _write(answers: BinaryIO, number: int, data: bytes) -> None:
+def write(answers: BinaryIO, number: int, data: bytes) -> None:
+    """Tell the parent."""
     answers.write(HEAD.pack(number, len(data)) + data)
     answers.flush()
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
 
 

@@ -8,18 +8,21 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from vmishim.errors import LibvmiError
 from vmishim.foreign import printable
 from vmishim.guests.domains import Domain
 from vmishim.inspection import fleet
 from vmishim.inspection.changes import LISTS, Event
+from vmishim.inspection.cluster import Scheduler
 from vmishim.plural import counted
 from vmishim.watching import metrics
 from vmishim.watching.outlets import Outlet
 from vmishim.watching.records import NOTICE, Record, Recorder
-from vmishim.watching.rounds import Guest, Rounds
+from vmishim.watching.rounds import Guest, Rounds, Threads
 from vmishim.watching.session import Seen, one_line
+from vmishim.watching.workers import Workers
 
 
 class FleetWatch:
@@ -28,15 +31,19 @@ class FleetWatch:
     :param pattern: names of guests, such as ``web-*``
     :param interval: seconds between two looks at a guest
     :param lists: what a look reads
+    :param scheduler: of the Dask cluster whose workers look; None: this process does
 
     :ivar outlets: where records go
     :ivar notes: the last things that people were told
     :ivar redraw: draws the screen, and returns whether there is one
     """
 
-    def __init__(self, pattern: str, interval: float, lists: Collection[str] = LISTS) -> None:
+    def __init__(
+        self, pattern: str, interval: float, lists: Collection[str] = LISTS, scheduler: Scheduler | None = None
+    ) -> None:
         self.pattern = pattern
-        self.rounds = Rounds(interval, self._told, tick=self._tick, lists=lists)
+        looker = partial(Workers, scheduler, lists=lists) if scheduler else Threads
+        self.rounds = Rounds(interval, self._told, looker, tick=self._tick, lists=lists)
         self.outlets: list[Outlet] = []
         self.figures = metrics.Figures(lambda: list(self.rounds.guests.values()), self.outlets)
         self.notes: deque[str] = deque(maxlen=5)
