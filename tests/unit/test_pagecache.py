@@ -104,18 +104,20 @@ def test_a_byte_is_never_older_than_the_lifetime(clock: Clock) -> None:
     assert cache.read(START, 8) == bytes(8)
 
 
-def test_the_lifetime_begins_before_the_request(clock: Clock) -> None:
+def test_the_lifetime_begins_with_the_answer(clock: Clock) -> None:
+    """Else a slow connection could bring nothing that is still of use."""
+
     class Slow(Memory):
         def read(self, address: int, count: int, space: int = KERNEL, *, text: bool = False) -> bytes:
-            clock.now += 0.6
+            clock.now += 5
             return super().read(address, count, space)
 
     memory = Slow((START, 1))
     cache = PageCache(memory, lifetime=1.0, now=clock)
-    cache.read(START, 8)
-    clock.now += 0.4
-    cache.read(START, 8)
-    assert memory.requests == 2
+    for later, requests in ((0.0, 1), (0.9, 1), (0.1, 2)):
+        clock.now += later
+        cache.read(START, 8)
+        assert memory.requests == requests
 
 
 @pytest.mark.parametrize("space", [KERNEL, PHYSICAL, 0x5000])
@@ -331,3 +333,25 @@ def test_a_scatter_read_has_a_size_that_one_page_holds() -> None:
     for count in (0, -1, PAGE_SIZE + 1):
         with pytest.raises(ValueError, match="1 to 4096"):
             list(OneByOne(Memory()).scatter([START], count))
+
+
+def test_a_list_that_is_followed_for_long_is_fetched_again_as_a_list(clock: Clock) -> None:
+    memory = Memory((START, 200))
+    nodes = range(START, START + 200 * PAGE_SIZE, 2 * PAGE_SIZE)
+    fetched = []
+
+    def fetch() -> Iterator[Extent]:
+        fetched.append(clock.now)
+        yield from (Extent(node, memory.raw(node, 16)) for node in nodes[len(fetched) - 1 :])
+
+    cache = PageCache(memory, now=clock)
+    cache.plan(START, 8, fetch)
+    for node in nodes:
+        assert cache.read(node, 16) == memory.raw(node, 16)
+        clock.now += 0.1
+    assert len(fetched) == 10
+    assert memory.requests == 0
+    clock.now += 1
+    assert cache.read(nodes[0], 16) == memory.raw(nodes[0], 16)  # which is no longer in the list
+    assert cache.read(nodes[0], 16) == memory.raw(nodes[0], 16)
+    assert (len(fetched), memory.requests) == (11, 1)

@@ -4,7 +4,7 @@ Such a program reads eight bytes at a time, at addresses that only it can forese
 that: it fetches whole pages, more of them the longer a program reads in sequence; remembers which pages are unreadable;
 fetches again, in one request, what was used together before; and takes what a plan brought in advance.
 
-What it promises: no byte and no fault is older than its lifetime, counted from before the request that brought it
+What it promises: no byte and no fault is used for longer than its lifetime after the answer that brought it
 (docs/freshness.md). Memory that cannot be read is a `FaultError`, never zeros.
 """
 
@@ -48,6 +48,8 @@ it."""
 
 Key = tuple[int, int]
 """Space and number of a page."""
+Fetch = Callable[[], Iterable[Extent]]
+"""Brings a list by plan. :raises LinkError: the guest could not be asked"""
 
 
 @dataclass(slots=True)
@@ -56,6 +58,18 @@ class _Page:
     data: bytes | None
     """None: unreadable."""
     used: bool = False
+
+
+@dataclass(slots=True)
+class _Brought:
+    """Memory that a plan brought.
+
+    :ivar fetch: what brought it; None if it came in another way
+    """
+
+    fetched: float
+    data: bytes
+    fetch: Fetch | None
 
 
 class PageCache:
@@ -74,10 +88,10 @@ class PageCache:
         self.lifetime = lifetime
         self._pages: OrderedDict[Key, _Page] = OrderedDict()
         self._runs: dict[Key, int] = {}
-        self._extents: OrderedDict[int, tuple[float, Extent]] = OrderedDict()
+        self._extents: OrderedDict[int, _Brought] = OrderedDict()
         self._extent_bytes = 0
         self._starts: list[int] | None = None
-        self._plans: list[tuple[int, int, Callable[[], Iterable[Extent]]]] = []
+        self._plans: list[tuple[int, int, Fetch]] = []
         self._held = False
         self._lock = threading.RLock()
         _living.add(self)
@@ -110,30 +124,30 @@ class PageCache:
                         wanted[number] = None
             self._scatter(list(wanted))
 
-    def plan(self, address: int, count: int, fetch: Callable[[], Iterable[Extent]]) -> None:
+    def plan(self, address: int, count: int, fetch: Fetch) -> None:
         """Call ``fetch``, and take what it brings, when a read of some of ``count`` bytes of kernel memory at
-        ``address`` finds nothing: there begins a list that a front end is about to follow.
-
-        ``fetch`` may raise ``LinkError``. What it brings counts as fetched when it was called.
+        ``address`` finds nothing: there begins a list that a front end is about to follow. And again when a read of
+        what it brought finds that to be too old.
         """
         self._plans.append((address, address + count, fetch))
 
-    def add(self, extents: Iterable[Extent], fetched: float) -> None:
-        """Take kernel memory that came in another way.
+    def add(self, extents: Iterable[Extent], fetch: Fetch | None = None) -> None:
+        """Take kernel memory that was just read in another way.
 
-        :param fetched: the clock, before it was asked for
+        :param fetch: what brought it; what it brought before is forgotten
         """
+        extents = list(extents)
+        now = self._now()
         with self._lock:
-            for extent in extents:
-                before = self._extents.pop(extent.address, None)
-                self._extent_bytes += len(extent.data) - (len(before[1].data) if before else 0)
-                self._extents[extent.address] = fetched, extent
-            while self._extents:
-                oldest, extent = next(iter(self._extents.values()))
-                if self._extent_bytes <= EXTENTS_MAX and self._is_fresh(oldest):
-                    break
-                self._extent_bytes -= len(extent.data)
-                self._extents.popitem(last=False)
+            if fetch is not None:
+                for address in [at for at, brought in self._extents.items() if brought.fetch is fetch]:
+                    self._extent_bytes -= len(self._extents.pop(address).data)
+            for address, data in extents:
+                before = self._extents.pop(address, None)
+                self._extent_bytes += len(data) - (len(before.data) if before else 0)
+                self._extents[address] = _Brought(now, data, fetch)
+            while self._extent_bytes > EXTENTS_MAX:
+                self._extent_bytes -= len(self._extents.popitem(last=False)[1].data)
             self._starts = None
 
     def refresh(self) -> None:
@@ -168,11 +182,12 @@ class PageCache:
             number = at // PAGE_SIZE
             page = self._known((space, number))
             if page is None and space == KERNEL:
-                if (extent := self._extent(at, end - at)) is not None:
-                    parts.append(extent)
-                    at += len(extent)
+                brought = self._brought(at)
+                if brought is not None and self._is_fresh(brought[0].fetched):
+                    parts.append(brought[0].data[brought[1] :][: end - at])
+                    at += len(parts[-1])
                     continue
-                if not planned and (planned := self._run_plan(at, end)):
+                if not planned and (planned := self._run_plans(at, end, brought[0].fetch if brought else None)):
                     continue
             if page is None:
                 page = self._fetch(space, number, (end - 1) // PAGE_SIZE)
@@ -191,41 +206,37 @@ class PageCache:
         page = self._pages.get(key)
         return page if page is not None and self._is_fresh(page.fetched) else None
 
-    def _extent(self, address: int, count: int) -> bytes | None:
-        """Bytes at ``address`` of what was added, ``count`` at most."""
-        if not self._extents:
-            return None
+    def _brought(self, address: int) -> tuple[_Brought, int] | None:
+        """What was added that holds ``address``, fresh or not, and where in it that is."""
         if self._starts is None:
             self._starts = sorted(self._extents)
         place = bisect_right(self._starts, address) - 1
         if place < 0:
             return None
-        fetched, extent = self._extents[self._starts[place]]
-        within = address - extent.address
-        if within >= len(extent.data) or not self._is_fresh(fetched):
-            return None
-        return extent.data[within : within + count]
+        brought = self._extents[self._starts[place]]
+        within = address - self._starts[place]
+        return (brought, within) if within < len(brought.data) else None
 
-    def _run_plan(self, address: int, end: int) -> bool:
-        """Bring what begins between two addresses. False if nothing does."""
-        fetches = [fetch for low, high, fetch in self._plans if low < end and address < high]
+    def _run_plans(self, address: int, end: int, again: Fetch | None) -> bool:
+        """Bring what begins between two addresses, and ``again`` what was brought before. False if that is nothing."""
+        begins = [fetch for low, high, fetch in self._plans if low < end and address < high]
+        fetches = dict.fromkeys([*begins, *([again] if again else [])])
         for fetch in fetches:
-            now = self._now()
-            self.add(fetch(), now)
+            self.add(fetch(), fetch)
         return bool(fetches)
 
     def _fetch(self, space: int, first: int, last: int) -> _Page:
         """The page ``first``, which is not known, and with it what is probably read next, up to ``last`` for sure."""
         key = (space, first)
         was, run = self._pages.get(key), self._runs.pop(key, 0)
-        if first == last and not run and was is not None and was.used and space == KERNEL:
+        if first == last and was is not None and was.used and space == KERNEL:
             self._scatter([first, *self._used_before(first)])
         elif run < 0 and first * PAGE_SIZE < FIXMAP:
             self._probe(first, min(-2 * run, HOLE_MAX))
         else:
             self._fetch_run(space, first, last, min(2 * run, GROWTH_MAX))
         page = self._known(key)
-        if page is None:  # a lifetime shorter than a request
+        if page is None:  # a lifetime shorter than this took
             page = self._pages[key]
         return page
 
@@ -236,11 +247,11 @@ class PageCache:
         block = (first * PAGE_SIZE // BLOCK + 1) * BLOCK // PAGE_SIZE
         stop = max(min(last + 1, first + READ_MAX), min(first + grown, block))
         stop = next((number for number in range(first + 1, stop) if self._known((space, number))), stop)
-        now = self._now()
         try:
             data = self._reader.read(first * PAGE_SIZE, (stop - first) * PAGE_SIZE, space)
         except FaultError as fault:
             data = fault.data
+        now = self._now()
         whole = len(data) // PAGE_SIZE
         for place in range(whole):
             self._keep((space, first + place), _Page(now, data[place * PAGE_SIZE : (place + 1) * PAGE_SIZE]))
@@ -254,8 +265,8 @@ class PageCache:
     def _probe(self, first: int, count: int) -> None:
         """Ask which of ``count`` pages from ``first`` on are unreadable, and fetch ``first`` if it is not."""
         numbers = range(first, min(first + count, FIXMAP // PAGE_SIZE))
-        now = self._now()
         there = {at // PAGE_SIZE for at, _ in self._reader.scatter([number * PAGE_SIZE for number in numbers], 8)}
+        now = self._now()
         end = next((number for number in numbers if number in there), numbers.stop)
         for number in range(first, end):
             self._keep((KERNEL, number), _Page(now, None))
@@ -279,8 +290,8 @@ class PageCache:
         """Fetch pages of kernel memory. What does not come is unreadable."""
         if not numbers:
             return
-        now = self._now()
         came = dict(self._reader.scatter([number * PAGE_SIZE for number in numbers]))
+        now = self._now()
         for number in numbers:
             self._keep((KERNEL, number), _Page(now, came.get(number * PAGE_SIZE)))
 
