@@ -32,6 +32,7 @@ examples:
   vmishim run process_list.py web-1         run an unchanged LibVMI script on it
   vmishim dump web-1 -o core.elf            acquire its memory, for crash, drgn and others
   vmishim vol web-1 linux.pslist.PsList     run a Volatility 3 plugin on it
+  vmishim drgn web-1                        debug its kernel at drgn's prompt
   vmishim compare process_list.py web-1     run it on all backends; compare answers and costs
   vmishim doctor web-1                      check what works, and how to fix what does not
 
@@ -186,6 +187,43 @@ def parser() -> argparse.ArgumentParser:
     which = vol.add_argument("domain", metavar="DOMAIN", help="the guest's name")
     which.complete = _DOMAINS  # type: ignore[attr-defined]
     vol.add_argument("words", nargs=argparse.REMAINDER, metavar="PLUGIN", help="Volatility's options and a plugin")
+    drgn = command(
+        "drgn",
+        "drgn:drgn",
+        "open a guest in drgn: its prompt, a script, or a crash-style command",
+        "vmishim drgn web-1                             drgn's prompt; the guest is prog\n"
+        "vmishim drgn web-1 script.py                   put the script's own arguments after it\n"
+        "vmishim drgn web-1 -e 'print(len(list(for_each_task())))'\n"
+        "vmishim drgn web-1 --crash                     a prompt for crash-style commands\n"
+        "vmishim drgn web-1 --crash ps -m               one of these commands\n"
+        "sudo vmishim drgn --local -- script.py",
+        "Needs vmishim[drgn], and no debugging symbols: types and symbols come from the guest. Put vmishim's options\n"
+        "before the script or crash command. docs/drgn.md says what works, and how old memory may be.",
+    )
+    which = drgn.add_argument("domain", metavar="DOMAIN", help="the guest's name")
+    which.complete = _DOMAINS  # type: ignore[attr-defined]
+    which.required = False  # with --local; not nargs="?", which would leave this word to the next argument
+    drgn.add_argument("--local", action="store_true", help="this machine; needs root")
+    mode = drgn.add_mutually_exclusive_group()
+    mode.add_argument("-e", dest="code", metavar="CODE", help="run this Python code, with drgn's helpers imported")
+    mode.add_argument("--crash", action="store_true", help="run a crash-style command, or ask for such commands")
+    drgn.add_argument(
+        "--keep",
+        type=_seconds,
+        default=1.0,  # vmishim.memory.lifetimes.STALE; a test keeps the two equal
+        metavar="S",
+        help="use memory that was read for so many seconds (%(default)g)",
+    )
+    drgn.add_argument("--stats", action="store_true", help="print time, requests and bytes on standard error")
+    words = drgn.add_argument(
+        "words",
+        nargs=argparse.PARSER,
+        default=[],
+        metavar="SCRIPT",
+        help="a drgn script or a crash command, with its arguments",
+    )
+    words.complete = _FILES  # type: ignore[attr-defined]
+    words.required = False
 
     compare = command(
         "compare",

@@ -57,29 +57,48 @@ def inherit() -> None:
 
 
 def execute(
-    script: str, arguments: Sequence[str], resolver: Resolver = ENROLLED, inherited: Inherited | None = None
+    script: str,
+    arguments: Sequence[str],
+    resolver: Resolver = ENROLLED,
+    inherited: Inherited | None = None,
+    given: dict[str, Any] | None = None,
 ) -> int:
     """Run a script as ``python SCRIPT ARGUMENTS`` would, except that ``import libvmi`` imports ours, in its child
     processes too.
 
     :param resolver: finds and opens the domains that the script names
     :param inherited: the same for child processes that do not share this one's memory
+    :param given: global variables that the script has from the start
     :returns: 0; 1 after the traceback of what it raised, 130 if that was Ctrl-C
     :raises LibvmiError: this installation lacks that package
     :raises SystemExit: the script did
     """
-    with _as_main(script, arguments), resolving(resolver), _children(inherited or Inherited()):
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except SystemExit:
-            raise
-        except BrokenPipeError:
-            raise
-        except BaseException as error:
-            trace = _from_script(error.__traceback__, script)
-            sys.excepthook(type(error), error.with_traceback(trace), trace)
-            return 130 if isinstance(error, KeyboardInterrupt) else 1
-    return 0
+    with (
+        _as_main(script, arguments),
+        resolving(resolver),
+        _children(inherited or Inherited()),
+        executed(script) as status,
+    ):
+        runpy.run_path(script, given, run_name="__main__")
+    return status[0]
+
+
+@contextmanager
+def executed(script: str | None = None) -> Iterator[list[int]]:
+    """Show what a user's code within the block raises as an interpreter would.
+
+    :param script: its file: the traceback begins there
+    :returns: a list with the exit status, known after the block: 0; 1 after a traceback, 130 if that was Ctrl-C
+    """
+    status = [0]
+    try:
+        yield status
+    except (SystemExit, BrokenPipeError):
+        raise
+    except BaseException as error:
+        trace = _from_script(error.__traceback__, script)
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
+        status[0] = 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 @contextmanager
@@ -135,9 +154,10 @@ def _import_ours() -> None:
         raise LibvmiError(f"this installation has no {COMPAT}/libvmi: install vmishim again") from None
 
 
-def _from_script(trace: TracebackType | None, script: str) -> TracebackType | None:
-    """The traceback from the script on; none for a syntax error; all of it if the script was never entered."""
+def _from_script(trace: TracebackType | None, script: str | None) -> TracebackType | None:
+    """The traceback from the script on, or from code that is in no file; none for a syntax error; all of it if the
+    script was never entered."""
     whole = trace
-    while trace is not None and trace.tb_frame.f_code.co_filename != script:
+    while trace is not None and trace.tb_frame.f_code.co_filename not in (script, "-e", "<stdin>"):
         trace = trace.tb_next
     return trace or (None if isinstance(sys.exc_info()[1], SyntaxError) else whole)

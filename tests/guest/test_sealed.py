@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +64,28 @@ def test_a_restarted_agent_is_read_on(vm: LabVM, machine: Machine) -> None:
         assert ids.processes().keys() >= before.keys() & {1, 2}
         with closing(replace(machine.sealing, private=later).connect()) as other:
             assert Ids(Libvmi.over(other)).processes()
+
+
+def test_drgn_finds_what_it_finds_by_an_agent_in_the_clear(
+    vm: LabVM, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("drgn", reason="pip install 'vmishim[drgn]', or run ci/setup again")
+    from drgn.helpers.linux.module import for_each_module
+    from drgn.helpers.linux.pid import for_each_task
+
+    from vmishim.drgn.guest import Guest
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    planted = vm.spawn("sleep", "infinity", count=5, comm="planted")
+    try:
+        with closing(machine.sealing.connect()) as sealing, closing(machine.plain.connect()) as plain:
+            assert sealing.sealed
+            guests = [Guest(target) for target in (sealing, plain)]
+            for guest in guests:
+                found = {task.pid.value_() for task in for_each_task(guest.prog) if task.comm.string_() == b"planted"}
+                assert found == planted
+            modules = [[module.name.string_() for module in for_each_module(guest.prog)] for guest in guests]
+            told = [line.split()[0].encode() for line in vm.read("/proc/modules").decode().splitlines()]
+            assert modules == [told, told]
+    finally:
+        vm.kill(planted)

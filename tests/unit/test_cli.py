@@ -24,6 +24,7 @@ import vmishim.acquire.shapes
 import vmishim.guests.agent
 import vmishim.inspection.changes
 import vmishim.inspection.fleet
+import vmishim.memory.lifetimes
 from tests.unit.test_link import Served
 from vmishim import cli
 from vmishim.commands import CommandError, doctor, enrolment, inspection
@@ -37,7 +38,7 @@ from vmishim.wire.sessions import Sessions
 
 AGENT = generate().public
 COMMANDS = (
-    "ps", "lsmod", "ss", "watch", "run", "compare", "dump", "vol",
+    "ps", "lsmod", "ss", "watch", "run", "compare", "dump", "vol", "drgn",
     "keygen", "enroll", "forget", "domains", "config", "bundle", "offsets", "attest", "doctor", "completion",
 )  # fmt: skip
 
@@ -103,6 +104,29 @@ def test_the_formats_of_a_dump_are_those_that_can_be_written() -> None:
         cli.parser().parse_args(["dump", "m", "-o", "f", "--format", "raw"])
 
 
+def test_drgn_keeps_memory_as_long_as_the_page_cache() -> None:
+    assert cli.parser().parse_args(["drgn", "web-1"]).keep == vmishim.memory.lifetimes.STALE
+
+
+@pytest.mark.parametrize(
+    ("words", "domain", "rest"),
+    [
+        (["web-1"], "web-1", []),
+        (["web-1", "script.py", "-e", "--crash"], "web-1", ["script.py", "-e", "--crash"]),
+        (["web-1", "--stats", "script.py"], "web-1", ["script.py"]),
+        (["--local"], None, []),
+        (["--local", "--", "script.py", "-x"], "script.py", ["-x"]),
+        (["web-1", "--crash", "ps", "-m"], "web-1", ["ps", "-m"]),
+        (["web-1", "-e", "1", "a", "-b"], "web-1", ["a", "-b"]),
+    ],
+)
+def test_drgns_options_may_stand_before_and_after_the_domain(
+    words: list[str], domain: str | None, rest: list[str]
+) -> None:
+    options = cli.parser().parse_args(["drgn", *words])
+    assert (options.domain, options.words) == (domain, rest)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -153,6 +177,11 @@ def test_every_command_is_tested() -> None:
         (["ps", "--domains", "web-*"], 1, "no domain matches 'web-*'"),
         (["ps", "--domains", "web-*", "--tree"], 1, "leave out --tree or --domains"),
         (["ps", "web-1", "--local"], 2, "not allowed with argument"),
+        (["drgn"], 2, "drgn needs a DOMAIN, or --local for this machine"),
+        (["drgn", "web-9", "-e", "1"], 1, "no domain 'web-9'"),
+        (["drgn", "web-1", "/nosuch.py"], 1, "no such script: /nosuch.py"),
+        (["drgn", "web-1", "-e", "1", "--crash"], 2, "not allowed with argument"),
+        (["drgn", "web-1", "--keep", "0"], 2, "--keep: 0 is not a number of seconds above 0"),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         (["ps", "web-1", "--strategy", "quick"], 2, "invalid choice: 'quick'"),
         (["ps", "web-9"], 1, "no domain 'web-9'"),

@@ -100,9 +100,12 @@ TABLE: dict[str, set[str]] = {
         *("vmishim.errors", "vmishim.files", "vmishim.guests", "vmishim.kernel", "vmishim.memory", "vmishim.version"),
         "vmishim.wire",
     },
+    "vmishim.drgn": {
+        *("vmishim.errors", "vmishim.guests", "vmishim.kernel", "vmishim.memory", "vmishim.wire"),
+    },
     "vmishim.bundle": {"vmishim.ebpf_objects", "vmishim.files"},
     "vmishim.commands": {
-        *("vmishim.acquire", "vmishim.foreign", "vmishim.memory", "vmishim.plural"),
+        *("vmishim.acquire", "vmishim.drgn", "vmishim.foreign", "vmishim.memory", "vmishim.plural"),
         *("vmishim.attestation", "vmishim.bundle", "vmishim.compare", "vmishim.ebpf_objects", "vmishim.errors"),
         *("vmishim.guests", "vmishim.inject", "vmishim.inspection", "vmishim.libvmi", "vmishim.link", "vmishim.output"),
         *("vmishim.files", "vmishim.readahead", "vmishim.script", "vmishim.version", "vmishim.wire"),
@@ -116,7 +119,8 @@ TABLE: dict[str, set[str]] = {
         *("vmishim.guests", "vmishim.isolated", "vmishim.script", "vmishim.wire"),
     },
     "bench": {
-        *("guest_agent.__main__", "guest_agent.agent", "guest_agent.kernel", "lab", "libvmi", "vmishim.errors"),
+        *("guest_agent.__main__", "guest_agent.agent", "guest_agent.kernel", "lab", "libvmi", "vmishim.drgn"),
+        "vmishim.errors",
         *("vmishim.guests", "vmishim.inspection", "vmishim.kernel", "vmishim.libvmi", "vmishim.readahead"),
         *("vmishim.volatility", "vmishim.wire"),
     },

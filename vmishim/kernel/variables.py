@@ -103,6 +103,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "nf_hooks": ("struct list_head [13][8]",),
     # Sockets, neighbours, files.
     "socket_file_ops": ("struct file_operations",),
+    "ns_file_operations": ("struct file_operations",),
     "sockfs_dentry_operations": ("struct dentry_operations",),
     "arp_tbl": ("struct neigh_table",),
     "tcp_hashinfo": ("struct inet_hashinfo",),
@@ -160,6 +161,9 @@ TABLE: dict[str, tuple[str, ...]] = {
     "__cpu_possible_mask": ("struct cpumask",),
     "__cpu_present_mask": ("struct cpumask",),
     "cpu_bit_bitmap": ("unsigned long [65][]",),
+    "nr_cpu_ids": ("unsigned int",),
+    "panic_cpu": ("atomic_t",),
+    "crashing_cpu": ("int",),
     "__per_cpu_offset": ("unsigned long []",),
     # irq_desc_tree until 6.5 (721255b9826b).
     "sparse_irqs": ("struct maple_tree",),
