@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -573,52 +572,6 @@ def test_a_closed_output_is_not_an_error() -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [["completion", "fish"], ["domains", "--json"], ["--help"]])
-def test_a_full_output_is_one_line(words: list[str], unbuffered: str) -> None:
-    command = [sys.executable, "-m", "vmishim.cli", *words]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            command,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            check=False,
-            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        )
-    assert (done.returncode, done.stderr) == (1, b"vmishim: standard output: No space left on device\n")
-
-
-CLOSED = """
-import os, sys
-os.close(int(sys.argv[1]))
-os.execv(sys.executable, [sys.executable, "-m", "vmishim.cli", *sys.argv[2:]])
-"""
-
-
-def closed(number: int, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    """``vmishim`` with a standard stream closed, as ``>&-`` does."""
-    command = [sys.executable, "-c", CLOSED, str(number), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_an_output_that_was_closed_before_is_one_line() -> None:
-    done = closed(1, "domains", "--json")
-    assert (done.returncode, done.stderr) == (1, "vmishim: standard output is closed, so there is nowhere to print\n")
-
-
-def test_what_is_for_closed_standard_error_goes_nowhere(script: Callable[[str], Path]) -> None:
-    """Not into standard output, nor into a file that got its number."""
-    done = closed(2, "run", "--stats", script("print('out')"))
-    assert (done.returncode, done.stdout) == (0, "out\n")
-    numbers = closed(2, "run", script("import os; print(os.readlink('/proc/self/fd/2'))"))
-    assert numbers.stdout == "/dev/null\n"
-
-
-def test_a_script_decides_what_it_does_with_a_closed_output(script: Callable[[str], Path]) -> None:
-    done = closed(1, "run", script("import sys; print('out'); sys.exit(3 if sys.stdout is None else 4)"))
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
-
-
 def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(options: object) -> NoReturn:
         raise KeyError("bug")
@@ -626,56 +579,6 @@ def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enrolment, "domains", broken)
     with pytest.raises(KeyError):
         cli.main(["domains"])
-
-
-# Scripts.
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Callable[[str], Path]:
-    def write(text: str) -> Path:
-        path = tmp_path / "ids.py"
-        path.write_text(text)
-        return path
-
-    return write
-
-
-def test_a_script_finds_our_libvmi_and_its_own_arguments(script: Callable[[str], Path]) -> None:
-    path = script(
-        "import sys, libvmi, vmishim\n"
-        "print(libvmi.Libvmi is vmishim.Libvmi, __name__, sys.argv[1:], sys.path[0])\n"
-        "import examples\n"
-    )
-    (path.parent / "examples.py").write_text("print('my own', __file__)\n")
-    done = run("run", path, "--local", "-x", "web-1", "--help")
-    own = path.parent / "examples.py"
-    assert done.stdout == f"True __main__ ['--local', '-x', 'web-1', '--help'] {path.parent}\nmy own {own}\n"
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "raise SystemExit",
-        "import sys; sys.exit(3)",
-        "import sys; sys.exit('words')",
-        "def f():\n    raise ValueError('no')\nf()",
-        "def f(:",
-        "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise RuntimeError('b') from e",
-    ],
-)
-def test_a_script_ends_as_under_python(script: Callable[[str], Path], text: str) -> None:
-    path = script(text)
-    alone = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
-    ours = run("run", path)
-    assert (ours.returncode, ours.stdout, ours.stderr) == (alone.returncode, alone.stdout, alone.stderr)
-
-
-def test_statistics_come_last_and_on_standard_error(script: Callable[[str], Path]) -> None:
-    done = run("run", "--stats", "--strategy", "page", script("import sys; print('out'); sys.exit(4)"))
-    assert (done.returncode, done.stdout) == (4, "out\n")
-    assert done.stderr.startswith("vmishim: page: 0 requests, 0 bytes, 0 handshakes, ")
 
 
 # The rest.

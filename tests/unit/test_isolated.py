@@ -6,10 +6,10 @@ import ast
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -71,10 +71,11 @@ CHILDREN = {
 """Every place that starts a process, with how often: file, and the function around it."""
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
-    for folder in ("vmishim", "guest_agent", "bpf", "lab", "bench", "trials", "docs"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+@cache
+def sources() -> tuple[tuple[str, ast.Module], ...]:
+    folders = ("vmishim", "guest_agent", "bpf", "lab", "bench", "trials", "docs")
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return tuple((str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in paths)
 
 
 def starts_process(node: ast.AST) -> bool:
@@ -87,14 +88,21 @@ def starts_process(node: ast.AST) -> bool:
             return any(each.name.partition(".")[0] in ("multiprocessing", "pty") for each in names)
         case ast.ImportFrom(module=name) if name:
             return name.partition(".")[0] in ("multiprocessing", "pty", "subprocess")
-    return isinstance(node, ast.Name | ast.Attribute) and "ProcessPool" in ast.unparse(node)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return "ProcessPool" in name
+    return False
 
 
-def within(tree: ast.AST, name: str = "<module>") -> Iterator[tuple[str, ast.AST]]:
+def within(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """Every node, with the function around it."""
-    for node in ast.iter_child_nodes(tree):
-        yield name, node
-        yield from within(node, node.name if isinstance(node, ast.FunctionDef) else name)
+    left = [("<module>", tree)]
+    while left:
+        name, above = left.pop()
+        if isinstance(above, ast.FunctionDef):
+            name = above.name
+        for node in ast.iter_child_nodes(above):
+            yield name, node
+            left.append((name, node))
 
 
 def test_every_place_that_starts_a_process_is_known() -> None:
@@ -108,6 +116,8 @@ def test_every_interpreter_that_is_started_is_isolated() -> None:
     for path, tree in sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.List | ast.Tuple) and len(node.elts) > 1 and path != "vmishim/isolated.py":
+                if not isinstance(node.elts[0], ast.Attribute | ast.Name | ast.Call):
+                    continue
                 first, second = map(ast.unparse, node.elts[:2])
                 named = first in ("sys.executable", "python", "str(python)", "genuine", "_interpreter()")
                 if named and second not in ("'-I'", "'/usr/bin/python3'", "recorder.__file__"):
@@ -187,80 +197,6 @@ def test_a_tool_of_a_folder_of_ours_is_used(tmp_path: Path, monkeypatch: pytest.
     assert isolated.tool("clang-22") == str(tmp_path / "tools" / "clang-22")
 
 
-def test_a_script_is_run_as_python_runs_it(hostile: Path, tmp_path: Path) -> None:
-    """With its own folder first and the user's packages, and without the working folder; its children too."""
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "theirs.py").write_text("")
-    (tmp_path / "scripts" / "beside.py").write_text("")
-    script = tmp_path / "scripts" / "script.py"
-    script.write_text(
-        "import multiprocessing, os, sys\n"
-        "import beside, theirs\n"
-        "def shown(): print(os.path.realpath(sys.path[0]), os.getcwd() in sys.path, '' in sys.path, flush=True)\n"
-        "if __name__ == '__main__':\n"
-        "    shown()\n"
-        "    for method in sys.argv[1:]:\n"
-        "        child = multiprocessing.get_context(method).Process(target=shown)\n"
-        "        child.start()\n"
-        "        child.join()\n"
-    )
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path / "packages")}
-    command = isolated.script_runner("vmishim.cli", "run", str(script), "fork", "spawn")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"{script.parent} False False\n" * 3), done.stderr
-    assert ran(hostile) == set()
-    # Python itself starts the children of "spawn" in the working folder's reach, unless it was told not to.
-    command = [str(Path(sys.executable).with_name("vmishim")), "run", str(script), "fork"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"{script.parent} False False\n" * 2), done.stderr
-    assert ran(hostile) == set()
-
-
-CHILDREN_SCRIPT = """
-import multiprocessing, os, subprocess, sys
-from libvmi import Libvmi, LibvmiError
-import report  # beside the script, and a name of compat/ids
-
-def look(number):
-    import libvmi, libvmi.event, report
-    try:
-        Libvmi("nobody")
-    except LibvmiError as error:
-        print(libvmi.__file__, str(error).partition(":")[0], report.__file__, flush=True)
-
-if __name__ == "__main__":
-    look(0)
-    for method in ("fork", "spawn", "forkserver"):
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            pool.map(look, [1])
-    if "again" not in sys.argv:
-        subprocess.run([sys.executable, *sys.argv, "again"], check=True)
-        subprocess.run([sys.executable, "-c", "from libvmi.libvmi import Libvmi"], check=True)
-"""
-
-
-@pytest.mark.parametrize("safe", [False, True])
-def test_every_child_of_a_script_has_our_libvmi(hostile: Path, tmp_path: Path, safe: bool) -> None:
-    """However Python starts it: its parent's memory is not in "spawn" and "forkserver", nor in another interpreter."""
-    (tmp_path / "scripts").mkdir()
-    script = tmp_path / "scripts" / "script.py"
-    script.write_text(CHILDREN_SCRIPT)
-    script.with_name("report.py").write_text("")
-    environment = {"PATH": os.environ["PATH"], "VMISHIM_CONFIG": str(tmp_path / "domains.toml"), "HOME": str(tmp_path)}
-    command = [*isolated.script_runner("vmishim.cli"), "run", str(script)]
-    if safe:
-        # Python itself starts the children of "spawn" in the working folder's reach, unless it was told not to.
-        environment["PYTHONSAFEPATH"] = "1"
-        environment["PYTHONPATH"] = str(script.parent)
-    folder = hostile if safe else tmp_path
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    ours = Path(isolated.FOLDER, "vmishim", "compat", "libvmi", "__init__.py")
-    assert done.stdout == f"{ours} VM_NOT_FOUND {script.with_name('report.py')}\n" * 8
-    assert ran(hostile) == set()
-
-
 def test_what_children_inherit_opens_guests_as_their_parent_does(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Domain, str]] = []
     monkeypatch.setattr(script, "reach", lambda domain, strategy: asked.append((domain, strategy)))
@@ -279,18 +215,3 @@ def test_a_script_leaves_the_environment_as_it_was(tmp_path: Path, monkeypatch: 
     before = dict(os.environ)
     assert script.execute(str(tmp_path / "script.py"), []) == 0
     assert dict(os.environ) == before
-
-
-@pytest.mark.parametrize("safe", ["", "1"])
-def test_only_the_user_keeps_a_script_from_its_own_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: str
-) -> None:
-    monkeypatch.setenv("PYTHONSAFEPATH", safe)
-    (tmp_path / "scripts").mkdir()
-    script = tmp_path / "scripts" / "script.py"
-    script.write_text("import sys; print(__file__.rpartition('/')[0] in sys.path)")
-    alone = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    assert alone.stdout == f"{not safe}\n"
-    for command in ([str(Path(sys.executable).with_name("vmishim"))], isolated.script_runner("vmishim.cli")):
-        ours = subprocess.run([*command, "run", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert ours.stdout == alone.stdout
