@@ -25,10 +25,10 @@ from rich.console import Console
 from bench import hosts, inside, report, results, variants, workloads
 from bench.hosts import Host
 from bench.results import Case, Cost, Ground, Part
-from lab import image as images
 from lab.environment import MissingError
-from lab.image import ImageError, say
+from lab.kernels import kernels
 from lab.launch import LabError
+from lab.steps import ImageError, say
 from vmishim.errors import LibvmiError
 from vmishim.guests.agent import Strategy
 from vmishim.libvmi import Libvmi, pause
@@ -62,18 +62,18 @@ QUICK = Extent((100, 300), (20, 200), {"scalar": 1, "page": 3, "batch": 10, "nat
 def main() -> int:
     """Measure, print, write; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").split("\n")[0])
-    names = list(images.kernels())
+    names = list(kernels())
     parser.add_argument("--kernel", action="append", default=[], choices=names, help="in a lab VM; may be repeated")
     parser.add_argument("--local", action="store_true", help="this machine's own kernel, as root")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and runs, no full-size TCP hash")
     parser.add_argument("--output", type=Path, help="folder for benchmark.md, .json and .svg (default: docs)")
     options = parser.parse_args()
-    kernels: list[str | None] = options.kernel or ([] if options.local else [None])
+    chosen: list[str | None] = options.kernel or ([] if options.local else [None])
     extent = QUICK if options.quick else THOROUGH
     console = Console(width=100 if not sys.stdout.isatty() else min(100, Console().width), highlight=False)
     grounds = []
     try:
-        for name in kernels:
+        for name in chosen:
             grounds.append(_in_vm(name, extent, full=not options.quick))
             report.show(grounds[-1], console)
         if options.local:
@@ -84,7 +84,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    if options.output or (kernels and not options.quick):
+    if options.output or (chosen and not options.quick):
         words = [word for name in options.kernel for word in ("--kernel", name)]
         words += ["--local"] * options.local + ["--quick"] * options.quick
         _write(grounds, options.output or ROOT / "docs", " ".join(["python -m bench", *words]))

@@ -33,7 +33,7 @@ from rich.console import Console
 
 from bench import report, results, variants
 from bench.variants import RunningAgent
-from lab.image import say
+from lab.steps import say
 from vmishim.guests.domains import Domain
 from vmishim.inspection import cluster, fleet
 from vmishim.inspection.fleet import Answer

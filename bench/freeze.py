@@ -17,8 +17,8 @@ from time import perf_counter
 from rich.console import Console
 from rich.table import Table
 
-from lab import image
 from lab.agent import AGENT, install
+from lab.kernels import default_kernel, kernels
 from lab.vm import CONTAINERS_SLICE, LabVM
 from vmishim.libvmi import Libvmi
 
@@ -46,13 +46,13 @@ print(json.dumps(took))
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m bench.freeze", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kernel", action="append", choices=list(image.kernels()), help="may be given again")
+    parser.add_argument("--kernel", action="append", choices=list(kernels()), help="may be given again")
     parser.add_argument("--processes", type=int, nargs="+", default=[10, 100], metavar="N")
     parser.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args()
     columns = ("kernel", "processes", "freeze", "longest", "thaw", "longest", "pause_vm", "resume_vm", "one request")
     table = Table(*columns, title="milliseconds, medians")
-    for kernel in options.kernel or [image.default_kernel()]:
+    for kernel in options.kernel or [default_kernel()]:
         with LabVM.boot(kernel) as vm:
             for count in options.processes:
                 planted = vm.spawn("sleep", "infinity", count=count - count // 10)

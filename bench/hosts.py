@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT / "compat"))  # the measured script imports vmishim 
 from bench import inside, plant_sockets, workloads  # noqa: E402
 from lab.agent import AGENT, InstalledAgent, install  # noqa: E402
 from lab.environment import genuine, symbol_map  # noqa: E402
-from lab.image import say  # noqa: E402
 from lab.launch import find_accelerator  # noqa: E402
+from lab.steps import say  # noqa: E402
 from lab.vm import LabVM  # noqa: E402
 from vmishim.guests.agent import AgentGuest, Strategy  # noqa: E402
 from vmishim.kernel.profile import Profile  # noqa: E402

@@ -29,11 +29,11 @@ from rich.console import Console
 from bench import delay, hosts, inside, paper_page, plant_modules, plot, report, results, variants, workloads
 from bench.paper_page import THEIRS, Delay, Distance, Paper
 from bench.results import Case, Cost
-from lab import image as images
 from lab.agent import InstalledAgent
 from lab.environment import MissingError
-from lab.image import ImageError, say
+from lab.kernels import kernels
 from lab.launch import LabError
+from lab.steps import ImageError, say
 from vmishim.errors import LibvmiError
 from vmishim.guests.agent import AgentGuest, Strategy
 from vmishim.libvmi import Libvmi
@@ -64,7 +64,7 @@ EMPTY = 200
 def main() -> int:
     """Measure, print, write; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.paper", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--kernel", choices=list(images.kernels()), help="of the lab VM")
+    parser.add_argument("--kernel", choices=list(kernels()), help="of the lab VM")
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder for paper.md, .json and .svg")
     options = parser.parse_args()
     console = Console(width=110 if not sys.stdout.isatty() else min(110, Console().width), highlight=False)

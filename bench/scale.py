@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import plot, variants
-from lab import image, planter
+from lab import planter
 from lab.agent import InstalledAgent, install
+from lab.kernels import kernels
 from lab.launch import find_accelerator
 from lab.planter import Layout, Planter
 from lab.vm import LabVM
@@ -105,7 +106,7 @@ def main() -> int:
     """Measure, print, write; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--local", action="store_true", help="this machine's own kernel, as root")
-    parser.add_argument("--kernel", action="append", default=[], choices=list(image.kernels()), help="one in a lab VM")
+    parser.add_argument("--kernel", action="append", default=[], choices=list(kernels()), help="one in a lab VM")
     parser.add_argument(
         "--to", type=Path, default=ROOT / "docs", help="folder for scale.json and scale.svg (%(default)s)"
     )

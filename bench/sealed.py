@@ -22,7 +22,7 @@ from time import perf_counter
 from bench import report
 from bench.machine import Machine, here, inside
 from bench.variants import RunningAgent
-from lab import image
+from lab.kernels import kernels
 from lab.launch import find_accelerator
 from lab.vm import LabVM
 from vmishim.errors import LibvmiError
@@ -41,7 +41,7 @@ def main() -> int:
     """Measure, print, write; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.sealed", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--local", action="store_true", help="this machine's own kernel, as root")
-    parser.add_argument("--kernel", action="append", default=[], choices=list(image.kernels()), help="one in a lab VM")
+    parser.add_argument("--kernel", action="append", default=[], choices=list(kernels()), help="one in a lab VM")
     parser.add_argument("--runs", type=int, default=RUNS, help="of each, by each agent (%(default)s)")
     parser.add_argument("--to", type=Path, default=PAGE, help="page whose table to write (%(default)s)")
     options = parser.parse_args()

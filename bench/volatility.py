@@ -33,7 +33,7 @@ if not __package__:  # the child, which gets the folder of this checkout
     sys.path.insert(0, sys.argv[1])
 
 from bench.delay import delayed
-from lab import image
+from lab import kernels as lab_kernels
 from lab.agent import InstalledAgent, install, precompile
 from lab.rootkit import Rootkit
 from lab.vm import LabVM
@@ -548,14 +548,14 @@ def record(kernel: str, results: list[Row]) -> None:
     """Take the results of one kernel into the record."""
     old = json.loads(RECORD.read_text()) if RECORD.exists() else {"kernels": [], "results": []}
     kept = [each for each in old["results"] if each["kernel"] != kernel]
-    kernels = sorted({*old["kernels"], kernel}, key=list(image.kernels()).index)
+    kernels = sorted({*old["kernels"], kernel}, key=list(lab_kernels.kernels()).index)
     RECORD.write_text(json.dumps({"kernels": kernels, "results": kept + results}, indent=1) + "\n")
 
 
 def main() -> int:
     """Measure, record, write."""
     parser = argparse.ArgumentParser(prog="python -m bench.volatility", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--kernel", action="append", choices=list(image.kernels()), help="(default: 6.1)")
+    parser.add_argument("--kernel", action="append", choices=list(lab_kernels.kernels()), help="(default: 6.1)")
     parser.add_argument("--plugins", nargs="+", default=[], metavar="NAME", help="only these; nothing is recorded")
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="round-trip delay; nothing is recorded")
     parser.add_argument("--sealed", action="store_true", help="the guest's kernel encrypts; nothing is recorded")
@@ -570,7 +570,7 @@ def main() -> int:
 
     partial = bool(options.plugins or options.delay or options.sealed)
     whole = not (options.delay or options.sealed)
-    for kernel in options.kernel or [image.default_kernel()]:
+    for kernel in options.kernel or [lab_kernels.default_kernel()]:
         for results in measure(kernel, chosen, options.delay / 1000, options.sealed, whole):
             if not partial:
                 record(kernel, results)

@@ -4,7 +4,10 @@ import argparse
 import signal
 import sys
 
-from lab import enrolled, image, launch, vm
+from lab import enrolled, launch, vm
+from lab.image import image
+from lab.kernels import default_kernel, kernels
+from lab.steps import ImageError
 from vmishim.commands import CommandError
 from vmishim.errors import LibvmiError
 
@@ -37,20 +40,20 @@ def main() -> int:
     for command in (build, boot):
         command.add_argument(
             "--kernel",
-            choices=list(image.kernels()),
-            default=image.default_kernel(),
-            help=f"which kernel (default {image.default_kernel()})",
+            choices=list(kernels()),
+            default=default_kernel(),
+            help=f"which kernel (default {default_kernel()})",
         )
     options = parser.parse_args()
     # Ended by another program, too, it takes back what it enrolled.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if options.command == "kernels":
-            for kernel in image.kernels().values():
-                mark = " (default)" if kernel.name == image.default_kernel() else ""
+            for kernel in kernels().values():
+                mark = " (default)" if kernel.name == default_kernel() else ""
                 print(f"{kernel.name:8}{kernel.package}{mark}")
         elif options.command == "image":
-            print(image.image(options.kernel, rebuild=options.rebuild).folder)
+            print(image(options.kernel, rebuild=options.rebuild).folder)
         else:
             name = options.agent
             if name:
@@ -64,7 +67,7 @@ def main() -> int:
                 shell=options.shell,
                 within=(lambda made: enrolled.enrolled(made, name)) if name else None,
             )
-    except (image.ImageError, launch.LabError, CommandError, LibvmiError) as error:
+    except (ImageError, launch.LabError, CommandError, LibvmiError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

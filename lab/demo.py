@@ -24,8 +24,8 @@ from rich.table import Table
 from lab.agent import InstalledAgent, install
 from lab.enrolled import PLANTED, plant
 from lab.environment import MissingError, genuine
-from lab.image import ImageError, say
 from lab.launch import LabError
+from lab.steps import ImageError, say
 from lab.vm import LabVM
 from vmishim import isolated
 from vmishim.commands import enrolment

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab.agent import install
-from lab.image import say
+from lab.steps import say
 from lab.vm import LabVM
 from vmishim.commands import CommandError, enrolment
 from vmishim.errors import LibvmiError

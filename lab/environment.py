@@ -8,7 +8,7 @@ import sys
 import venv
 from pathlib import Path
 
-from lab import image
+from lab.cache import locked
 from lab.vm import LabVM
 
 LIBVMI = "3.7.1"
@@ -30,7 +30,7 @@ def interpreter(package: str, version: str) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"{package}-{version}-python{sys.version_info.major}.{sys.version_info.minor}"
     python = folder / "bin" / "python"
-    with image.locked(cache / f"{package}.lock"):
+    with locked(cache / f"{package}.lock"):
         if not (folder / "complete").exists():
             venv.create(folder, with_pip=True, clear=True)
             pip = [

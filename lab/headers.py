@@ -5,7 +5,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from lab import image as images
+from lab.cache import cache, locked
+from lab.debian import KEYRING, sources
 
 
 class HeadersError(Exception):
@@ -17,12 +18,12 @@ def headers(release: str) -> Path:
 
     Raises HeadersError if Debian has no such packages (any more), or cannot be reached.
     """
-    kept = images.cache() / f"headers-{release}"
+    kept = cache() / f"headers-{release}"
     found = kept / "usr" / "src" / f"linux-headers-{release}"
-    with images.locked(images.cache() / "headers.lock"):
+    with locked(cache() / "headers.lock"):
         if not found.exists():
             common = re.sub(r"-(cloud-)?amd64$", "-common", release)
-            with tempfile.TemporaryDirectory(dir=images.cache()) as name:
+            with tempfile.TemporaryDirectory(dir=cache()) as name:
                 folder = Path(name)
                 download(folder, f"linux-headers-{release}", f"linux-headers-{common}")
                 for package in folder.glob("*.deb"):
@@ -36,7 +37,7 @@ def download(folder: Path, *packages: str) -> None:
 
     Raises HeadersError if Debian has no such packages (any more), or cannot be reached.
     """
-    lines = images.sources(f"[signed-by={images.KEYRING}]")
+    lines = sources(f"[signed-by={KEYRING}]")
     (folder / "sources.list").write_text("".join(f"{line}\n" for line in lines))
     (folder / "lists" / "partial").mkdir(parents=True)
     # A separate apt state: this host may run another suite, or not Debian, and its own lists stay as they are.

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 
-from lab import image as images
+from lab.cache import cache, locked
+from lab.image import HOST_PACKAGES, Image
+from lab.steps import say
 
 # LibVMI, the yardstick, walks four-level tables only: no five-level paging.
 _CPU: Final = {"kvm": "host,la57=off", "tcg": "max,la57=off"}
@@ -22,7 +24,7 @@ class LabError(Exception):
     """The lab VM does not boot, has ended, or missed a deadline."""
 
 
-def find_accelerator(image: images.Image, progress: Callable[[str], None] = images.say) -> str:
+def find_accelerator(image: Image, progress: Callable[[str], None] = say) -> str:
     """Return "kvm" where it runs this kernel, otherwise "tcg".
 
     Decided once per boot of the host, by booting: a host may well offer
@@ -36,8 +38,8 @@ def find_accelerator(image: images.Image, progress: Callable[[str], None] = imag
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    verdict = images.cache() / f"accelerator-{image.kernel.name}-{boot_id}"
-    with images.locked(images.cache() / "accelerator.lock"):
+    verdict = cache() / f"accelerator-{image.kernel.name}-{boot_id}"
+    with locked(cache() / "accelerator.lock"):
         if not verdict.exists():
             progress("lab: trying KVM (up to 10 s)")
             found = "kvm" if _kvm_works(image) else "tcg"
@@ -47,7 +49,7 @@ def find_accelerator(image: images.Image, progress: Callable[[str], None] = imag
 
 
 def qemu_command(
-    image: images.Image,
+    image: Image,
     folder: Path,
     accelerator: str,
     memory_mib: int,
@@ -90,7 +92,7 @@ def start(
 ) -> tuple["subprocess.Popen[bytes]", "subprocess.Popen[bytes]"]:
     """Start QEMU and its warden, which ends it when this process dies."""
     if shutil.which(command[0]) is None:
-        raise LabError(f"{command[0]} not found; try: apt-get install {' '.join(images.HOST_PACKAGES)}")
+        raise LabError(f"{command[0]} not found; try: apt-get install {' '.join(HOST_PACKAGES)}")
     with (folder / "qemu.log").open("wb") as log:
         qemu = subprocess.Popen(
             command,
@@ -136,7 +138,7 @@ def make_run_folder(memory_mib: int) -> tuple[Path, IO[bytes]]:
     if os.access(_SHARED_MEMORY, os.W_OK):
         parents.insert(0, _SHARED_MEMORY)
     # One at a time: else a folder could be swept before its lock is held.
-    with images.locked(images.cache() / "runs.lock"):
+    with locked(cache() / "runs.lock"):
         for parent in parents:
             for folder in parent.glob(f"{_PREFIX}*"):
                 _sweep(folder)
@@ -167,7 +169,7 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _kvm_works(image: images.Image, timeout: float = 10.0) -> bool:
+def _kvm_works(image: Image, timeout: float = 10.0) -> bool:
     """Boot to the initramfs under KVM: whether its first program has run."""
     command = [
         "qemu-system-x86_64",

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from lab import headers as debian
-from lab import image as images
+from lab.cache import cache, locked
 
 
 class ModuleError(Exception):
@@ -26,11 +26,11 @@ def build(folder: Path, release: str) -> Path:
     """
     sources = [folder / f"{folder.name}.c", folder / "Kbuild"]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
-    built = images.cache() / f"{folder.name}-{release}-{digest}.ko"
+    built = cache() / f"{folder.name}-{release}-{digest}.ko"
     headers = debian.headers(release)
-    with images.locked(images.cache() / f"{folder.name}.lock"):
+    with locked(cache() / f"{folder.name}.lock"):
         if not built.exists():
-            with tempfile.TemporaryDirectory(dir=images.cache()) as name:
+            with tempfile.TemporaryDirectory(dir=cache()) as name:
                 _compile(sources, headers, Path(name)).rename(built)
     return built
 

@@ -23,6 +23,7 @@ from typing import IO, Any, Final, Self
 from lab import image as images
 from lab.launch import LabError, dismiss, find_accelerator, make_run_folder, qemu_command, remove, start
 from lab.qemu import GuestAgent, Monitor, ProtocolError
+from lab.steps import say
 
 CONTAINER: Final = "monitored"
 """Name of the container, for ``crun``, and of its systemd unit."""
@@ -88,7 +89,7 @@ class LabVM:
         accelerator: str | None = None,
         timeout: float = BOOT_TIMEOUT,
         terminal: bool = False,
-        progress: Callable[[str], None] = images.say,
+        progress: Callable[[str], None] = say,
     ) -> Self:
         """Boot a VM and return it when agent and container are up.
 
@@ -387,8 +388,8 @@ def keep(
         _terminal_restored(),
         LabVM.boot(kernel, memory_mib=memory_mib, cpus=cpus, nokaslr=nokaslr, append=append, terminal=shell) as vm,
     ):
-        images.say(f"lab: port {GUEST_PORT} of the guest is {vm.endpoint}")
-        images.say(f"lab: memory {vm.ram}, console {vm.folder / 'serial.log'}; Ctrl-C ends the VM")
+        say(f"lab: port {GUEST_PORT} of the guest is {vm.endpoint}")
+        say(f"lab: memory {vm.ram}, console {vm.folder / 'serial.log'}; Ctrl-C ends the VM")
         with within(vm) if within else contextlib.nullcontext():
             vm.wait()
 

@@ -105,8 +105,8 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    image = sys.modules.get("lab.image")
-    if image is not None and call.excinfo is not None and isinstance(call.excinfo.value, image.ImageError):
+    steps = sys.modules.get("lab.steps")
+    if steps is not None and call.excinfo is not None and isinstance(call.excinfo.value, steps.ImageError):
         # Without an image all tests of a VM fail for the same reason: it is told once, and without a traceback.
         reason = str(call.excinfo.value)
         report.longrepr = "no lab VM: " + ("as above" if reason in _told else reason)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.agent import InstalledAgent, install
-from lab.image import default_kernel, kernels, say
+from lab.kernels import default_kernel, kernels
 from lab.launch import LabError
+from lab.steps import say
 from lab.vm import HOST_ADDRESS, LabVM
 from trials.hostile.relay import Meddle, Relay, honest
 from trials.hostile.sockets import Meddler

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import image
 from lab.agent import InstalledAgent, install, precompile
+from lab.kernels import default_kernel, kernels
 from lab.vm import CONTAINERS_SLICE, LabVM
 from tests.guest.ids import FEW_BUCKETS, Ids
 from vmishim.guests.agent import AgentGuest
@@ -16,7 +16,7 @@ from vmishim.libvmi import Libvmi
 
 def chosen_kernels(config: pytest.Config) -> list[str]:
     """The kernels of ``--kernel``, of ci/kernels.toml."""
-    known, default = list(image.kernels()), image.default_kernel()
+    known, default = list(kernels()), default_kernel()
     groups = {"all": known, "others": [name for name in known if name != default]}
     names: list[str] = config.getoption("--kernel") or [default]
     return list(dict.fromkeys(kernel for name in names for kernel in groups.get(name, [name])))

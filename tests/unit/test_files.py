@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import image, launch
+from lab import launch
+from lab.cache import locked
 from vmishim import cli, files
 from vmishim.bundle import bundle
 from vmishim.errors import LibvmiError, LinkError
@@ -270,5 +271,5 @@ def test_the_lab_locks_no_file_that_another_user_could_have_made(
     launch.remove(folder)
     lock.close()
     assert target.read_text() == "theirs"
-    with pytest.raises(OSError, match="symbolic links"), image.locked(public / f"vmishim-lab.{os.getuid()}.lock"):
+    with pytest.raises(OSError, match="symbolic links"), locked(public / f"vmishim-lab.{os.getuid()}.lock"):
         pass

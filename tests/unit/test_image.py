@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import image
-from lab.image import ImageError, Kernel
+from lab import debian, image
+from lab.kernels import Kernel
+from lab.steps import ImageError
 
 KERNEL = Kernel("6.1", "linux-image-cloud-amd64")
 UNREACHABLE = """\
@@ -69,13 +70,15 @@ def test_an_unreachable_mirror_is_one_sentence_and_is_not_tried_again(
 
 def test_packages_come_from_the_suite_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VMISHIM_DEBIAN_MIRROR", raising=False)
-    assert image.sources() == [
+    assert debian.sources() == [
         "deb http://deb.debian.org/debian bookworm main",
         "deb http://deb.debian.org/debian bookworm-updates main",
         "deb http://deb.debian.org/debian-security bookworm-security main",
     ]
     monkeypatch.setenv("VMISHIM_DEBIAN_MIRROR", "http://mirror/debian/")
-    assert image.sources("[trusted=yes]")[2] == "deb [trusted=yes] http://mirror/debian-security bookworm-security main"
+    assert (
+        debian.sources("[trusted=yes]")[2] == "deb [trusted=yes] http://mirror/debian-security bookworm-security main"
+    )
 
 
 def test_the_kernel_comes_from_the_suite_and_one_of_another_series_is_refused(tool: Tool, tmp_path: Path) -> None:
@@ -87,5 +90,5 @@ def test_the_kernel_comes_from_the_suite_and_one_of_another_series_is_refused(to
     work = tmp_path / "work"
     (work / "result").mkdir(parents=True)
     with pytest.raises(ImageError, match=r"linux-image-cloud-amd64 of Debian bookworm is Linux 6\.12\.118, not 6\.1: "):
-        image._unpack_kernel(KERNEL, work, work / "root", work / "result")
+        debian.unpack_kernel(KERNEL, work, work / "root", work / "result")
     assert (tmp_path / "asked").read_text() == "depends /the/suites\ndownload /the/suites\n"

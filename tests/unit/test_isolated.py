@@ -58,7 +58,7 @@ CHILDREN = {
     "bench/volatility.py: plugins": 1,
     "bpf/hatch_build.py: _build": 1,
     "lab/headers.py: _run": 1,
-    "lab/image.py: _command": 1,
+    "lab/steps.py: command": 1,
     "lab/modules.py: _run": 1,
     "lab/overlay/usr/lib/vmishim-lab/plant.py: <module>": 1,
     "lab/overlay/usr/lib/vmishim-lab/planter.py: <module>": 1,

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from lab.agent import InstalledAgent, install
-from lab.image import ImageError, say
 from lab.launch import LabError
+from lab.steps import ImageError, say
 from lab.vm import LabVM
 from trials.soak.forwarder import Forwarder
 from trials.soak.observed import LISTINGS, PLANTED, reader

@@ -1,7 +1,7 @@
 """Plant processes in the container; print their pids as this side sees them.
 
 Run in the root namespaces: ``plant.py COUNT COMM ARGV...``. Prints one line of
-pids. They are read from the kernel's list of the planter's children, hence
+pids. They are read from the kernel's list of the planter's children, so they are
 exact whatever else starts meanwhile.
 """
 
