@@ -607,7 +607,7 @@ class LongWalks:
             rounds.append(stores)
         everyone, whole = {*staying, *guests}, 0
         with ground.planter.stirring(rounds) as done:
-            deadline = monotonic() + 60
+            enough = monotonic() + 5  # an emulated CPU does few walks in that time
             for _ in range(20):
                 walked = ground.walk(Plan(head, Step.RING, NUMBER, link=LINK))
                 assert set(walked.nodes) <= everyone
@@ -617,7 +617,7 @@ class LongWalks:
                     assert [node for node in walked.nodes if node not in guests] == staying
                     whole += 1
                 assert not last.faulted or last.fault_at == POISON
-                if monotonic() > deadline:
+                if monotonic() > enough and (whole or poison):
                     break
         assert done[0] > 0, "the writer has written"
         assert whole or poison

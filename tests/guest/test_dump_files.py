@@ -132,6 +132,8 @@ WHOLE: dict[str, Write] = {
     "LiME": partial(image, write=images.lime),
     "AVML": partial(image, write=images.avml),
 }
+LONG = {"makedumpfile -l -d 1 -F", "makedumpfile -E -d 1"}
+"""Those of which each part is in a shorter test too: the compression, the flattened stream (tests/unit), the core."""
 PARTS: dict[str, Write] = {
     "elf with paging": partial(qemu, format="elf", paging=True),
     "makedumpfile -l -d 31": lambda still, file: makedumpfile(still, file, "-l", "-d", "31"),
@@ -177,7 +179,11 @@ def different(still: Still, file: Path) -> tuple[int, int]:
     return wrong, unreadable
 
 
-@pytest.mark.parametrize("dump", WHOLE.values(), ids=WHOLE, indirect=True)
+@pytest.mark.parametrize(
+    "dump",
+    [pytest.param(write, id=name, marks=[pytest.mark.long] if name in LONG else []) for name, write in WHOLE.items()],
+    indirect=True,
+)
 def test_a_dump_is_the_same_guest(still: Still, dump: Path) -> None:
     with Libvmi.over(RamFile("live", still.vm.ram)) as live, Libvmi.over(RamFile("dump", dump)) as dumped:
         tasks = list(objects.tasks(live))

@@ -334,7 +334,9 @@ def every(vm: LabVM) -> int:
     return pid
 
 
-@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "scalar"])
+@pytest.mark.parametrize(
+    "backend", ["agent", *(pytest.param(backend, marks=pytest.mark.long) for backend in ("ramfile", "genuine"))]
+)
 def test_open_files_are_those_of_proc(vm: LabVM, suite: Suite, attacks: Attacks, every: int, backend: str) -> None:
     done = suite.run("open_files", backend, "--json")
     listing = json.loads(done.stdout)["listing"]
