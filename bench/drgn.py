@@ -37,8 +37,8 @@ from drgn.commands import run_command
 from drgn.commands._crash.common import CRASH_COMMAND_NAMESPACE
 
 from bench.delay import delayed
-from lab import image
 from lab.agent import KEYS, InstalledAgent, install
+from lab.kernels import default_kernel, kernels
 from lab.vm import LabVM
 from vmishim.drgn.guest import Guest
 from vmishim.guests.agent import AgentGuest
@@ -832,7 +832,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Try all of drgn's Linux helpers and crash-style commands on a lab VM."
     )
-    parser.add_argument("--kernel", default=image.default_kernel(), choices=list(image.kernels()))
+    parser.add_argument("--kernel", default=default_kernel(), choices=list(kernels()))
     parser.add_argument("--sealed", action="store_true", help="the guest's kernel encrypts what is read")
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="a network path with this round trip")
     parser.add_argument("--only", default="", metavar="TEXT", help="helpers and commands with this in their name")
