@@ -19,6 +19,9 @@ from vmishim.memory.reader import KERNEL, PAGE_SIZE, MemoryReader
 
 PAGES_MAX = 16384
 """Most pages kept, 64 MiB; the least recently read one is dropped."""
+AHEAD_FACTOR, AHEAD_MAX = 4, 256
+"""Physical or process memory that is read in ascending order, as by a program that dumps it, is fetched ahead: with
+each page that follows the last ones fetched so many times more of them, up to 1 MiB in a request."""
 
 
 class Pages:
@@ -34,6 +37,8 @@ class Pages:
         self._pages: OrderedDict[tuple[int, int], tuple[float, bytes]] = OrderedDict()
         self._lock = threading.RLock()
         self._holding = False
+        # What follows the pages fetched last, and how many these were.
+        self._next, self._ahead = (-1, KERNEL), 1
         _living.add(self)
 
     def read(self, address: int, count: int, space: int = KERNEL, *, text: bool = False) -> bytes:
@@ -53,15 +58,28 @@ class Pages:
         now = self._now()
         kept = self._pages.get((start, space))
         if kept is None or not (self._holding or now - kept[0] < STALE):
-            try:
-                kept = now, self._reader.read(start, PAGE_SIZE, space)
-            except FaultError:
-                raise FaultError(wanted, before) from None
-            self._pages[start, space] = kept
-            if len(self._pages) > PAGES_MAX:
+            data = self._fetch(start, space)
+            if len(data) < PAGE_SIZE:
+                raise FaultError(wanted, before)
+            for at in range(len(data) - len(data) % PAGE_SIZE - PAGE_SIZE, -1, -PAGE_SIZE):
+                # Within a hold a page that was answered stays as it was.
+                if at == 0 or not self._holding or (start + at, space) not in self._pages:
+                    self._pages[start + at, space] = now, data[at : at + PAGE_SIZE]
+            while len(self._pages) > PAGES_MAX:
                 self._pages.popitem(last=False)
+            kept = self._pages[start, space]
         self._pages.move_to_end((start, space))
         return kept[1]
+
+    def _fetch(self, start: int, space: int) -> bytes:
+        """The page at ``start``, and those behind it if it follows the last ones; ends where memory cannot be read."""
+        self._ahead = min(self._ahead * AHEAD_FACTOR, AHEAD_MAX) if (start, space) == self._next else 1
+        try:
+            data = self._reader.read(start, self._ahead * PAGE_SIZE, space)
+        except FaultError as fault:
+            data = fault.data
+        self._next = (start + len(data) - len(data) % PAGE_SIZE, space) if space != KERNEL else (-1, KERNEL)
+        return data
 
     def hold(self) -> None:
         """Keep pages until `release`."""
