@@ -24,6 +24,7 @@ class Caches(Symbols):
         """
         dtb = 0 if unsigned(dtb) == ADDRESSES - 1 else dtb
         self._pages = {key: page for key, page in self._pages.items() if dtb and key[0] != dtb}
+        self._held_pages = {}
         self._target.flush()
 
     def v2pcache_add(self, va: int, dtb: int, pa: int) -> None:
@@ -69,4 +70,5 @@ class Caches(Symbols):
 
     def pagecache_flush(self) -> None:
         """Forget all memory that was read: the next read asks the guest. Source: ``vmi_pagecache_flush``."""
+        self._held_pages = {}
         self._target.flush()

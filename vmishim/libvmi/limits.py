@@ -8,3 +8,5 @@ TASK_LIMIT = 1 << 22
 """Tasks that Linux can have (``PID_MAX_LIMIT``): a longer list is a loop."""
 PAGES_LIMIT = 1 << 22
 """Pages that ``get_va_pages`` lists, 16 GiB of the smallest: a hostile guest's tables can loop."""
+HELD_PAGES = 1 << 18
+"""Translations that are remembered within a hold: 1 GiB of the smallest pages."""

@@ -30,6 +30,7 @@ class OpenedGuest:
         "_cells",
         "_dtbs",
         "_encrypted",
+        "_held_pages",
         "_holds",
         "_json_profile",
         "_kpgd",
@@ -80,6 +81,8 @@ class OpenedGuest:
         self._pages: dict[tuple[int, int], int] = {}
         self._symbols: dict[tuple[int, int, str], int] = {}
         self._names: dict[tuple[int, int, int], str] = {}
+        # Translations of this hold: physical address, by tables, page size and address of the page.
+        self._held_pages: dict[tuple[int, int, int], int] = {}
         self._configure(given)
         if initialised:
             self._initialise()

@@ -21,6 +21,9 @@ _MASKS = ("sme_me_mask", "cc_mask")
 """Kernel variables with the bits of a page-table entry that are no address: AMD SEV's C-bit, set in every private
 entry; Intel TDX's shared bit, set in every shared one."""
 
+_SIZES = (1 << 12, 1 << 21, 1 << 30)
+"""Bytes of a page."""
+
 _U64 = Struct("<Q")
 
 
@@ -50,7 +53,19 @@ class PageTables(OpenedGuest):
             known = self._pages.get((dtb, vaddr & -PAGE_SIZE))
             if known is not None:
                 return known | vaddr % PAGE_SIZE
-        return self._translate(dtb, vaddr).physical
+        if not self._holds:
+            return self._translate(dtb, vaddr).physical
+        held = self._held_pages  # of this hold, whatever another thread does meanwhile
+        for size in _SIZES:
+            physical = held.get((dtb, size, vaddr & -size))
+            if physical is not None:
+                return physical | vaddr % size
+        found = self._translate(dtb, vaddr)
+        # Within a hold a page stays where it is, so its other addresses need no request.
+        if len(held) >= limits.HELD_PAGES:
+            held.clear()
+        held[dtb, found.size, vaddr & -found.size] = found.physical & -found.size
+        return found.physical
 
     def pagetable_lookup_extended(self, dtb: int, vaddr: int) -> PageLookup:
         """As ``pagetable_lookup``, with the page's size and the page-table entries that lead to it.

@@ -172,6 +172,7 @@ class Libvmi(Reads, Writes, Caches, Getters, Refusals):
         with self._lock:
             if self._holds == 0:
                 self._dtbs = {pid: kept for pid, kept in self._dtbs.items() if kept[1] == FOREVER}
+                self._held_pages = {}
                 self._target.hold()
             self._holds += 1
 
