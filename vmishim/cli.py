@@ -159,13 +159,19 @@ def parser() -> argparse.ArgumentParser:
     run = command(
         "run",
         "script:run",
-        "run an unchanged LibVMI script; its `import libvmi` imports vmishim",
+        "run an unchanged LibVMI script or compiled program; its libvmi is vmishim",
         "vmishim run process_list.py web-1              put the script's own arguments after it\n"
         "vmishim run --stats process_list.py web-1      also print time and requests\n"
         "vmishim run --strategy scalar --stats process_list.py web-1\n"
-        "sudo vmishim run --local process_list.py any-name",
+        "sudo vmishim run --local process_list.py any-name\n"
+        "vmishim run -- ./process-list -n web-1         a compiled program that uses libvmi.so.0",
         "The script keeps its arguments, output, traceback and exit status. Put vmishim's options before the script.\n"
-        "With --local every domain that the script names means this machine.",
+        "With --local every domain that the script names means this machine. For compiled programs see docs/capi.md.",
+    )
+    # vmishim.capi.ABIS, whose import takes longer than building this parser; a test keeps them equal.
+    run.add_argument("--abi", choices=("0.14", "0.15"), help="version of LibVMI that a program was compiled for (0.15)")
+    run.add_argument(
+        "--poll-events", action="store_true", help="let a program ask for events and wait for them; none will come"
     )
     run.add_argument("--local", action="store_true", help="read this machine, whichever domain the script names")
     _strategy(run)

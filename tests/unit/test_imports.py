@@ -90,6 +90,10 @@ TABLE: dict[str, set[str]] = {
     },
     "vmishim.script": {"vmishim.errors", "vmishim.guests"},
     "vmishim.children": {"vmishim.script"},
+    "vmishim.program": {"vmishim.errors", "vmishim.isolated", "vmishim.script"},
+    "vmishim.capi": {
+        *("vmishim.errors", "vmishim.foreign", "vmishim.libvmi", "vmishim.memory", "vmishim.script", "vmishim.version"),
+    },
     "vmishim.output": {"vmishim.foreign"},
     "vmishim.compare": {
         *("vmishim.foreign", "vmishim.plural"),
@@ -108,7 +112,7 @@ TABLE: dict[str, set[str]] = {
         *("vmishim.acquire", "vmishim.drgn", "vmishim.foreign", "vmishim.memory", "vmishim.plural"),
         *("vmishim.attestation", "vmishim.bundle", "vmishim.compare", "vmishim.ebpf_objects", "vmishim.errors"),
         *("vmishim.guests", "vmishim.inject", "vmishim.inspection", "vmishim.libvmi", "vmishim.link", "vmishim.output"),
-        *("vmishim.files", "vmishim.readahead", "vmishim.script", "vmishim.version", "vmishim.wire"),
+        *("vmishim.files", "vmishim.program", "vmishim.readahead", "vmishim.script", "vmishim.version", "vmishim.wire"),
         "vmishim.watching",
         "vmishim.volatility",
     },

@@ -48,6 +48,9 @@ CHILDREN = {
     "trials/two_vms.py: wheels": 2,
     # Tools found by `isolated.tool`.
     "vmishim/inject/clang.py: _run": 1,
+    # The program that the user names.
+    "vmishim/program.py: become": 1,
+    "vmishim/program.py: run": 1,
     # Tools of the system, started by hand in a checkout or a build, or inside the lab VM.
     "bench/fleet.py: planted": 1,
     "bench/hosts.py: plant_processes": 1,
@@ -57,6 +60,7 @@ CHILDREN = {
     "bench/volatility.py: copy": 1,
     "bench/volatility.py: plugins": 1,
     "bpf/hatch_build.py: _build": 1,
+    "bpf/hatch_build.py: _library": 1,
     "lab/headers.py: _run": 1,
     "lab/steps.py: command": 1,
     "lab/modules.py: _run": 1,

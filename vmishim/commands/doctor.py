@@ -83,6 +83,7 @@ def _look(options: argparse.Namespace) -> Iterator[Finding]:
         yield from domain(options.domain)
     else:
         yield _objects("note")
+        yield _programs()
         yield from enrolled()
 
 
@@ -195,6 +196,15 @@ def _objects(verdict: Verdict) -> Finding:
     except LibvmiError as error:
         return Finding("eBPF objects", verdict, *str(error).split("; ", 1))
     return Finding("eBPF objects", "ok", f"{len(sizes)}, {sum(sizes) >> 10} KiB")
+
+
+def _programs() -> Finding:
+    """Whether compiled programs can be run."""
+    from vmishim.program import LIBRARY, missing
+
+    if missing():
+        return Finding("libvmi.so.0", "note", "not built, so `vmishim run` cannot run compiled programs", missing())
+    return Finding("libvmi.so.0", "ok", str(LIBRARY))
 
 
 def _lockdown() -> Finding:

@@ -85,12 +85,14 @@ def _told(value: Any) -> str:
 class JsonProfile(_Symbols):
     """A Volatility 3 symbol file (ISF), or a Rekall profile, in plain JSON.
 
+    :param path: the file, or for messages where ``data`` comes from
+    :param data: what the JSON says, if it was read already
     :raises ConfigError: ``OS``: it cannot be read, or is neither
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, data: Any = None) -> None:
         try:
-            data: Any = json.loads(files.read(path, PROFILE_MAX))
+            data = json.loads(files.read(path, PROFILE_MAX)) if data is None else data
         except RecursionError:
             raise ConfigError(LibvmiInitError.OS, f"profile {path} cannot be read: it is nested too deeply") from None
         except (OSError, ValueError) as error:
@@ -173,6 +175,44 @@ class JsonProfile(_Symbols):
         except RecursionError:
             raise self._damaged(where, "it is nested too deeply") from None
 
+    def bits(self, struct: str, member: str) -> tuple[int, int, int]:
+        """A bit field: its offset in bytes, its first bit, and the bit after its last.
+
+        :raises KeyError: not in the file, or not a bit field
+        :raises ConfigError: ``OS``: its entry is damaged
+
+        Source: ``vmi_get_bitfield_offset_and_size_from_json``.
+        """
+        where = f"{struct}.{member}"
+        if self._rekall:
+            offset = self.member(struct, member).offset
+            entry = self._rekalls(struct)[1][member]
+            match entry:
+                case [_, ["BitField", dict() as bits], *_]:
+                    return offset, self._number(bits, "start_bit", where), self._number(bits, "end_bit", where)
+            raise KeyError(member)
+        field = self._object(self._types[struct], "fields", where=where)[member]
+        of_type = self._object(field, "type", where=where)
+        if of_type.get("kind") != "bitfield":
+            raise KeyError(member)
+        first = self._number(of_type, "bit_position", where)
+        return self._number(field, "offset", where), first, first + self._number(of_type, "bit_length", where)
+
+    def type_name(self, struct: str, member: str) -> str:
+        """Name of a member's type.
+
+        :raises KeyError: not in the file, or a type without a name
+        :raises ConfigError: ``OS``: its entry is damaged
+
+        Source: ``vmi_get_struct_field_type_name_from_json``, which knows Volatility's files only.
+        """
+        if self._rekall:
+            raise KeyError(member)
+        name = self._field(struct, member, set(), ())[1].get("name")
+        if not isinstance(name, str):
+            raise KeyError(member)
+        return name
+
     def _rekalls(self, struct: str) -> tuple[Any, dict[str, Any]]:
         entry = self._types[struct]
         if not isinstance(entry, list) or len(entry) < 2 or not isinstance(entry[1], dict):
@@ -244,7 +284,7 @@ class ConfiguredProfile:
         sysmap = config.strings.get("sysmap")
         self._layouts: _File | None = JsonProfile(json_path) if json_path else None
         self._map: _File | None = SystemMap(sysmap) if sysmap else self._layouts
-        self.profile_path = json_path
+        self.profile_path, self.sysmap_path = json_path, sysmap
         self.release = guest.release
         self.hostname = guest.hostname
         self.boot_id = guest.boot_id

@@ -159,7 +159,14 @@ class Reads(Scalars):
         return data, len(data)
 
     def _string(self, address: int, space: int) -> str:
-        """Bytes up to the first NUL, page by page like LibVMI: a hole ends the string, unless it starts with one."""
+        """The text before the first NUL. :raises UnicodeDecodeError: it is not UTF-8"""
+        return self._text(address, space).decode()
+
+    def _text(self, address: int, space: int, wide: int = 1) -> bytes:
+        """Bytes up to the first NUL, page by page like LibVMI: a hole ends the string, unless it starts with one.
+
+        :param wide: bytes of a character
+        """
         address = unsigned(address)
         text = bytearray()
         chunk = STRING_CHUNK
@@ -167,14 +174,23 @@ class Reads(Scalars):
             count = min(chunk, PAGE_SIZE - address % PAGE_SIZE)
             chunk = PAGE_SIZE
             try:
-                data = self._read(address, count, space, text=True)
+                data = self._read(address, count, space, text=wide == 1)
             except FaultError:
                 if not text:
                     raise
-                return text.decode()
-            end = data.find(0)
-            if end >= 0:
-                return (text + data[:end]).decode()
+                return bytes(text)
+            searched = len(text)
             text += data
+            end = text.find(0, searched) if wide == 1 else _end_of_wide(text)
+            if end >= 0:
+                return bytes(text[:end])
             address = (address + count) % ADDRESSES
         raise failure(f"the string has no end within {limits.STRING_LIMIT >> 20} MiB")
+
+
+def _end_of_wide(text: bytearray) -> int:
+    """Where the first character of two NULs begins in UTF-16 text; -1: there is none."""
+    end = text.find(b"\0\0")
+    while end >= 0 and end % 2:
+        end = text.find(b"\0\0", end + 1)
+    return end
