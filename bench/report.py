@@ -378,7 +378,8 @@ def fleet(result: dict[str, Any]) -> str:
     agent = [row["agent_ms"] for row in rows if row["agent_ms"] is not None]
     text = f"""
         Written by `python -m bench.fleet`: {result["agents"]} agents on one machine. Each listing makes a new
-        connection and handshake, asks for the kernel's facts, and reads one list (`{result["list"]}`).
+        connection and handshake (unless sessions are kept), asks for the kernel's facts, and reads one list
+        (`{result["list"]}`).
         {result["machine"]}; load {result["load"]}. Medians of {result["runs"]} runs. The agents share the processors
         with the asking side, so listings/s is what both sides cost together. Taken apart, a listing takes
         {_range(asking, " ms")} of processor time on the asking side, which limits how much one machine can ask for

@@ -1,7 +1,7 @@
 """Looks at many guests, each on its own schedule. A slow or dead guest delays no other.
 
 All decisions are made by the thread that calls `Rounds.run`; others only look, and put what they saw into its inbox.
-Why threads and not asyncio: docs/benchmark.md has both, measured.
+Why threads and not asyncio: docs/watching.md has both, measured.
 """
 
 from __future__ import annotations
