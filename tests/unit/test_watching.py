@@ -413,7 +413,7 @@ def test_sockets_that_take_long_are_read_less_often_and_stay_known(monkeypatch: 
     monkeypatch.setattr(sessions, "look", look)
     monkeypatch.setattr(sessions, "Libvmi", SimpleNamespace(over=lambda reached: reached))
     monkeypatch.setattr(sessions, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    session = Session(lambda: nullcontext(SimpleNamespace(profile=profile, agent=None)))
+    session = Session(lambda: nullcontext(SimpleNamespace(profile=profile, agent=None)), sockets_pace=10.0)
     for _ in range(12):
         what = session.look()
         assert what.sight

@@ -14,7 +14,7 @@ from contextlib import closing
 from vmishim.guests.domains import Domain
 from vmishim.guests.resolver import reach
 from vmishim.inspection.changes import Sight
-from vmishim.watching.session import Seen, Session, one_line
+from vmishim.watching.session import SOCKETS_PACE, Seen, Session, one_line
 from vmishim.watching.sights import encode
 
 KEPT_OPEN = 180.0
@@ -30,7 +30,7 @@ class Held:
 
     def __init__(self, domain: Domain, lists: Collection[str]) -> None:
         self.domain, self.lists = domain, lists
-        self.session = Session(lambda: closing(reach(domain)), lists, domain.agent, domain.timeout)
+        self.session = Session(lambda: closing(reach(domain)), lists, domain.agent, domain.timeout, SOCKETS_PACE)
         self.lock = threading.Lock()
         self.used = time.monotonic()
         self.number = b""

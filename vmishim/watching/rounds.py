@@ -25,7 +25,7 @@ from vmishim.inspection.changes import LISTS
 from vmishim.inspection.changes import Event as Change
 from vmishim.watching.history import History
 from vmishim.watching.schedule import Action, Event, Schedule, State
-from vmishim.watching.session import Cost, Seen, Session
+from vmishim.watching.session import SOCKETS_PACE, Cost, Seen, Session
 
 KEPT = 200
 """Events of one guest that are kept for people to look at."""
@@ -57,7 +57,7 @@ class Guest:
     def __init__(self, domain: Domain, schedule: Schedule, lists: Collection[str] = LISTS) -> None:
         self.domain, self.name = domain, domain.name
         self.schedule = schedule
-        self.session = Session(lambda: closing(reach(domain)), lists, domain.agent, domain.timeout)
+        self.session = Session(lambda: closing(reach(domain)), lists, domain.agent, domain.timeout, SOCKETS_PACE)
         self.history = History()
         self.seen = Seen()
         self.counts = (0, 0, 0)

@@ -21,8 +21,8 @@ ENTRIES_MAX = 200_000
 """Entries of one look that are kept, of all its lists together: what a guest says it has must not fill our memory."""
 
 SOCKETS_PACE = 10.0
-"""A look with sockets that took a second is followed by so many seconds of looks without. A kernel with much memory has
-so many chains of sockets, most of them empty, that reading them takes longer than all else (262,144 with 24 GiB)."""
+"""``sockets_pace`` of a fleet. A kernel with much memory has so many chains of sockets, most empty, that reading
+them takes longer than all else (262,144 with 24 GiB)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class Session:
     :param reach: opens the guest, for the length of a block
     :param endpoint: where its agent listens; empty if it has none
     :param timeout: seconds that connecting may take
+    :param sockets_pace: a look with sockets that took a second is followed by so many seconds of looks without; they
+        keep those of the look before
     :param lists: what to read, of `vmishim.inspection.changes.LISTS`
 
     :ivar release: of the guest's kernel; empty until it was reached
@@ -90,9 +92,11 @@ class Session:
         lists: Collection[str] = LISTS,
         endpoint: str = "",
         timeout: float = TIMEOUT,
+        sockets_pace: float = 0.0,
     ) -> None:
         self._reach, self._lists = reach, lists
         self._endpoint, self._timeout = endpoint, timeout
+        self._sockets_pace = sockets_pace
         self._stack = ExitStack()
         self._vmi: Libvmi | None = None
         self._target: Target | None = None
@@ -151,12 +155,12 @@ class Session:
         return Seen(sight, problem, answered, renewed, self._boot, self.release, cost)
 
     def _seen(self, vmi: Libvmi) -> Sight:
-        """One look. Sockets are those of an earlier look if reading them takes long: see `SOCKETS_PACE`."""
+        """One look. Sockets may be those of an earlier look."""
         begun = time.monotonic()
         if "sockets" not in self._lists or begun >= self._sockets_due:
             sight = look(vmi, self._lists)
             self._sockets, ended = sight.sockets, time.monotonic()
-            self._sockets_due = ended + SOCKETS_PACE * (ended - begun)
+            self._sockets_due = ended + self._sockets_pace * (ended - begun)
             return sight
         return replace(look(vmi, [name for name in self._lists if name != "sockets"]), sockets=self._sockets)
 
