@@ -17,6 +17,9 @@
  *   trace-function WHERE       be called by a function of the kernel, through ftrace
  *   hook-packets               be called for each packet that comes in
  *   probe-forks                be called at the tracepoint sched_process_fork
+ *   probe-function             be called where vfs_fsync_range begins, by a kprobe
+ *   disguise PID               mark a process as a kernel thread
+ *   hide-bpf IDR NUMBER        take an eBPF program, map or link out of the table of numbers at an address
  *   patch WHERE VALUE          store a word of the kernel's image, read-only ones too
  *   restore                    undo all of it, the last first
  */
@@ -25,6 +28,7 @@
 #include <linux/idr.h>
 #include <linux/keyboard.h>
 #include <linux/kobject.h>
+#include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter_ipv4.h>
@@ -183,6 +187,46 @@ static int unhash_pid(struct task_struct *task)
 	if (!failed)
 		idr_replace(&init_pid_ns.idr, NULL, pid->numbers[0].nr);
 	return failed;
+}
+
+static void unmask(struct undo *undo)
+{
+	struct task_struct *task = undo->what;
+
+	task->flags &= ~PF_KTHREAD;
+	put_task_struct(task);
+}
+
+static int disguise(struct task_struct *task)
+{
+	int failed = remember(unmask, task, NULL);
+
+	if (failed)
+		return failed;
+	get_task_struct(task);
+	task->flags |= PF_KTHREAD;
+	return 0;
+}
+
+/* eBPF objects: the entry of a number becomes empty, and the number stays taken. */
+
+static unsigned long hidden_numbers[ARRAY_SIZE(done)];
+
+static void show_bpf(struct undo *undo)
+{
+	idr_replace(undo->what, (void *)undo->before, hidden_numbers[undo - done]);
+}
+
+static int hide_bpf(struct idr *idr, unsigned long number)
+{
+	void *found = idr_find(idr, number);
+	int failed = found ? remember(show_bpf, idr, found) : -ENOENT;
+
+	if (failed)
+		return failed;
+	hidden_numbers[count - 1] = number;
+	idr_replace(idr, NULL, number);
+	return 0;
 }
 
 /* Credentials. */
@@ -395,6 +439,28 @@ static int probe_forks(void)
 	return failed ?: remember(ignore_forks, point, NULL);
 }
 
+static int on_probe(struct kprobe *probe, struct pt_regs *regs)
+{
+	return 0;
+}
+
+static struct kprobe probe;
+
+static void unprobe_function(struct undo *undo)
+{
+	unregister_kprobe(&probe);
+}
+
+static int probe_function(void)
+{
+	int failed;
+
+	/* A probe that was registered before keeps its address, and both are refused together. */
+	probe = (struct kprobe){ .symbol_name = "vfs_fsync_range", .pre_handler = on_probe };
+	failed = register_kprobe(&probe);
+	return failed ?: remember(unprobe_function, NULL, NULL);
+}
+
 /* Commands. */
 
 static int of_task(const char *verb, struct task_struct *task, unsigned int number)
@@ -408,6 +474,8 @@ static int of_task(const char *verb, struct task_struct *task, unsigned int numb
 		return unhash_pid(task);
 	if (!strcmp(verb, "zero-uid"))
 		return zero_uid(task);
+	if (!strcmp(verb, "disguise"))
+		return disguise(task);
 	if (strcmp(verb, "share-cred"))
 		return -EINVAL;
 	if (!number)
@@ -449,6 +517,10 @@ static int command(const char *line, const struct kernel_param *param)
 		return hook_packets();
 	if (!strcmp(verb, "probe-forks"))
 		return probe_forks();
+	if (!strcmp(verb, "probe-function"))
+		return probe_function();
+	if (!strcmp(verb, "hide-bpf"))
+		return hide_bpf((struct idr *)first, second);
 	if (!strcmp(verb, "patch"))
 		return patch((unsigned long *)first, second);
 	rcu_read_lock();
