@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from vmishim.errors import LibvmiError
 from vmishim.guests import domains
@@ -24,6 +25,7 @@ from vmishim.inspection.objects import Module, Socket, Task
 from vmishim.libvmi import Libvmi
 
 Entry = Task | Module | Socket
+Told = TypeVar("Told")
 
 WIDTH = 32
 """Guests that one process asks at the same time."""
@@ -78,9 +80,30 @@ def over(
 
     :param deadline: seconds for all of them together
     """
+
+    def one(domain: Domain) -> Answer:
+        entries, damage = ask(domain, what, strategy)
+        return Answer(domain.name, entries, damage=damage)
+
+    return asked(fleet, one, failed, lambda domain: late(domain, deadline), deadline)
+
+
+def asked(
+    fleet: Sequence[Domain],
+    one: Callable[[Domain], Told],
+    failed: Callable[[Domain, BaseException], Told],
+    late: Callable[[Domain], Told],
+    deadline: float = DEADLINE,
+) -> Iterator[Told]:
+    """What ``one`` tells of each guest, asked from threads of this process; as it comes, exactly one per guest.
+
+    :param failed: tells instead of a guest that could not be read
+    :param late: the same, of one that did not answer in time
+    :param deadline: seconds for all of them together
+    """
     until = time.monotonic() + deadline
     waiting: SimpleQueue[Domain] = SimpleQueue()
-    answers: SimpleQueue[Answer] = SimpleQueue()
+    answers: SimpleQueue[tuple[str, Told]] = SimpleQueue()
     for domain in fleet:
         waiting.put(domain)
 
@@ -91,11 +114,10 @@ def over(
             except Empty:
                 return
             try:
-                entries, damage = ask(domain, what, strategy)
-                answer = Answer(domain.name, entries, damage=damage)
+                answer = one(domain)
             except Exception as error:  # no error may stop this thread, which still has guests to ask
                 answer = failed(domain, error)
-            answers.put(answer)
+            answers.put((domain.name, answer))
 
     # Daemon threads: one that hangs beyond the deadline does not keep the process alive.
     for number in range(min(WIDTH, len(fleet))):
@@ -103,13 +125,13 @@ def over(
     missing = {domain.name: domain for domain in fleet}
     while missing:
         try:
-            answer = answers.get(timeout=max(until - time.monotonic(), 0))
+            name, answer = answers.get(timeout=max(until - time.monotonic(), 0))
         except Empty:
             break
-        del missing[answer.domain]
+        del missing[name]
         yield answer
     for domain in missing.values():
-        yield late(domain, deadline)
+        yield late(domain)
 
 
 def failed(domain: Domain, error: BaseException) -> Answer:
