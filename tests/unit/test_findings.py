@@ -50,6 +50,7 @@ def test_a_file_that_is_no_baseline_is_refused(text: str, why: str) -> None:
 
 def test_json_has_every_member_and_addresses_as_text() -> None:
     assert json.loads(json.dumps(FINDING.plain())) == {
+        "check": "",
         "id": "hidden-process",
         "severity": "high",
         "subject": "sleep",

@@ -83,6 +83,7 @@ TABLE: dict[str, set[str]] = {
     },
     "vmishim.inspection": {
         *("vmishim.errors", "vmishim.files", "vmishim.guests", "vmishim.isolated", "vmishim.libvmi", "vmishim.memory"),
+        "vmishim.kernel",
     },
     "vmishim.watching": {
         *("vmishim.errors", "vmishim.foreign", "vmishim.guests", "vmishim.inspection", "vmishim.libvmi"),

@@ -94,6 +94,27 @@ class AgentProfile:
             raise KeyError(f"Linux {self.release} has no {name.replace(' ', '.')!r}, or no BTF to find it in")
         return found
 
+    def ask(self, symbols: Iterable[str], members: Iterable[str]) -> None:
+        """Ask for symbols and members, as in the constructor, that are not known yet: one request for each kind.
+
+        :raises LinkError: the agent can't be asked
+        """
+        names = sorted(set(symbols) - self._symbols.keys())
+        wanted = sorted(set(members) - self._members.keys())
+        if names:
+            self._symbols.update(zip(names, self._remote.symbols(names), strict=True))
+        if wanted:
+            self._members.update(zip(wanted, self._remote.members(wanted), strict=True))
+
+    def ask_names(self, addresses: Iterable[int]) -> None:
+        """Ask for the names of the symbols that start at addresses, in one request.
+
+        :raises LinkError: the agent can't be asked
+        """
+        wanted = [address for address in addresses if address not in self._names][:NAMES_MAX]
+        if wanted:
+            self._names.update(zip(wanted, self._remote.names(wanted), strict=True))
+
     def forget(self) -> None:
         """See `Profile.forget`."""
         self._symbols.clear()

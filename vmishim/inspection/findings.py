@@ -56,6 +56,8 @@ class Finding:
     """The technique of MITRE ATT&CK that fits it, such as ``T1014``; empty if none does."""
     pid: int | None = None
     """Number of the process that it is about, if it is about one."""
+    check: str = ""
+    """The check that found it, as ``vmishim scan --only`` takes it."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -65,6 +67,7 @@ class Finding:
     def plain(self) -> dict[str, Any]:
         """For JSON: addresses are hex strings, as not every reader keeps numbers above 2^53."""
         return {
+            "check": self.check,
             "id": self.id,
             "severity": self.severity.word,
             "subject": self.subject,
