@@ -29,6 +29,7 @@ examples:
   vmishim lsmod web-1 --json | jq .         list its modules as JSON
   vmishim ss web-1                          list its TCP sockets and their owners
   vmishim ps --domains 'web-*'              list the processes of many guests at once
+  vmishim scan web-1                        look for intrusions in it
   vmishim run process_list.py web-1         run an unchanged LibVMI script on it
   vmishim dump web-1 -o core.elf            acquire its memory, for crash, drgn and others
   vmishim vol web-1 linux.pslist.PsList     run a Volatility 3 plugin on it
@@ -37,7 +38,8 @@ examples:
   vmishim doctor web-1                      check what works, and how to fix what does not
 
 A DOMAIN is an enrolled guest (list them with vmishim domains). Exit status: 0 success, 1 a problem with the guest or
-the machine, 2 a problem with the command line; of ps, lsmod and ss, 3 if only part of a list could be read.
+the machine, 2 a problem with the command line; of ps, lsmod and ss, 3 if only part of a list could be read; of scan,
+4 to 6 by severity.
 """
 
 PS = """\
@@ -56,6 +58,13 @@ SS = """\
 vmishim ss web-1
 vmishim ss --domains '*' --engine dask://10.0.0.9:8786 --engine-tls ca.pem cert.pem key.pem
 sudo vmishim ss --local --stats
+"""
+SCAN = """\
+vmishim scan web-1
+vmishim scan --domains '*' --json
+vmishim scan web-1 --write-baseline known.json     accept what is found now
+vmishim scan web-1 --baseline known.json           report only what is new
+vmishim scan --list                                list the checks
 """
 
 FLEET = """\
@@ -155,6 +164,34 @@ def parser() -> argparse.ArgumentParser:
     watch.add_argument(
         "--metrics", metavar="ADDRESS:PORT", help="answer Prometheus on loopback (with --domains or --json)"
     )
+
+    scan = command(
+        "scan",
+        "scan:scan",
+        "look for intrusions in a guest, or in many: hidden processes, hooks, raised credentials",
+        SCAN,
+        "Exit status: 0 no findings, 1 a guest could not be read, 3 only part of it, or a check could not run; with\n"
+        "findings 4 (low), 5 (medium) or 6 (high), by the highest. See docs/scan.md.",
+    )
+    _guest(scan, needed=False).add_argument(
+        "--domains", metavar="PATTERN", help="every guest whose name matches, such as 'web-*'"
+    )
+    scan.add_argument(
+        "--deadline", type=_seconds, default=30.0, metavar="S", help="time limit for --domains, seconds (%(default)g)"
+    )
+    scan.add_argument("--json", action="store_true", help="print one JSON object per guest, each on one line")
+    scan.add_argument("--baseline", type=Path, metavar="FILE", help="accept the findings that this file names")
+    scan.add_argument(
+        "--write-baseline", type=Path, metavar="FILE", help="accept all that is found now, and write it to this file"
+    )
+    scan.add_argument("--only", action="append", default=[], metavar="CHECK,CHECK", help="run only these checks")
+    scan.add_argument("--skip", action="append", default=[], metavar="CHECK,CHECK", help="run all checks but these")
+    scan.add_argument(
+        "--list",
+        action="store_true",
+        help="list the checks and what each needs; with a guest, whether its kernel has it",
+    )
+    scan.add_argument("--stats", action="store_true", help="print time, requests and bytes on standard error")
 
     run = command(
         "run",

@@ -37,7 +37,7 @@ from vmishim.wire.sessions import Sessions
 
 AGENT = generate().public
 COMMANDS = (
-    "ps", "lsmod", "ss", "watch", "run", "compare", "dump", "vol", "drgn",
+    "ps", "lsmod", "ss", "watch", "scan", "run", "compare", "dump", "vol", "drgn",
     "keygen", "enroll", "forget", "domains", "config", "bundle", "offsets", "attest", "doctor", "completion",
 )  # fmt: skip
 

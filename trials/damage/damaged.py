@@ -20,9 +20,16 @@ NEAR = 4096
 USER = 0x7FFF_1234_5000
 KINDS = ("0", "self", "user space", "another object", "random")
 """What a pointer is changed to."""
-READERS = ("pointer", "field", "number", "text", "string", "words", "read", "whose", "comm")
+READERS = ("pointer", "field", "number", "value", "text", "string", "words", "read", "whose", "comm")
 """Functions of the programs that read for others: the place is where these are called."""
-NULLABLE = (("linux", "files"), ("objects", "_openers"), ("objects", "_one"), ("open_files", "_some"))
+NULLABLE = (
+    ("linux", "files"),
+    ("view", "files"),
+    ("view", "_open"),
+    ("objects", "_openers"),
+    ("objects", "_one"),
+    ("open_files", "_some"),
+)
 """Where null is a value that the kernel writes too: a worker of its own may have no file table, a socket no file any
 more, a descriptor no file yet."""
 PROGRAMS = ("vmishim/inspection", "compat/ids")

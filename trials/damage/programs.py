@@ -1,4 +1,4 @@
-"""The programs that are run on damaged guests: the commands that list, the watch's look, and the IDS examples."""
+"""The programs that are run on damaged guests: the commands that list, the watch's look, the scan, the IDS examples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from vmishim.guests.target import Target
 from vmishim.inspection import changes, fleet
 from vmishim.inspection.lists import whole
+from vmishim.inspection.scan import Scan
 from vmishim.libvmi import Libvmi
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ Program = Callable[[Target], Said]
 def programs() -> dict[str, Program]:
     """All of them by name."""
     found: dict[str, Program] = {name: _command(name) for name in fleet.LISTS}
-    return {**found, "watch": _watch, **{name: _example(name) for name in EXAMPLES}}
+    return {**found, "watch": _watch, "scan": _scan, **{name: _example(name) for name in EXAMPLES}}
 
 
 def _command(name: str) -> Program:
@@ -62,6 +63,12 @@ def _watch(target: Target) -> Said:
     sight = changes.look(Libvmi.over(target))
     shown = sorted(sight.tasks), sight.users
     return Said(shown, tuple(sight.damage), (sorted(sight.deleted), sight.unlisted))
+
+
+def _scan(target: Target) -> Said:
+    seen = Scan(target).look()
+    found = [(each.id, each.subject, each.pid) for each in seen.findings]
+    return Said((list(seen.looked), list(seen.unchecked)), tuple(seen.damage), found)
 
 
 def _example(name: str) -> Program:
