@@ -11,8 +11,8 @@ import resource
 import signal
 import stat
 import struct
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,18 +23,18 @@ from hypothesis import strategies as st
 
 from tests.ground.images import lime
 from vmishim import cli
-from vmishim.acquire import journal, manifest, selection, shapes, signing, vmcoreinfo
+from vmishim.acquire import journal, manifest, selection, shapes, signing
 from vmishim.acquire.acquisition import Pace, acquire
 from vmishim.acquire.journal import Plan, Record
 from vmishim.acquire.output import Output, UnfinishedError, beside, stored, unused
-from vmishim.acquire.pieces import CHUNK, Piece, Run, chunks, joined, read, runs, total
+from vmishim.acquire.pieces import CHUNK, Got, Piece, Run, chunks, joined, read, runs, total
 from vmishim.acquire.shapes import SHAPES, Described, Image
 from vmishim.errors import FaultError, LinkError
 from vmishim.guests import dumps
 from vmishim.guests.formats import UNFINISHED
 from vmishim.guests.layout import Range
 from vmishim.guests.ramfile import Ram
-from vmishim.memory.reader import PHYSICAL
+from vmishim.memory.reader import PHYSICAL, Extent
 from vmishim.wire.keys import PrivateKey, save_private
 
 PAGE = 4096
@@ -65,9 +65,22 @@ class Guest:
         """See ``MemoryReader.read``."""
         assert space == PHYSICAL
         assert count <= CHUNK
+        self._ask()
+        return self._memory(address, count)
+
+    def scatter(self, addresses: Sequence[int], count: int = PAGE) -> Iterator[Extent]:
+        """See ``ScatterReader.scatter``."""
+        self._ask()
+        for address in addresses:
+            with suppress(FaultError):
+                yield Extent(address, self._memory(address - PAGE_OFFSET, count))
+
+    def _ask(self) -> None:
         if self._left == 0:
             raise LinkError("the link is lost")
         self._left -= 1
+
+    def _memory(self, address: int, count: int) -> bytes:
         for start, end in HOLES:
             if start < address + count and address < end:
                 good = max(start - address, 0)
@@ -232,10 +245,21 @@ def test_each_byte_of_the_ranges_is_asked_for_once_by_chunk() -> None:
     assert list(chunks(RAM, done=0x20_1000)) == [Range(0x20_1000, 0x30_0000), *found[3:]]
 
 
-def test_what_cannot_be_read_is_left_out_page_by_page() -> None:
-    got = read(Guest(), Range(0x1F_8800, 0x20_2000))
+@pytest.mark.parametrize("page_offset", [None, PAGE_OFFSET])
+def test_what_cannot_be_read_is_left_out_page_by_page(page_offset: int | None) -> None:
+    got = read(Guest(), Range(0x1F_8800, 0x20_2000), page_offset)
     assert got.unreadable == (Range(0x1F_F000, 0x20_1000),)
     assert [(at, len(data)) for at, data in got.found] == [(0x1F_8800, 0x6800), (0x20_1000, 0x1000)]
+
+
+def test_a_part_with_holes_takes_two_requests_of_an_agent() -> None:
+    guest = Guest(breaks=1)
+    got = read(guest, Range(0x4_0000, 0x8_0000), PAGE_OFFSET)
+    assert got == Got(Range(0x4_0000, 0x8_0000), ((0x4_0000, guest.memory[0x4_0000:0x8_0000]),), ())
+    with pytest.raises(LinkError):
+        read(Guest(breaks=1), Range(0x1000, 0x4_0000), PAGE_OFFSET)
+    got = read(Guest(breaks=2), Range(0x1000, 0x4_0000), PAGE_OFFSET)
+    assert got.unreadable == (HOLES[0],)
 
 
 def test_the_pace_is_kept() -> None:
@@ -627,10 +651,3 @@ def test_a_description_that_lacks_a_number_or_has_an_impossible_one_is_not_used(
     )
     if name != "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)":
         assert selection.layout(info(NUMBERS | {name: 513})) is None
-
-
-def test_vmcoreinfo_is_read_as_numbers() -> None:
-    found = vmcoreinfo.fields(b"OSRELEASE=6.1\nNUMBER(a)=-3\nSYMBOL(b)=ff\nnonsense\nBUILD-ID=12\nNUMBER(c)=x\n")
-    assert found == {"OSRELEASE": "6.1", "NUMBER(a)": "-3", "SYMBOL(b)": "ff", "BUILD-ID": "12", "NUMBER(c)": "x"}
-    assert vmcoreinfo.number(found, "NUMBER(a)") == -3
-    assert vmcoreinfo.number(found, "NUMBER(c)") is vmcoreinfo.number(found, "NUMBER(d)") is None

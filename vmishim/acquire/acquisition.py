@@ -6,6 +6,7 @@ request is answered, others are on their way, and what came before is hashed and
 
 from __future__ import annotations
 
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +15,20 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from queue import SimpleQueue
 
-from vmishim.acquire import selection, vmcoreinfo
+from vmishim.acquire import selection
 from vmishim.acquire.journal import Plan
 from vmishim.acquire.output import Output
 from vmishim.acquire.pieces import Got, chunks, read, total
 from vmishim.acquire.shapes import SHAPES, Image
-from vmishim.errors import FaultError, LibvmiError
-from vmishim.guests import layout
+from vmishim.errors import FaultError, LibvmiError, LinkError
+from vmishim.guests import description, layout
 from vmishim.guests.layout import Range
 from vmishim.guests.ramfile import KERNEL_MAP
 from vmishim.guests.target import Target
+from vmishim.kernel import btf, vmcoreinfo
+from vmishim.kernel.btf import Btf
 from vmishim.kernel.profile import Profile
-from vmishim.memory.reader import MemoryReader
+from vmishim.memory.reader import MemoryReader, ScatterReader
 
 RAM_MAX = 1 << 46
 """Bytes of the largest guest, 64 TiB: more than a kernel with four levels of page tables can have."""
@@ -33,6 +36,8 @@ IMAGE_MAX = 1 << 30
 """Bytes of the largest kernel image (``KERNEL_IMAGE_SIZE``)."""
 AHEAD = 2
 """Requests that wait for each connection."""
+_NO_TYPES = struct.pack("<HBB5I", btf.MAGIC, 1, 0, 24, 0, 0, 0, 1) + b"\0"
+"""BTF without any type."""
 _VMEMMAP = {4: 0xFFFF_EA00_0000_0000, 5: 0xFFD4_0000_0000_0000}
 """Where the array of ``struct page`` is without ``CONFIG_DYNAMIC_MEMORY_LAYOUT``, by levels of page tables."""
 
@@ -65,13 +70,13 @@ def plan(target: Target, name: str, format: str, kernel_only: bool) -> Plan:
     if total(ram) > RAM_MAX:
         raise AcquisitionError(f"the guest's kernel says that it has {total(ram)} bytes of RAM, more than {RAM_MAX}")
     try:
-        moved = vmcoreinfo.word(reader, base)
+        moved = _word(reader, base)
     except FaultError:
         raise AcquisitionError("where the guest's kernel is cannot be found out: phys_base cannot be read") from None
     if not 0 < end - text <= IMAGE_MAX:
         raise AcquisitionError(f"the guest's kernel says that its image is from {text:#x} to {end:#x}")
     image = Image(text, (text - KERNEL_MAP + moved) % (1 << 64), end - text)
-    info = vmcoreinfo.read(profile, reader)
+    info = description.own_vmcoreinfo(target)
     return Plan(
         name,
         format,
@@ -80,7 +85,7 @@ def plan(target: Target, name: str, format: str, kernel_only: bool) -> Plan:
         _of_kernel(ram, profile, reader, info) if kernel_only else ram,
         facts(target),
         image,
-        (info or vmcoreinfo.make(profile, reader)).decode(),
+        (info or _vmcoreinfo(target)).decode(),
         "the guest's memory" if info else "made up: the kernel has none",
     )
 
@@ -94,7 +99,7 @@ def _of_kernel(ram: list[Range], profile: Profile, reader: MemoryReader, info: b
         )
     array = _VMEMMAP[profile.levels]
     with suppress(KeyError, FaultError):
-        array = vmcoreinfo.word(reader, profile.symbol("vmemmap_base"))
+        array = _word(reader, profile.symbol("vmemmap_base"))
 
     def readable(address: int, count: int) -> bytes:
         try:
@@ -103,6 +108,34 @@ def _of_kernel(ram: list[Range], profile: Profile, reader: MemoryReader, info: b
             return fault.data
 
     return selection.kernel(ram, pages, array, readable)
+
+
+def _vmcoreinfo(target: Target) -> bytes:
+    """What a kernel without VMCOREINFO would say. :raises LinkError: the guest could not be asked"""
+    try:
+        return description.describe(target).vmcoreinfo
+    except LinkError:
+        raise
+    except LibvmiError:  # it has no BTF either
+        profile = target.profile
+        symbols = {}
+        for name in vmcoreinfo.SYMBOLS:
+            with suppress(KeyError):
+                symbols[name] = profile.symbol(name)
+        base = _word(target.reader, profile.symbol("phys_base"))
+        return vmcoreinfo.make(
+            profile.release,
+            symbols,
+            Btf(_NO_TYPES),
+            moved=profile.kaslr_offset,
+            phys_base=base - (base >> 63 << 64),
+            levels=profile.levels,
+        )
+
+
+def _word(reader: MemoryReader, address: int) -> int:
+    """The 64-bit word at a kernel virtual address. :raises FaultError: it cannot be read"""
+    return int.from_bytes(reader.read(address, 8), "little")
 
 
 def facts(target: Target) -> dict[str, object]:
@@ -155,7 +188,7 @@ class Pace:
 
 
 def acquire(
-    readers: Sequence[MemoryReader], output: Output, frozen: bool, pace: Pace, progress: Callable[[int], None]
+    readers: Sequence[ScatterReader], output: Output, frozen: bool, pace: Pace, progress: Callable[[int], None]
 ) -> None:
     """Read all of the plan that the record does not have yet.
 
@@ -169,7 +202,9 @@ def acquire(
     """
     shape = SHAPES[output.plan.format]
     output.begin({"begun": now(), "frozen": frozen})
-    for got in _all(readers, chunks(output.plan.ranges, output.record.done), pace):
+    guest = output.plan.guest
+    page_offset = guest["page_offset"] if "agent" in guest else None
+    for got in _all(readers, chunks(output.plan.ranges, output.record.done), page_offset, pace):
         # In the order of addresses, as the journal must be.
         parts: list[tuple[int, bytes | Range]] = [*got.found, *((hole.start, hole) for hole in got.unreadable)]
         for address, part in sorted(parts, key=lambda each: each[0]):
@@ -182,20 +217,22 @@ def acquire(
     if frozen:
         # Its connection is refused if the freeze ended at any time before this.
         first = output.plan.ranges[0].start
-        read(readers[0], Range(first, first + 1))
+        read(readers[0], Range(first, first + 1), page_offset)
     output.end(now())
 
 
-def _all(readers: Sequence[MemoryReader], wanted: Iterator[Range], pace: Pace) -> Iterator[Got]:
+def _all(
+    readers: Sequence[ScatterReader], wanted: Iterator[Range], page_offset: int | None, pace: Pace
+) -> Iterator[Got]:
     """The answers in the order of the questions."""
-    free: SimpleQueue[MemoryReader] = SimpleQueue()
+    free: SimpleQueue[ScatterReader] = SimpleQueue()
     for reader in readers:
         free.put(reader)
 
     def ask(part: Range) -> Got:
         reader = free.get()
         try:
-            return read(reader, part)
+            return read(reader, part, page_offset)
         finally:
             free.put(reader)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from vmishim.errors import FaultError
 from vmishim.guests.layout import Range
-from vmishim.memory.reader import PAGE_SIZE, PHYSICAL, MemoryReader
+from vmishim.memory.reader import PAGE_SIZE, PHYSICAL, ScatterReader
 
 CHUNK = 1 << 20
 """Bytes of the largest piece, and of the largest reply of an agent (`vmishim.wire.messages.BULK_MAX`)."""
@@ -91,24 +92,43 @@ class Got(NamedTuple):
     """All of the rest."""
 
 
-def read(reader: MemoryReader, wanted: Range) -> Got:
+def read(reader: ScatterReader, wanted: Range, page_offset: int | None = None) -> Got:
     """Read physical memory; what cannot be read is left out page by page.
 
+    :param wanted: at most `CHUNK` bytes
+    :param page_offset: kernel virtual address of physical address 0: behind the first hole all pages are asked for by
+        one or two scatter reads. None: page by page, where no request has to go to the guest
     :raises LinkError: the guest could not be asked
     """
-    found: list[tuple[int, bytes]] = []
-    holes: list[Range] = []
     at, end = wanted
-    while at < end:
-        try:
-            data = reader.read(at, end - at, PHYSICAL)
-            hole = end
-        except FaultError as fault:
-            data = fault.data
-            hole = at + len(data)
-        if data:
-            found.append((at, data))
-        at = min((hole // PAGE_SIZE + 1) * PAGE_SIZE, end)
-        if hole < at:
-            holes.append(Range(hole, at))
-    return Got(wanted, tuple(found), tuple(joined(holes)))
+    try:
+        return Got(wanted, ((at, reader.read(at, end - at, PHYSICAL)),), ())
+    except FaultError as fault:
+        found = [(at, fault.data)] if fault.data else []
+        at += len(fault.data)
+    at = min((at // PAGE_SIZE + 1) * PAGE_SIZE, end)
+    if page_offset is not None:
+        pages = range(at, end - PAGE_SIZE + 1, PAGE_SIZE)
+        found += ((page - page_offset, data) for page, data in reader.scatter([page_offset + page for page in pages]))
+        at = pages[-1] + PAGE_SIZE if pages else at
+    for page in range(at, end, PAGE_SIZE):
+        with suppress(FaultError):
+            found.append((page, reader.read(page, min(PAGE_SIZE, end - page), PHYSICAL)))
+    found = list(_whole(found))
+    starts = [address for address, _ in found]
+    ends = [address + len(data) for address, data in found]
+    holes = (Range(*hole) for hole in zip([wanted.start, *ends], [*starts, end], strict=True))
+    return Got(wanted, tuple(found), tuple(hole for hole in holes if hole.start < hole.end))
+
+
+def _whole(parts: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Parts, in the order of addresses, joined where one begins at the end of another."""
+    begun, whole = 0, bytearray()
+    for address, data in parts:
+        if whole and address != begun + len(whole):
+            yield begun, bytes(whole)
+            whole = bytearray()
+        begun = begun if whole else address
+        whole += data
+    if whole:
+        yield begun, bytes(whole)

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from vmishim.acquire import vmcoreinfo
 from vmishim.guests.layout import Range
+from vmishim.kernel import vmcoreinfo
 from vmishim.memory.reader import PAGE_SIZE
 
 GAP = 16 * PAGE_SIZE
@@ -25,6 +25,8 @@ PAGES_MAX = 1 << 14
 """Pages whose ``struct page`` are looked at together."""
 ORDER_MAX = 20
 """A free block has 2^order pages, 2^10 on any kernel so far."""
+SLAB, HUGE = "NUMBER(PG_slab)", "NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)"
+"""What VMCOREINFO says on some kernels only."""
 ANON = 1
 """In ``mapping``: the page is anonymous memory of a process (``PAGE_MAPPING_ANON``)."""
 _TYPES = range(0xF000_0000, 0xFFFF_FFFF)
@@ -54,13 +56,10 @@ class Layout:
 
 def layout(text: bytes) -> Layout | None:
     """From VMCOREINFO; None if it does not say enough, or what it says is not possible."""
-    values = vmcoreinfo.fields(text)
+    values = vmcoreinfo.parse(text)
 
     def number(name: str) -> int:
-        found = vmcoreinfo.number(values, name)
-        if found is None:
-            raise KeyError(name)
-        return found
+        return int(values[name])
 
     try:
         size = number("SIZE(page)")
@@ -68,11 +67,10 @@ def layout(text: bytes) -> Layout | None:
             number(f"OFFSET(page.{name})") for name in ("flags", "mapping", "compound_head", "private", "_mapcount")
         ]
         free, lru = number("NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)"), number("NUMBER(PG_lru)")
-    except KeyError:
+        slab = number(SLAB) if SLAB in values else None
+        huge = number(HUGE) if HUGE in values else None
+    except (KeyError, ValueError):
         return None
-    slab, huge = (
-        vmcoreinfo.number(values, name) for name in ("NUMBER(PG_slab)", "NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)")
-    )
     *words, mapcount = offsets
     if not (0 < size <= 512 and size % 8 == 0 and all(0 <= at < size and at % 8 == 0 for at in words)):
         return None

@@ -33,8 +33,8 @@ from vmishim.guests import domains
 from vmishim.guests.agent import connect
 from vmishim.guests.domains import Domain
 from vmishim.guests.resolver import reach
-from vmishim.guests.target import Target
-from vmishim.memory.reader import MemoryReader
+from vmishim.guests.target import Target, direct
+from vmishim.memory.reader import ScatterReader
 from vmishim.wire.keys import PrivateKey, load_private
 
 FREEZE_S = 5.0
@@ -107,7 +107,7 @@ def _check_unused(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _guest(options: argparse.Namespace) -> Iterator[tuple[Domain | None, Target, list[MemoryReader]]]:
+def _guest(options: argparse.Namespace) -> Iterator[tuple[Domain | None, Target, list[ScatterReader]]]:
     """The guest that is named, and a reader for each connection to it."""
     with ExitStack() as stack:
         if options.local:
@@ -120,11 +120,11 @@ def _guest(options: argparse.Namespace) -> Iterator[tuple[Domain | None, Target,
             if options.freeze:
                 raise CommandError(f"{domain.name} is read from a file, which nothing can freeze: leave out --freeze")
             memory = stack.enter_context(closing(reach(domain, "scalar")))
-            yield domain, memory, [memory.reader]
+            yield domain, memory, [direct(memory)]
             return
         freeze = (domain.freeze or FREEZE_S) if options.freeze else 0.0
         guest = stack.enter_context(closing(connect(replace(domain, freeze=freeze), "scalar")))
-        readers: list[MemoryReader] = [guest.remote]
+        readers: list[ScatterReader] = [guest.remote]
         for _ in range(options.connections - 1):
             other = stack.enter_context(closing(connect(replace(domain, freeze=0.0), "scalar")))
             if other.profile.boot_id != guest.profile.boot_id:

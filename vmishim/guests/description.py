@@ -152,6 +152,14 @@ def _before_fault(read: Callable[[int, int], bytes], address: int, count: int) -
         return fault.data
 
 
+def own_vmcoreinfo(target: Target) -> bytes:
+    """The kernel's own VMCOREINFO; empty if it has none, or does not say where.
+
+    :raises LinkError: the guest could not be asked
+    """
+    return _given(target)[0]
+
+
 def _given(target: Target) -> tuple[bytes, bytes]:
     """The kernel's own VMCOREINFO, and its banner; empty if it has none, or does not say where."""
     symbols: dict[str, int] = {}
