@@ -1,0 +1,325 @@
+"""A guest's memory in a file, by the agent: what other programs and the VM's own RAM say of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+
+from lab.agent import InstalledAgent, install
+from lab.environment import interpreter
+from lab.vm import CONTAINERS_SLICE, LabVM
+from tests.guest.ids import FEW_BUCKETS
+from vmishim.errors import FaultError, LibvmiError
+from vmishim.guests.ramfile import Ram, RamFile
+from vmishim.inspection import objects
+from vmishim.libvmi import Libvmi
+from vmishim.memory.reader import PHYSICAL
+from vmishim.wire.keys import save_private
+
+DRGN = "0.3.0"
+PAGE = 4096
+PAGES = 64
+ROUNDS = f"""\
+import ctypes, mmap, sys
+memory = mmap.mmap(-1, {PAGES * PAGE})
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+words = [ctypes.c_uint64.from_buffer(memory, at) for at in range(0, {PAGES * PAGE}, {PAGE})]
+count = 1
+while True:
+    for word in words:
+        word.value = count
+    if count == 1:
+        open("/tmp/rounds", "w").write(str(address))
+    count += 1
+"""
+"""A process that writes the number of the round into each of its pages, one after another, as fast as it can."""
+
+
+@dataclass(frozen=True)
+class Dumping:
+    """``vmishim dump`` of a VM, from outside."""
+
+    vm: LabVM
+    agent: InstalledAgent
+    folder: Path
+
+    @classmethod
+    def of(cls, vm: LabVM, agent: InstalledAgent, folder: Path) -> Dumping:
+        save_private(folder / "key", agent.private)
+        entry = f'agent = "{agent.endpoint}"\nagent_key = "{agent.public.text}"\nkey = "{folder}/key"\ntimeout = 30.0\n'
+        (folder / "domains.toml").write_text(f"[lab]\n{entry}\n[soon]\n{entry.replace('30.0', '2.0')}")
+        return cls(vm, agent, folder)
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """Start it."""
+        command = [sys.executable, "-m", "vmishim.cli", "dump", *words]
+        environment = os.environ | {"VMISHIM_CONFIG": str(self.folder / "domains.toml")}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        """(exit status, what it prints, errors)."""
+        child = self.begin(*words)
+        out, errors = child.communicate(timeout=300)
+        return child.returncode, out, errors
+
+    def done(self, *words: str) -> str:
+        """What it prints when all is well."""
+        status, out, errors = self.run(*words)
+        assert status == 0, errors
+        return out
+
+    def said(self, path: Path) -> dict[str, object]:
+        """The manifest."""
+        found: dict[str, object] = json.loads(path.with_name(f"{path.name}.manifest.json").read_text())
+        return found
+
+
+def pieces(path: Path) -> int:
+    """How many pieces an unfinished dump has."""
+    journal = path.with_name(f"{path.name}.journal")
+    return journal.read_text().count("\n[") if journal.exists() else 0
+
+
+def wait_for(path: Path, count: int, child: subprocess.Popen[str]) -> None:
+    """Wait until an unfinished dump has so many pieces."""
+    until = monotonic() + 120
+    while pieces(path) < count:
+        assert child.poll() is None, child.communicate()
+        assert monotonic() < until, f"{path} has {pieces(path)} pieces, not {count}"
+        sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def dumping(lab: LabVM, agent: InstalledAgent, tmp_path_factory: pytest.TempPathFactory) -> Dumping:
+    return Dumping.of(lab, agent, tmp_path_factory.mktemp("dump"))
+
+
+@dataclass(frozen=True)
+class Dumped:
+    path: Path
+    planted: set[int]
+    before: dict[int, str]
+    after: dict[int, str]
+    messages: list[str]
+    """What was said each time that it stopped."""
+
+
+@pytest.fixture(scope="module")
+def core(dumping: Dumping) -> Iterator[Dumped]:
+    """The kernel's memory of the lab VM; ended by SIGTERM, then by an agent that ended, and resumed each time."""
+    vm, path = dumping.vm, dumping.folder / "core.elf"
+    planted = vm.spawn("sleep", "infinity", count=9, comm="in the dump")
+    before = vm.processes()
+    child = dumping.begin("soon", "-o", str(path), "--kernel-only")
+    wait_for(path, 5, child)
+    child.send_signal(signal.SIGTERM)
+    messages = [child.communicate(timeout=60)[1]]
+    assert child.returncode == 128 + signal.SIGTERM
+    have = pieces(path)
+    assert have >= 5
+    child = dumping.begin("soon", "-o", str(path), "--resume")
+    wait_for(path, have + 5, child)
+    vm.run("systemctl", "stop", "vmishim-agent")
+    messages.append(child.communicate(timeout=60)[1])
+    assert child.returncode == 1
+    vm.run("systemctl", "start", "vmishim-agent", timeout=120)
+    dumping.done("lab", "-o", str(path), "--resume")
+    yield Dumped(path, planted, before, vm.processes(), messages)
+    vm.kill(planted)
+
+
+def test_what_stopped_it_and_how_to_go_on_is_said(core: Dumped) -> None:
+    terminated, lost = core.messages
+    assert "vmishim: ended by SIGTERM. " in terminated
+    assert re.search(r"^vmishim: .*(nothing answered at|closed the connection)", lost, re.M)
+    for message in core.messages:
+        assert f"an unfinished dump: `vmishim dump soon -o {core.path} --resume` goes on with it" in message
+
+
+def test_a_dump_has_the_processes_that_were_there_all_the_time(core: Dumped) -> None:
+    with Libvmi.over(RamFile("dump", core.path)) as dumped:
+        tasks = {task.pid: task.comm for task in objects.tasks(dumped) if task.pid == task.tgid}
+    assert {pid for pid, comm in tasks.items() if comm == "in the dump"} == core.planted
+    always = {pid: comm for pid, comm in core.before.items() if core.after.get(pid) == comm}
+    assert always.items() <= tasks.items()
+    # Nothing else but what started, and may have ended, in between.
+    new = range(max(core.before) + 1, max(core.after) + 1000)
+    assert tasks.keys() <= {0, *core.before, *core.after, *new}
+
+
+def test_the_kernels_text_is_that_of_the_vms_own_ram(dumping: Dumping, core: Dumped) -> None:
+    live, dumped = RamFile("live", dumping.vm.ram), RamFile("dump", core.path)
+    with closing(live), closing(dumped):
+        start, end = (live.profile.symbol(name) for name in ("_text", "_etext"))
+        assert dumped.profile.symbol("_text") == start
+        assert dumped.read(start, end - start) == live.read(start, end - start)
+
+
+def test_memory_of_a_process_is_left_out_and_faults(core: Dumped) -> None:
+    pid = min(core.planted)
+    with Libvmi.over(RamFile("dump", core.path)) as vmi:
+        task = next(task for task in objects.tasks(vmi) if task.pid == pid)
+        mm = vmi.read_addr_va(task.address + vmi.vmi.profile.member("task_struct", "mm").offset, 0)
+        stack = vmi.read_addr_va(mm + vmi.vmi.profile.member("mm_struct", "start_stack").offset, 0)
+        assert vmi.translate_uv2p(stack, pid)  # its page tables are the kernel's
+        with pytest.raises(LibvmiError, match="VMI_FAILURE"):
+            vmi.read_64_va(stack & -PAGE, pid)
+
+
+def test_a_dump_says_what_it_is_and_a_changed_byte_is_found(dumping: Dumping, core: Dumped) -> None:
+    key = ("--key", str(dumping.folder / "key"))
+    assert "is as it was written" in dumping.done("--verify", str(core.path), *key)
+    said = dumping.said(core.path)
+    assert said["complete"] is True
+    assert said["kernel_only"] is True
+    assert said["unreadable"] == []
+    assert said["vmcoreinfo"] == "the guest's memory"
+    assert len(said["sessions"]) == 3  # type: ignore[arg-type]
+    assert said["ram"] == [f"{start:#x}-{end:#x}" for start, end in system_ram(dumping.vm)]
+    boot_id = dumping.vm.read("/proc/sys/kernel/random/boot_id").decode().strip()
+    assert said["guest"]["boot_id"] == boot_id  # type: ignore[index]
+    changed = dumping.folder / "changed.elf"
+    for suffix in ("", ".manifest.json", ".manifest.sig"):
+        shutil.copy(f"{core.path}{suffix}", f"{changed}{suffix}")
+    chunk = said["chunks"][7]  # type: ignore[index]
+    address, size, offset = (int(word, 0) for word in chunk.split()[:3])
+    with changed.open("r+b") as file:
+        file.seek(offset + size // 2)
+        byte = file.read(1)[0]
+        file.seek(offset + size // 2)
+        file.write(bytes([byte ^ 1]))
+    status, out, _ = dumping.run("--verify", str(changed), *key)
+    assert status == 1
+    assert f"the memory from {address:#x} to {address + size:#x}" in out
+
+
+def test_makedumpfile_finds_the_kernels_log(dumping: Dumping, core: Dumped) -> None:
+    log = dumping.folder / "log.txt"
+    done = subprocess.run(["makedumpfile", "--dump-dmesg", str(core.path), str(log)], capture_output=True, text=True)
+    assert done.returncode == 0, done
+    lines = {line.partition("] ")[2] for line in log.read_text(errors="replace").splitlines()}
+    guest = dumping.vm.run("dmesg").stdout.decode(errors="replace").splitlines()
+    expected = [line.partition("] ")[2] for line in guest[:100]]
+    assert len(expected) == 100
+    assert set(expected) <= lines
+
+
+def test_drgn_reads_a_core_by_all_its_addresses(core: Dumped) -> None:
+    """By physical addresses, by those of the direct map and of the image, and by page tables (``vmalloc``)."""
+    with closing(RamFile("dump", core.path)) as dumped:
+        profile = dumped.profile
+        pointers = (
+            profile.symbol("modules"),
+            profile.symbol("init_task") + profile.member("task_struct", "tasks").offset,
+        )
+        module, task = (int.from_bytes(dumped.read(at, 8), "little") for at in pointers)
+        places = [(at, 64) for at in (profile.symbol("linux_banner"), module, task, profile.page_offset + 0x1000)]
+        expected = [dumped.read(*place).hex() for place in places]
+        physical = dumped.read(0x1000, 64, PHYSICAL).hex()
+    script = (
+        "import drgn, sys; prog = drgn.Program(); prog.set_core_dump(sys.argv[1])\n"
+        f"print(*(prog.read(*place).hex() for place in {places!r}), prog.read(0x1000, 64, physical=True).hex())\n"
+        "print(prog['UTS_RELEASE'].string_().decode())"
+    )
+    command = [str(interpreter("drgn", DRGN)), "-I", "-c", script, str(core.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert words[:-1] == [*expected, physical]
+    assert words[-1] == profile.release
+
+
+def test_another_boot_and_a_wrong_name_are_refused(dumping: Dumping, core: Dumped) -> None:
+    path = dumping.folder / "other.elf"
+    child = dumping.begin("lab", "-o", str(path), "--kernel-only")
+    wait_for(path, 2, child)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "interrupted" in errors
+    journal = path.with_name("other.elf.journal")
+    text = journal.read_text()
+    boot_id = dumping.vm.read("/proc/sys/kernel/random/boot_id").decode().strip()
+    assert boot_id in text
+    journal.write_text(text.replace(boot_id, boot_id[::-1]))
+    status, _, errors = dumping.run("lab", "-o", str(path), "--resume")
+    assert status == 1
+    assert "was begun on another boot of lab" in errors
+    status, _, errors = dumping.run("lab", "-o", str(path))
+    assert status == 1
+    assert "--resume goes on with it" in errors
+    assert journal.read_text() == text.replace(boot_id, boot_id[::-1])
+    dumping.done("--finish", str(path), "--key", str(dumping.folder / "key"))
+    assert dumping.said(path)["complete"] is False
+
+
+# ---- all RAM ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vm(request: pytest.FixtureRequest) -> Iterator[LabVM]:
+    """A small one."""
+    with LabVM.boot(request.param, memory_mib=320, append=FEW_BUCKETS) as booted:
+        yield booted
+
+
+@pytest.mark.long
+def test_a_frozen_container_is_of_one_instant_and_everything_is_in_the_file(vm: LabVM, tmp_path: Path) -> None:
+    """All RAM, with the container frozen: a process that never rests has no two pages of different rounds but one."""
+    dumping = Dumping.of(vm, install(vm, "--freeze", CONTAINERS_SLICE), tmp_path)
+    (pid,) = vm.spawn("python3", "-IS", "-c", ROUNDS, comm="rounds")
+    planted = f"/proc/{pid}/root/tmp/rounds"
+    vm.wait_until(lambda: vm.run("test", "-s", planted, check=False).returncode == 0, "the rounds to begin")
+    address = int(vm.read(planted))
+    path = tmp_path / "all.elf"
+    said = dumping.done("lab", "-o", str(path), "--freeze")
+    assert "frozen all the time" in said
+    with Libvmi.over(RamFile("dump", path)) as dumped:
+        rounds = [dumped.read_64_va(address + at, pid) for at in range(0, PAGES * PAGE, PAGE)]
+    assert rounds == sorted(rounds, reverse=True)
+    assert rounds[0] - rounds[-1] <= 1
+    # The process goes on.
+    with Libvmi.over(RamFile("live", vm.ram)) as live:
+        vm.wait_until(lambda: live.read_64_va(address, pid) > rounds[0], "the rounds to go on")
+    everything_is_there(vm, path)
+    lime = tmp_path / "all.lime"
+    with (tmp_path / "domains.toml").open("a") as file:
+        file.write(f'\n[core]\nramfile = "{path}"\n')
+    dumping.done("core", "-o", str(lime), "--format", "lime", "--key", str(tmp_path / "key"))
+    one, other = Ram(path), Ram(lime)
+    for start, end, _ in other.segments:
+        for at in range(start, end, 1 << 20):
+            size = min(1 << 20, end - at)
+            assert one.read(at, size) == other.read(at, size)
+    one.close()
+    other.close()
+
+
+def everything_is_there(vm: LabVM, path: Path) -> None:
+    """All of the kernel's RAM is in the file, and none but that."""
+    ram = Ram(path)
+    for start, end in system_ram(vm):
+        for at in range(start, end, 1 << 20):
+            assert len(ram.read(at, min(1 << 20, end - at))) == min(1 << 20, end - at)
+        for outside in (start - 1, end):
+            with pytest.raises(FaultError):
+                ram.read(outside, 1)
+    ram.close()
+
+
+def system_ram(vm: LabVM) -> list[tuple[int, int]]:
+    """The kernel's RAM, by ``/proc/iomem``."""
+    found = re.findall(r"(?m)^(\w+)-(\w+) : System RAM$", vm.read("/proc/iomem").decode())
+    return [(int(start, 16), int(end, 16) + 1) for start, end in found]
