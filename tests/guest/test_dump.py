@@ -7,13 +7,15 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
+from typing import BinaryIO
 
 import pytest
 
@@ -263,6 +265,63 @@ def test_another_boot_and_a_wrong_name_are_refused(dumping: Dumping, core: Dumpe
     assert journal.read_text() == text.replace(boot_id, boot_id[::-1])
     dumping.done("--finish", str(path), "--key", str(dumping.folder / "key"))
     assert dumping.said(path)["complete"] is False
+
+
+@pytest.mark.parametrize(("format", "bit"), [("elf", 51), ("lime", 51), ("lime", 47)])
+def test_a_dump_of_a_guest_under_amd_sev_is_read(dumping: Dumping, core: Dumped, format: str, bit: int) -> None:
+    """What the lab VM's memory would be there: the C-bit in each page-table entry, and where the kernel says it is."""
+    path = dumping.folder / f"sev-{bit}.{format}"
+    if format == "elf":
+        shutil.copy(core.path, path)
+    else:
+        with (dumping.folder / "domains.toml").open("a") as file:
+            file.write(f'\n[core-{bit}]\nramfile = "{core.path}"\n')
+        key = ("--key", str(dumping.folder / "key"))
+        dumping.done(f"core-{bit}", "-o", str(path), "--format", format, "--kernel-only", *key)
+    with Libvmi.over(RamFile("dump", core.path)) as plain:
+        tasks, modules = list(objects.tasks(plain)), list(objects.modules(plain))
+        roots = {plain.vmi.profile.root}
+        for task in tasks:
+            with suppress(LibvmiError):  # kernel threads have none of their own
+                roots.add(plain.pid_to_dtb(task.pid))
+        mask = plain.translate_ksym2v("sme_me_mask")
+        with closing(Ram(path)) as ram, path.open("r+b") as file:
+            set_bit(ram, file, roots, plain.vmi.profile.levels, 1 << bit)
+            put(ram, file, plain.translate_kv2p(mask), struct.pack("<Q", 1 << bit))
+            if format == "elf":
+                head = os.pread(file.fileno(), 1 << 20, 0)
+                old = b"NUMBER(KERNEL_IMAGE_SIZE)=1073741824\nNUMBER(sme_mask)=0\n"
+                assert head.count(old) == 1
+                new = (b"NUMBER(sme_mask)=%d\nPAD=" % (1 << bit)).ljust(len(old) - 1, b"x") + b"\n"
+                os.pwrite(file.fileno(), new, head.index(old))
+    with Libvmi.over(RamFile("sev", path)) as read:
+        assert list(objects.tasks(read)) == tasks
+        assert list(objects.modules(read)) == modules
+    path.unlink()
+
+
+def set_bit(ram: Ram, file: BinaryIO, roots: set[int], levels: int, bit: int) -> None:
+    """Set a bit in each present entry of all page tables below ``roots``."""
+    done: set[int] = set()
+    waiting = [(root, levels) for root in roots]
+    while waiting:
+        table, level = waiting.pop()
+        if table in done:
+            continue
+        done.add(table)
+        try:
+            entries = struct.unpack("<512Q", ram.read(table, PAGE))
+        except FaultError:
+            continue
+        below = [entry for entry in entries if entry & 1 and level > 1 and not (level < 4 and entry & 0x80)]
+        waiting += [(entry & 0x000F_FFFF_FFFF_F000, level - 1) for entry in below]
+        put(ram, file, table, struct.pack("<512Q", *(entry | bit if entry & 1 else entry for entry in entries)))
+
+
+def put(ram: Ram, file: BinaryIO, address: int, data: bytes) -> None:
+    """Write to a dump by guest physical address."""
+    segment = ram.segment(address)
+    os.pwrite(file.fileno(), data, address - segment.start + segment.offset)
 
 
 # ---- all RAM ---------------------------------------------------------------------------------------------------------

@@ -33,6 +33,9 @@ BITMAP_MAX = 1 << 30
 """Bytes of a compressed dump's bitmap, of 32 TiB of memory."""
 BLOCKS_MAX = 1 << 22
 """Blocks of an AVML image, of 256 GiB of memory."""
+HIDDEN = 0x000F_C000_0000_0000
+"""Bits 46 to 51 of a page-table entry: those of them that are the C-bit do not belong to the address. No guest has RAM
+there."""
 ZEROS = -1
 """Offset of memory that is zero and not stored."""
 
@@ -63,6 +66,8 @@ class Memory:
     """Bytes of all offsets."""
     hint: int = -1
     """Guest physical address that may be the kernel's, according to the file; -1 without one."""
+    encrypted: tuple[int, ...] = (0,)
+    """What the C-bit of page-table entries may be (AMD SEV), the likeliest first; 0: they have none."""
 
 
 def opened(path: str | os.PathLike[str]) -> Memory:
@@ -91,18 +96,18 @@ def _opened(file: Plain) -> Memory:
             return _kdump(flattened, format)
         if inner is formats.ELF:
             segments = _elf(flattened)
-            return Memory(format, flattened, segments, ((0, flattened.size),), flattened.size, _elf_hint(flattened))
+            return Memory(format, flattened, segments, ((0, flattened.size),), flattened.size, *_elf_hint(flattened))
         raise ValueError("this flattened dump holds neither a compressed dump nor an ELF core")
     if format is formats.KDUMP:
         return _kdump(file, format)
     if format is formats.AVML:
         return _avml(file, format)
     segments = {formats.ELF: _elf, formats.LIME: _lime}[format](file) if format is not formats.RAW else ()
-    hint = _elf_hint(file) if format is formats.ELF else -1
+    said = _elf_hint(file) if format is formats.ELF else _Hint(-1, _C_BITS if format is formats.LIME else (0,))
     data = tuple(file.data())
     memory = mmap.mmap(file.descriptor, 0, prot=mmap.PROT_READ)
     file.close()  # the mapping has a descriptor of its own
-    return Memory(format, memory, segments, data, file.size, hint)
+    return Memory(format, memory, segments, data, file.size, *said)
 
 
 # vmcoreinfo: what a crashed kernel tells of itself, in the text form of makedumpfile
@@ -110,15 +115,27 @@ def _opened(file: Plain) -> Memory:
 _INFO_MAX = 1 << 16
 _TABLES = re.compile(rb"^SYMBOL\((?:init_top_pgt|swapper_pg_dir)\)=([0-9a-f]{1,16})$", re.M)
 _MOVED = re.compile(rb"^NUMBER\(phys_base\)=(-?[0-9]{1,20})$", re.M)
+_MASK = re.compile(rb"^NUMBER\(sme_mask\)=([0-9]{1,20})$", re.M)
 _KERNEL_MAP = 0xFFFF_FFFF_8000_0000
+_C_BITS = (0, 1 << 51, 1 << 47)
+"""The C-bit of current EPYC processors and of Rome and older, for images that programs in the guest wrote, but that do
+not say it. Above any RAM."""
 
 
-def _hint(info: bytes) -> int:
-    """Guest physical address of the kernel's page tables, which are part of its image; -1: it does not say."""
-    tables, moved = _TABLES.search(info), _MOVED.search(info)
+class _Hint(NamedTuple):
+    """See `Memory`."""
+
+    hint: int = -1
+    encrypted: tuple[int, ...] = (0,)
+
+
+def _hint(info: bytes) -> _Hint:
+    """Guest physical address of the kernel's page tables, which are part of its image, and the C-bit."""
+    tables, moved, mask = _TABLES.search(info), _MOVED.search(info), _MASK.search(info)
+    encrypted = (int(mask[1]) & HIDDEN,) if mask else (0,)
     if not tables or not moved:
-        return -1
-    return max(int(tables[1], 16) - _KERNEL_MAP + int(moved[1]), -1)
+        return _Hint(-1, encrypted)
+    return _Hint(max(int(tables[1], 16) - _KERNEL_MAP + int(moved[1]), -1), encrypted)
 
 
 # ELF
@@ -158,7 +175,7 @@ def _elf(file: File) -> tuple[Segment, ...]:
     return segments
 
 
-def _elf_hint(file: File) -> int:
+def _elf_hint(file: File) -> _Hint:
     """From the first note of the core that has one. The header was checked."""
     *_, programs, _, _, _, _, count, _, _, _ = _HEADER.unpack(file.at(0, _HEADER.size))
     for part, _, offset, _, _, held, _, _ in _PROGRAM.iter_unpack(file.at(programs, min(count, 16) * _PROGRAM.size)):
@@ -166,7 +183,7 @@ def _elf_hint(file: File) -> int:
             _, found, info = file.at(offset, min(held, _INFO_MAX, file.size - offset)).partition(b"VMCOREINFO\0")
             if found:
                 return _hint(info)
-    return -1
+    return _Hint()
 
 
 def _is_xen(file: File, sections: int, many: int, names: int) -> bool:
@@ -271,7 +288,7 @@ def _avml(file: File, format: Format) -> Memory:
         return [Block(offset, 4 + _chunk(file, offset)[1], packed.FRAMED) for offset in offsets[low:high]]
 
     size = starts[-1]
-    return Memory(format, Packed(file, blocks, starts), tuple(_apart(found)), ((0, size),), size)
+    return Memory(format, Packed(file, blocks, starts), tuple(_apart(found)), ((0, size),), size, encrypted=_C_BITS)
 
 
 _PACKED, _PLAIN, _SKIPPED = 0, 1, 0x80
@@ -352,7 +369,7 @@ def _kdump(file: File, format: Format) -> Memory:
     store = Packed(file, blocks, range(0, size + 1, PAGE_SIZE))
     info_size = min(info_size, _INFO_MAX, max(file.size - info_at, 0)) if version >= 3 else 0
     info = file.at(info_at, info_size)
-    return Memory(format, store, segments, ((0, size),), size, _hint(info))
+    return Memory(format, store, segments, ((0, size),), size, *_hint(info))
 
 
 def _limited(runs: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -37,6 +37,8 @@ class Image(NamedTuple):
 class Memory(Protocol):
     """A guest's RAM. `vmishim.guests.ramfile.Ram` is one."""
 
+    @property
+    def encrypted(self) -> int: ...
     def read(self, address: int, count: int) -> bytes: ...
     def words(self, start: int, end: int, at: int) -> Iterator[tuple[int, list[int]]]: ...
 
@@ -49,6 +51,7 @@ class Images:
 
     def __init__(self, ram: Memory) -> None:
         self._ram = ram
+        self._frame = FRAME & ~ram.encrypted
         self._tables: set[int] = set()
         self._regions: dict[int, dict[int, set[Image]]] = {}
 
@@ -68,7 +71,7 @@ class Images:
         blocks: dict[int, set[Image]] = {}
         for top, words in self._ram.words(max(start, 0), max(start + REGION, 0), _LAST):
             for number, word in enumerate(words):
-                level3 = word & FRAME
+                level3 = word & self._frame
                 if word & (PRESENT | LARGE) == PRESENT and abs(level3 - top - number * PAGE_SIZE) < REGION:
                     self._add(level3, blocks)
         return blocks
@@ -77,7 +80,7 @@ class Images:
         """Add the images that the table below ``level3`` maps, if it is a kernel's."""
         try:
             entry = self._entry(level3 + (ENTRIES - 2) * ENTRY_SIZE)
-            level2 = entry & FRAME
+            level2 = entry & self._frame
             if entry & (PRESENT | LARGE) != PRESENT or abs(level2 - level3) >= REGION or level2 in self._tables:
                 return
             self._tables.add(level2)
@@ -113,10 +116,10 @@ class Images:
         if not value & PRESENT:
             return -1
         if value & LARGE:
-            return value & FRAME & -BLOCK
+            return value & self._frame & -BLOCK
         try:
-            pages = _TABLE.unpack(self._ram.read(value & FRAME, PAGE_SIZE))
+            pages = _TABLE.unpack(self._ram.read(value & self._frame, PAGE_SIZE))
         except FaultError:
             return -1
-        starts = ((page & FRAME) - number * PAGE_SIZE for number, page in enumerate(pages) if page & PRESENT)
+        starts = ((page & self._frame) - number * PAGE_SIZE for number, page in enumerate(pages) if page & PRESENT)
         return next((start for start in starts if start >= 0 and not start % BLOCK), -1)

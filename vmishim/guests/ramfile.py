@@ -34,7 +34,7 @@ from vmishim.kernel import btf, kallsyms
 from vmishim.kernel.btf import Btf
 from vmishim.kernel.profile import Member
 from vmishim.memory import pagetable
-from vmishim.memory.pagetable import PRESENT
+from vmishim.memory.pagetable import PRESENT, Translation
 from vmishim.memory.reader import ADDRESSES, KERNEL, PAGE_SIZE, PHYSICAL
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ class Ram:
 
     :param path: the file
     :ivar layouts: where its parts may belong, the likeliest first; a dump says it itself
+    :ivar encrypted: bits of a page-table entry that do not belong to the address (the C-bit under AMD SEV)
+    :ivar masks: what that may be, the likeliest first
     :raises LibvmiError: ``VM_NOT_FOUND``: there is no such file, it is empty, or it is a dump that is cut off or of an
         unknown format
     """
@@ -75,7 +77,8 @@ class Ram:
             raise _unreadable(path, error.strerror or str(error)) from None
         except ValueError as error:
             raise _unreadable(path, str(error)) from None
-        self.format, self._hint = memory.format, memory.hint
+        self.format, self._hint, self.masks = memory.format, memory.hint, memory.encrypted
+        self.encrypted = self.masks[0]
         self.data = memory.data
         self.map: mmap.mmap | Store | None = memory.store
         self.size = memory.size
@@ -236,10 +239,14 @@ class Kernel:
         tables, given = _Tables(ram), None if symbols is None else [_map(symbols)]
         image = None
         self.release, self._found = "", False
-        for image in _images(ram):
-            for self._symbols in given or tables.of(image):
-                if any(self._locate(banner) for banner in ram.find(BANNER, image) if _is_banner(ram, banner)):
-                    return
+        for self._mask in ram.masks:
+            ram.encrypted = self._mask
+            for image in _images(ram):
+                for self._symbols in given or tables.of(image):
+                    if any(self._locate(banner) for banner in ram.find(BANNER, image) if _is_banner(ram, banner)):
+                        return
+            if image is not None:
+                break
         if image is None:
             raise LibvmiError(
                 f"OS: no Linux kernel found in the guest's memory, which is read as {ram.format.name}: has it booted, "
@@ -269,6 +276,12 @@ class Kernel:
                 return False
             root = names.get("init_top_pgt") or names["init_level4_pgt"]
             self.root = root - KERNEL_MAP + moved_both
+            # AMD SEV sets the C-bit in every private page-table entry, Intel TDX the shared bit in every shared one.
+            self._ram.encrypted = self._mask
+            for name in ("sme_me_mask", "cc_mask"):
+                if name in names:
+                    bits = self._ram.read(names[name] - KERNEL_MAP + moved_both, 8)
+                    self._ram.encrypted |= int.from_bytes(bits, "little") & dumps.HIDDEN
         except (FaultError, KeyError):
             return False
         physical = self._ram.place(banner)
@@ -282,15 +295,19 @@ class Kernel:
 
     def _maps(self, address: int, physical: int) -> bool:
         try:
-            return pagetable.walk(self._ram.read, self.root, address, self.levels).physical == physical
+            return self._walk(address).physical == physical
         except FaultError:
             return False
+
+    def _walk(self, address: int) -> Translation:
+        """:raises FaultError: not mapped"""
+        return pagetable.walk(self._ram.read, self.root, address, self.levels, self._ram.encrypted)
 
     def _read_virtual(self, address: int, count: int) -> bytes:
         """:raises FaultError: not mapped, or not in the image"""
         parts = []
         while count > 0:
-            place = pagetable.walk(self._ram.read, self.root, address, self.levels)
+            place = self._walk(address)
             here = min(count, place.size - address % place.size)
             parts.append(self._ram.read(place.physical, here))
             address, count = address + here, count - here
@@ -392,7 +409,7 @@ class Kernel:
 
     def read(self, symbol: str, count: int) -> bytes:
         """Bytes of the kernel image at a symbol. :raises KeyError: no such symbol."""
-        place = pagetable.walk(self._ram.read, self.root, self.symbol(symbol), self.levels)
+        place = self._walk(self.symbol(symbol))
         return self._ram.read(place.physical, count)  # the image is one piece of physical memory
 
     def symbol(self, name: str) -> int:
@@ -619,7 +636,7 @@ class RamFile:
         if page != pagetable.canonical(page, profile.levels):
             raise FaultError(page)
         root = profile.root if space == KERNEL else space
-        physical = pagetable.walk(self._ram.read, root, page, profile.levels).physical
+        physical = pagetable.walk(self._ram.read, root, page, profile.levels, self._ram.encrypted).physical
         if self._held:
             self._pages[space, page] = physical
         return physical
@@ -627,7 +644,7 @@ class RamFile:
     def lookup(self, dtb: int, address: int) -> tuple[int, int, list[int]]:
         """See ``Target.lookup``."""
         try:
-            found = pagetable.walk(self._ram.read, dtb, address, self.profile.levels)
+            found = pagetable.walk(self._ram.read, dtb, address, self.profile.levels, self._ram.encrypted)
         except FaultError:
             return 0, 0, []
         return found.physical, found.size, [entry.value for entry in found.entries]
