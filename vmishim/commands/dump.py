@@ -122,6 +122,8 @@ def _guest(options: argparse.Namespace) -> Iterator[tuple[Domain | None, Target,
             memory = stack.enter_context(closing(reach(domain, "scalar")))
             yield domain, memory, [direct(memory)]
             return
+        # Where the guest or the network is slow, a reply waits for those of the other connections.
+        domain = replace(domain, timeout=domain.timeout * options.connections)
         freeze = (domain.freeze or FREEZE_S) if options.freeze else 0.0
         guest = stack.enter_context(closing(connect(replace(domain, freeze=freeze), "scalar")))
         readers: list[ScatterReader] = [guest.remote]
