@@ -22,7 +22,9 @@ import pytest
 from lab.agent import InstalledAgent, install
 from lab.environment import interpreter
 from lab.vm import CONTAINERS_SLICE, LabVM
+from tests.guest import isf
 from tests.guest.ids import FEW_BUCKETS
+from tests.guest.test_volatility import VERSION
 from vmishim.errors import FaultError, LibvmiError
 from vmishim.guests.ramfile import Ram, RamFile
 from vmishim.inspection import objects
@@ -250,6 +252,25 @@ def test_drgn_reads_a_core_by_all_its_addresses(core: Dumped) -> None:
     words = done.stdout.split()
     assert words[:-1] == [*expected, physical]
     assert words[-1] == profile.release
+
+
+@pytest.mark.long
+def test_volatility_lists_the_same_tasks(dumping: Dumping, core: Dumped) -> None:
+    symbols, cache = dumping.folder / "symbols" / "linux", dumping.folder / "cache"
+    symbols.mkdir(parents=True)
+    cache.mkdir()
+    with Libvmi.over(RamFile("dump", core.path)) as dumped:
+        tasks = {(task.pid, task.comm) for task in objects.tasks(dumped) if task.pid == task.tgid}
+        moved = dumped.vmi.profile.kaslr_offset
+        banner = dumped.read_va(dumped.translate_ksym2v("linux_banner"), 0, 512)[0].split(b"\0")[0] + b"\0"
+    made = isf.make(dumping.vm.run("cat", "/sys/kernel/btf/vmlinux").stdout, dumping.vm.kallsyms(), moved, banner)
+    (symbols / "kernel.json").write_text(json.dumps(made))
+    program = str(interpreter("volatility3", VERSION).with_name("vol"))
+    places = ["-s", str(symbols.parent), "--cache-path", str(cache), "-f", str(core.path)]
+    command = [program, "-q", "--offline", *places, "-r", "json", "linux.pslist"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {(row["PID"], row["COMM"]) for row in json.loads(done.stdout)} == tasks - {(0, "swapper/0")}
 
 
 def test_another_boot_of_the_guest_is_refused(core: Dumped) -> None:

@@ -127,19 +127,14 @@ class _Load(NamedTuple):
 
 
 def _loads(runs: Iterable[Run], described: Described) -> Iterator[_Load]:
-    """Segments without overlaps, the kernel's image first, as ``/proc/vmcore`` has it."""
+    """Segments without overlaps, in the order of physical addresses: Volatility 3 searches them so."""
     image = described.image
-    inside: list[_Load] = []
-    outside: list[_Load] = []
     for address, end, offset in runs:
         cuts = sorted({address, end, *(at for at in image_bounds(image) if address < at < end)})
         for start, stop in pairwise(cuts):
             of_image = image.physical <= start < image.physical + image.size
             moved = image.virtual - image.physical if of_image else described.page_offset
-            load = _Load((start + moved) % ADDRESSES, start, stop - start, offset + start - address)
-            (inside if of_image else outside).append(load)
-    yield from inside
-    yield from outside
+            yield _Load((start + moved) % ADDRESSES, start, stop - start, offset + start - address)
 
 
 def image_bounds(image: Image) -> tuple[int, int]:
