@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -85,9 +85,9 @@ class Dumping:
         assert status == 0, errors
         return out
 
-    def said(self, path: Path) -> dict[str, object]:
+    def said(self, path: Path) -> dict[str, Any]:
         """The manifest."""
-        found: dict[str, object] = json.loads(path.with_name(f"{path.name}.manifest.json").read_text())
+        found: dict[str, Any] = json.loads(path.with_name(f"{path.name}.manifest.json").read_text())
         return found
 
 
@@ -109,6 +109,35 @@ def wait_for(path: Path, count: int, child: subprocess.Popen[str]) -> None:
 @pytest.fixture(scope="module")
 def dumping(lab: LabVM, agent: InstalledAgent, tmp_path_factory: pytest.TempPathFactory) -> Dumping:
     return Dumping.of(lab, agent, tmp_path_factory.mktemp("dump"))
+
+
+def test_what_was_read_before_ctrl_c_can_be_finished(dumping: Dumping) -> None:
+    """The tests of whole dumps take longer: pytest --long."""
+    path, key = dumping.folder / "part.elf", ("--key", str(dumping.folder / "key"))
+    child = dumping.begin("lab", "-o", str(path), *ONE)
+    wait_for(path, 4, child)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert "vmishim: interrupted. " in errors
+    status, _, errors = dumping.run("lab", "-o", str(path))
+    assert status == 1
+    assert "--resume goes on with it" in errors
+    dumping.done("--finish", str(path), *key)
+    dumping.done("--verify", str(path), *key)
+    said = dumping.said(path)
+    assert said["complete"] is False
+    assert said["vmcoreinfo"] == "the guest's memory"
+    assert said["ram"] == [f"{start:#x}-{end:#x}" for start, end in system_ram(dumping.vm)]
+    (rest, *_) = said["not_read"]
+    end = int(rest.split("-")[0], 16)
+    ram = Ram(path)
+    read = [(start, min(stop, end)) for start, stop in system_ram(dumping.vm) if start < end]
+    for start, stop in read:
+        assert len(ram.read(start, stop - start)) == stop - start
+    with pytest.raises(FaultError):
+        ram.read(end, 1)
+    ram.close()
 
 
 @dataclass(frozen=True)
@@ -155,6 +184,7 @@ def core(dumping: Dumping) -> Iterator[Dumped]:
     vm.kill(planted)
 
 
+@pytest.mark.long
 def test_what_stopped_it_and_how_to_go_on_is_said(core: Dumped) -> None:
     terminated, lost = core.messages
     assert "vmishim: ended by SIGTERM. " in terminated
@@ -163,6 +193,7 @@ def test_what_stopped_it_and_how_to_go_on_is_said(core: Dumped) -> None:
         assert f"an unfinished dump: `vmishim dump soon -o {core.path} --resume` goes on with it" in message
 
 
+@pytest.mark.long
 def test_a_dump_has_the_processes_that_were_there_all_the_time(core: Dumped) -> None:
     with Libvmi.over(RamFile("dump", core.path)) as dumped:
         tasks = {task.pid: task.comm for task in objects.tasks(dumped) if task.pid == task.tgid}
@@ -173,6 +204,7 @@ def test_a_dump_has_the_processes_that_were_there_all_the_time(core: Dumped) -> 
     assert tasks.keys() <= {0, *core.before, *core.after, *new}
 
 
+@pytest.mark.long
 def test_the_kernels_text_is_that_of_the_vms_own_ram(dumping: Dumping, core: Dumped) -> None:
     live, dumped = RamFile("live", dumping.vm.ram), RamFile("dump", core.path)
     with closing(live), closing(dumped):
@@ -181,6 +213,7 @@ def test_the_kernels_text_is_that_of_the_vms_own_ram(dumping: Dumping, core: Dum
         assert dumped.read(start, end - start) == live.read(start, end - start)
 
 
+@pytest.mark.long
 def test_memory_of_a_process_is_left_out_and_faults(core: Dumped) -> None:
     pid = min(core.planted)
     with Libvmi.over(RamFile("dump", core.path)) as vmi:
@@ -192,6 +225,7 @@ def test_memory_of_a_process_is_left_out_and_faults(core: Dumped) -> None:
             vmi.read_64_va(stack & -PAGE, pid)
 
 
+@pytest.mark.long
 def test_a_dump_says_what_it_is_and_a_changed_byte_is_found(dumping: Dumping, core: Dumped) -> None:
     key = ("--key", str(dumping.folder / "key"))
     assert "is as it was written" in dumping.done("--verify", str(core.path), *key)
@@ -200,13 +234,13 @@ def test_a_dump_says_what_it_is_and_a_changed_byte_is_found(dumping: Dumping, co
     assert said["kernel_only"] is True
     assert said["unreadable"] == []
     assert said["vmcoreinfo"] == "the guest's memory"
-    assert len(said["sessions"]) == 3  # type: ignore[arg-type]
+    assert len(said["sessions"]) == 3
     assert said["ram"] == [f"{start:#x}-{end:#x}" for start, end in system_ram(dumping.vm)]
-    assert said["guest"]["boot_id"] == boot_id(dumping.vm)  # type: ignore[index]
+    assert said["guest"]["boot_id"] == boot_id(dumping.vm)
     changed = dumping.folder / "changed.elf"
     for suffix in ("", ".manifest.json", ".manifest.sig"):
         shutil.copy(f"{core.path}{suffix}", f"{changed}{suffix}")
-    chunk = said["chunks"][7]  # type: ignore[index]
+    chunk = said["chunks"][7]
     address, size, offset = (int(word, 0) for word in chunk.split()[:3])
     with changed.open("r+b") as file:
         file.seek(offset + size // 2)
@@ -218,6 +252,7 @@ def test_a_dump_says_what_it_is_and_a_changed_byte_is_found(dumping: Dumping, co
     assert f"the memory from {address:#x} to {address + size:#x}" in out
 
 
+@pytest.mark.long
 def test_makedumpfile_finds_the_kernels_log(dumping: Dumping, core: Dumped) -> None:
     log = dumping.folder / "log.txt"
     done = subprocess.run(["makedumpfile", "--dump-dmesg", str(core.path), str(log)], capture_output=True, text=True)
@@ -229,6 +264,7 @@ def test_makedumpfile_finds_the_kernels_log(dumping: Dumping, core: Dumped) -> N
     assert set(expected) <= lines
 
 
+@pytest.mark.long
 def test_drgn_reads_a_core_by_all_its_addresses(core: Dumped) -> None:
     """By physical addresses, by those of the direct map and of the image, and by page tables (``vmalloc``)."""
     with closing(RamFile("dump", core.path)) as dumped:
@@ -273,11 +309,13 @@ def test_volatility_lists_the_same_tasks(dumping: Dumping, core: Dumped) -> None
     assert {(row["PID"], row["COMM"]) for row in json.loads(done.stdout)} == tasks - {(0, "swapper/0")}
 
 
+@pytest.mark.long
 def test_another_boot_of_the_guest_is_refused(core: Dumped) -> None:
     assert "was begun on another boot of soon" in core.refused
     assert "--finish" in core.refused
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("format", "bit"), [("elf", 51), ("lime", 51), ("lime", 47)])
 def test_a_dump_of_a_guest_under_amd_sev_is_read(dumping: Dumping, core: Dumped, format: str, bit: int) -> None:
     """What the lab VM's memory would be there: the C-bit in each page-table entry, and where the kernel says it is."""
