@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from tests.until import until
 from vmishim import cli
-from vmishim.commands import watch_fleet
+from vmishim.commands import watch_fleet, watch_screen
 from vmishim.errors import LibvmiError
 from vmishim.guests.domains import Domain
 from vmishim.inspection import changes
@@ -574,6 +574,19 @@ def test_a_list_of_guests_is_read_again_and_one_that_is_wrong_changes_nothing(
         ("web-3", "guest-removed"),
         ("", "watch-ended"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "keys"),
+    [
+        ("\x1b[B\r", ["down", "open"]),
+        ("\x1bOA\x1bOB", ["up", "down"]),
+        ("\x1bq", ["back", "quit"]),
+        ("jx\x1b[5~\x1b[1;5Cn", ["down", "page up", "next"]),
+    ],
+)
+def test_keys_that_arrive_together_are_all_pressed(data: str, keys: list[str]) -> None:
+    assert watch_screen.meanings(data) == keys
 
 
 def test_one_name_is_not_a_pattern() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import termios
@@ -27,6 +28,7 @@ KEYS = {"\x1b[A": "up", "k": "up", "\x1b[B": "down", "j": "down", "\x1b[5~": "pa
 KEYS |= {"\r": "open", "\n": "open", "\x1b[C": "open", "\x1b": "back", "\x1b[D": "back", "b": "back", "q": "quit"}
 KEYS |= {"Q": "quit", "n": "next", "\x1b[H": "first", "\x1b[F": "last"}
 """What a key means, by the bytes that a terminal sends for it."""
+_KEY = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Za-z]|.", re.DOTALL)
 FRAME = 4
 """Lines of the screen that are not guests."""
 
@@ -196,6 +198,13 @@ def _events(guest: Guest) -> RenderableType:
     return Group(title, Text(counts), table)
 
 
+def meanings(data: str) -> list[str]:
+    """What keys mean, by all that a terminal sent for them at once: fast typing, or a busy machine, brings several
+    in one read."""
+    pressed = (key.replace("\x1bO", "\x1b[") for key in _KEY.findall(data))
+    return [KEYS[key] for key in pressed if key in KEYS]
+
+
 @contextmanager
 def _keyboard(pressed: Callable[[str], object]) -> Iterator[None]:
     """Call ``pressed`` from a thread for each key with a meaning."""
@@ -211,9 +220,8 @@ def _keyboard(pressed: Callable[[str], object]) -> Iterator[None]:
             data = os.read(keyboard, 32).decode(errors="replace")
             if not data:
                 return
-            for key in (data,) if data.startswith("\x1b") else data:
-                if key in KEYS:
-                    pressed(KEYS[key])
+            for key in meanings(data):
+                pressed(key)
 
     thread = threading.Thread(target=listen, name="vmishim-keys", daemon=True)
     tty.setcbreak(keyboard)
