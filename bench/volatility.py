@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -174,8 +174,12 @@ def planted(vm: LabVM) -> Iterator[Plants]:
     vm.wait_until(lambda: b"ttyS0" in vm.run("ls", "-l", f"/proc/{terminal}/fd").stdout, "the terminal")
     vm.wait_until(lambda: b"rwxp" in vm.run("cat", f"/proc/{rwx}/maps").stdout, "the area")
     vm.wait_until(
-        lambda: vm.run("grep", "-l", f"TracerPid:.{tracer}$", "-r", "/proc", "--include=status", check=False).stdout,
+        lambda: vm.run("pgrep", "-P", str(tracer), check=False).stdout,
         "the tracee",
+    )
+    tracee = int(vm.run("pgrep", "-P", str(tracer)).stdout)
+    vm.wait_until(
+        lambda: f"TracerPid:\t{tracer}\n" in vm.run("cat", f"/proc/{tracee}/status").stdout.decode(), "the tracer"
     )
     vm.wait_until(lambda: vm.run("pgrep", "-P", str(bash), "-x", "bash", check=False).stdout, "bash")
     shell = int(vm.run("pgrep", "-P", str(bash), "-x", "bash").stdout)
@@ -209,11 +213,11 @@ def planted(vm: LabVM) -> Iterator[Plants]:
                 "linux.malware.check_creds": (str(thief), str(robbed)),
                 "linux.malware.netfilter": (at["packet_came"],),
                 "linux.malware.malfind": (rwx, "rwx"),
-                "linux.malware.process_spoofing": (spoofed,),
+                "linux.malware.process_spoofing": (spoofed, ("Comm_Spoofed", True)),
                 "linux.tracing.ftrace": (at["traced"],),
                 "linux.tracing.tracepoints": (at["forked"], "sched_process_fork"),
                 "linux.tracing.perf_events": (perf,),
-                "linux.ptrace": (tracer,),
+                "linux.ptrace": (tracer, ("Tracee TID", tracee)),
                 "linux.bash": (shell, "echo typed by the intruder"),
                 "linux.sockstat": (listener, 4444),
                 "linux.psscan": (unlinked,),
@@ -242,14 +246,16 @@ def lead_gate(rootkit: Rootkit, gate: int, target: int) -> None:
 
 
 def finds(rows: Sequence[Row], values: tuple[Any, ...]) -> bool:
-    """Whether some row has all the values: numbers (addresses without the bits that are not translated), and texts
-    within others."""
+    """Whether some row has all the values: numbers (addresses without the bits that are not translated), texts within
+    others, or a column and what is in it."""
 
     def within(row: Row, value: Any) -> bool:
         cells = [cell for cell in row.values() if not isinstance(cell, list)]
+        if isinstance(value, tuple):
+            return bool(row.get(value[0]) == value[1])
         if isinstance(value, str):
             return any(value in str(cell) for cell in cells)
-        return any(isinstance(cell, int) and cell & ADDRESS == value & ADDRESS for cell in cells)
+        return any(type(cell) is int and cell & ADDRESS == value & ADDRESS for cell in cells)
 
     return any(all(within(row, value) for value in values) for row in flat(rows))
 
@@ -446,7 +452,7 @@ def _key(row: Row) -> str:
 
 
 def measure(
-    kernel: str, chosen: Callable[[str], bool], delay: float, sealed: bool, compare: bool = True
+    kernel: str, chosen: Sequence[str], delay: float, sealed: bool, compare: bool = True
 ) -> Iterator[list[Row]]:
     """All chosen plugins on one kernel: what each did on the agent, then again and again with one more compared."""
     found: list[Row] = []
@@ -460,10 +466,9 @@ def measure(
             endpoint = stack.enter_context(delayed(int(agent.endpoint.rpartition(":")[2]), delay / 2))
         plants = stack.enter_context(planted(vm))
         volatility = stack.enter_context(closing(Volatility(folder, vm, agent, endpoint, sealed)))
-        volatility.agent("linux.boottime.Boottime")  # makes the symbols
         before = volatility.copy("before") if compare else None
         ours: dict[str, Result] = {}
-        for plugin in filter(chosen, plugins()):
+        for plugin in chosen:
             ours[plugin] = result = volatility.agent(plugin, *arguments(plugin, plants))
             count = None if result.rows is None else len(list(flat(result.rows)))
             values = plants.expected.get(short(plugin))
@@ -481,7 +486,7 @@ def measure(
                 "found": seen,
             }
             found.append(one)
-        yield found
+            yield found
         if before is None:
             return
         after = volatility.copy("after")
@@ -547,16 +552,23 @@ def write_page() -> None:
 def record(kernel: str, results: list[Row]) -> None:
     """Take the results of one kernel into the record."""
     old = json.loads(RECORD.read_text()) if RECORD.exists() else {"kernels": [], "results": []}
-    kept = [each for each in old["results"] if each["kernel"] != kernel]
+    again = {each["plugin"] for each in results}
+    kept = [each for each in old["results"] if each["kernel"] != kernel or each["plugin"] not in again]
     kernels = sorted({*old["kernels"], kernel}, key=list(lab_kernels.kernels()).index)
-    RECORD.write_text(json.dumps({"kernels": kernels, "results": kept + results}, indent=1) + "\n")
+    RECORD.write_text(
+        json.dumps(
+            {"kernels": kernels, "results": sorted(kept + results, key=lambda each: str(each["plugin"]))}, indent=1
+        )
+        + "\n"
+    )
 
 
 def main() -> int:
     """Measure, record, write."""
     parser = argparse.ArgumentParser(prog="python -m bench.volatility", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--kernel", action="append", choices=list(lab_kernels.kernels()), help="(default: 6.1)")
-    parser.add_argument("--plugins", nargs="+", default=[], metavar="NAME", help="only these; nothing is recorded")
+    parser.add_argument("--plugins", nargs="+", default=[], metavar="NAME", help="only these, in this order")
+    parser.add_argument("--compare", action="store_true", help="with the rows of Volatility's own reading of the RAM")
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="round-trip delay; nothing is recorded")
     parser.add_argument("--sealed", action="store_true", help="the guest's kernel encrypts; nothing is recorded")
     parser.add_argument("--page", action="store_true", help="only write the table")
@@ -565,14 +577,12 @@ def main() -> int:
         write_page()
         return 0
 
-    def chosen(plugin: str) -> bool:
-        return not options.plugins or short(plugin) in options.plugins or plugin in options.plugins
-
-    partial = bool(options.plugins or options.delay or options.sealed)
-    whole = not (options.delay or options.sealed)
+    known = plugins()
+    chosen = [each for name in options.plugins for each in known if name in (short(each), each)] or known
+    measured_as_usual = not (options.delay or options.sealed)
     for kernel in options.kernel or [lab_kernels.default_kernel()]:
-        for results in measure(kernel, chosen, options.delay / 1000, options.sealed, whole):
-            if not partial:
+        for results in measure(kernel, chosen, options.delay / 1000, options.sealed, options.compare):
+            if measured_as_usual:
                 record(kernel, results)
     return 0
 

@@ -59,6 +59,7 @@ def every_kind() -> bytes:
             head("bits", 4, 8, 2, 1) + struct.pack("<6I", name("low"), 2, 3 << 24, name("high"), 2, 61 << 24 | 3),  # 23
             head("", 11, 5),  # 24 restrict
             head("", 3, 0) + struct.pack("<III", 7, 1, 4),  # 25 struct list_head *[4]
+            head("core_t", 8, 17),  # 26 typedef struct { int seq; unsigned long timekeeper; } core_t
         )
     )
     return struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings)) + types + strings
@@ -67,7 +68,7 @@ def every_kind() -> bytes:
 def test_each_kind_is_decoded() -> None:
     types = Types(every_kind())
     assert [types.type(number).kind for number in range(len(types))] == [
-        *(0, 1, 1, 1, 1, 2, 4, 2, 6, 19, 7, 13, 12, 10, 9, 8, 16, 4, 14, 15, 18, 2, 17, 4, 11, 3),
+        *(0, 1, 1, 1, 1, 2, 4, 2, 6, 19, 7, 13, 12, 10, 9, 8, 16, 4, 14, 15, 18, 2, 17, 4, 11, 3, 8),
     ]
     assert types.integer(1) == Integer(4, True, False, False, 32)
     assert types.integer(3) == Integer(1, False, False, True, 8)

@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 PRODUCER: Json = {"name": "dwarf2json", "version": "0.8.0", "datetime": "1970-01-01T00:00:00"}
 """Plugins refuse symbols of another producer, or of an older version, because of what these lack. Ours have it."""
-FORM = 1
+FORM = 2
 """Counts changes of what is made of a kernel: files on disk that an older vmishim made are made again."""
 _VOID: Json = {"kind": "base", "name": "void"}
 _ONLY_IN_VMCOREINFO = "kallsyms_"
@@ -51,10 +51,17 @@ class _Described:
         self._types = types
         self._names: dict[int, str] = {}
         seen = set()
+        named = {types.type(number).name for number in types.of_kinds(Kind.STRUCT, Kind.UNION)}
+        # "typedef struct { ... } kernel_cap_t": plugins know it by that name.
+        aliases: dict[int, str] = {}
+        for number in types.of_kinds(Kind.TYPEDEF):
+            alias = types.type(number)
+            if alias.name not in named:
+                aliases.setdefault(alias.target, alias.name)
         for number in types.of_kinds(Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.ENUM64):
             one = types.type(number)
             space = one.kind in (Kind.ENUM, Kind.ENUM64)
-            name = one.name or f"unnamed_{number}"
+            name = one.name or aliases.get(number) or f"unnamed_{number}"
             if (space, name) in seen:
                 name = f"{name}_{number}"
             seen.add((space, name))
