@@ -63,9 +63,20 @@ time.sleep(10**6)
 """
 PERF = """
 import ctypes, struct, time
-attributes = ctypes.create_string_buffer(struct.pack("<IIQ", 1, 112, 0), 112)
-if ctypes.CDLL(None, use_errno=True).syscall(298, attributes, 0, -1, -1, 0) < 0:
-    raise OSError(ctypes.get_errno(), "perf_event_open")
+libc = ctypes.CDLL(None, use_errno=True)
+def done(number):
+    if number < 0:
+        raise OSError(ctypes.get_errno(), "no counter with a program")
+    return number
+attributes = ctypes.create_string_buffer(struct.pack("<IIQQ", 1, 112, 0, 10**9), 112)
+counter = done(libc.syscall(298, attributes, 0, -1, -1, 0))
+# BPF_PROG_LOAD of a BPF_PROG_TYPE_PERF_EVENT that returns 0, then PERF_EVENT_IOC_SET_BPF.
+code = ctypes.create_string_buffer(struct.pack("<BBhiBBhi", 0xb7, 0, 0, 0, 0x95, 0, 0, 0))
+licence = ctypes.create_string_buffer(b"GPL")
+places = ctypes.addressof(code), ctypes.addressof(licence)
+load = struct.pack("<IIQQIIQII16s", 7, 2, *places, 0, 0, 0, 0, 0, b"planted")
+program = done(libc.syscall(321, 5, ctypes.create_string_buffer(load, 128), 128))
+done(libc.ioctl(counter, 0x40042408, program))
 time.sleep(10**6)
 """
 TRACER = """
@@ -119,7 +130,7 @@ SHOWN = {
     "linux.malware.process_spoofing": "a process that calls itself kworker/9:9",
     "linux.tracing.ftrace": "a module's tracer of a function",
     "linux.tracing.tracepoints": "a module's probe of sched_process_fork",
-    "linux.tracing.perf_events": "a process with a counter",
+    "linux.tracing.perf_events": "a process with a counter that runs an eBPF program",
     "linux.ptrace": "a process that traces another",
     "linux.bash": "a command typed in bash",
     "linux.sockstat": "a listener on port 4444",
@@ -130,6 +141,8 @@ SHOWN = {
 """What is planted for a plugin, in words."""
 
 WHY = {
+    "linux.library_list": "reads the ELF headers and link map in each process's own memory, a page at a time",
+    "linux.malware.keyboard_notifiers": "Volatility shows where the notifier is, not what it calls",
     "linux.kallsyms": "Volatility's own error (kernel_symbol.get_name), on the RAM file too",
     "linux.psscan": "scans all of the guest's memory, 1 MiB a request",
     "linux.sockscan": "scans all of the guest's memory, 1 MiB a request",
@@ -208,7 +221,7 @@ def planted(vm: LabVM) -> Iterator[Plants]:
                 "linux.malware.check_syscall": (hook, UNUSED_CALL),
                 "linux.malware.check_idt": (hook, UNUSED_GATE),
                 "linux.malware.tty_check": (hook,),
-                "linux.malware.keyboard_notifiers": (at["key_pressed"],),
+                "linux.malware.keyboard_notifiers": ("rootkit",),
                 "linux.malware.check_afinfo": (at["hooked_show"],),
                 "linux.malware.check_creds": (str(thief), str(robbed)),
                 "linux.malware.netfilter": (at["packet_came"],),
@@ -216,10 +229,10 @@ def planted(vm: LabVM) -> Iterator[Plants]:
                 "linux.malware.process_spoofing": (spoofed, ("Comm_Spoofed", True)),
                 "linux.tracing.ftrace": (at["traced"],),
                 "linux.tracing.tracepoints": (at["forked"], "sched_process_fork"),
-                "linux.tracing.perf_events": (perf,),
+                "linux.tracing.perf_events": (perf, "planted"),
                 "linux.ptrace": (tracer, ("Tracee TID", tracee)),
                 "linux.bash": (shell, "echo typed by the intruder"),
-                "linux.sockstat": (listener, 4444),
+                "linux.sockstat": (listener, "4444"),
                 "linux.psscan": (unlinked,),
                 "linux.pidhashtable": (unlinked,),
                 "linux.ebpf": ("walk",),

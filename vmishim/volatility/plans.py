@@ -14,7 +14,19 @@ from vmishim.wire.plan import Kind, Load, Plan, Step
 
 TASKS_MAX = 4096
 """Tasks whose pages are brought together; those of more are fetched as they are read."""
-POINTERS = ("mm", "real_cred", "cred", "files", "fs", "signal", "thread_pid", "nsproxy", "real_parent", "sighand")
+POINTERS = (
+    "mm",
+    "active_mm",
+    "real_cred",
+    "cred",
+    "files",
+    "fs",
+    "signal",
+    "thread_pid",
+    "nsproxy",
+    "real_parent",
+    "sighand",
+)
 """Members of a task that plugins follow."""
 MODULES = ("mkobj.kobj.name", "sect_attrs", "kallsyms")
 """The same of a module."""
@@ -24,7 +36,7 @@ def register(cache: PageCache, target: Target, types: Types) -> None:
     """Have the pages of all tasks, or of all modules, brought when a plugin begins with the first."""
     profile = target.profile
     with suppress(KeyError):
-        size = types.member("task_struct", "thread").offset
+        size = types.size("task_struct")  # Volatility asks whether all of it is there
         start = profile.symbol("init_task")
         link = types.member("task_struct", "tasks").offset
         tasks = Plan(
