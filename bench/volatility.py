@@ -116,9 +116,9 @@ time.sleep(10**6)
 """
 
 SHOWN = {
-    "linux.malware.hidden_modules": "a module out of the list and of /sys/module",
+    "linux.malware.hidden_modules": "a module out of the list",
     "linux.malware.check_modules": "a module out of the list",
-    "linux.malware.modxview": "the same",
+    "linux.malware.modxview": "a module out of the list",
     "linux.malware.check_syscall": "a system call that leads into a module",
     "linux.malware.check_idt": "a gate that leads into a module",
     "linux.malware.tty_check": "n_tty's receive_buf that leads into a module",
@@ -135,12 +135,13 @@ SHOWN = {
     "linux.bash": "a command typed in bash",
     "linux.sockstat": "a listener on port 4444",
     "linux.psscan": "a process out of the list of tasks",
-    "linux.pidhashtable": "the same",
+    "linux.pidhashtable": "a process out of the list of tasks",
     "linux.ebpf": "the agent's programs",
 }
 """What is planted for a plugin, in words."""
 
 WHY = {
+    "linux.sockstat": "rows that are in neither copy are the agent's own connection, which the run made",
     "linux.library_list": "reads the ELF headers and link map in each process's own memory, a page at a time",
     "linux.malware.keyboard_notifiers": "Volatility shows where the notifier is, not what it calls",
     "linux.kallsyms": "Volatility's own error (kernel_symbol.get_name), on the RAM file too",
