@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.volatility import Result, compared, finds, page, short
 
 HOOK = 0xFFFF_FFFF_C02F_2000
 
 
-def result(*rows: dict[str, object]) -> Result:
+def result(*rows: dict[str, Any]) -> Result:
     return Result(0, list(rows), "", 1.0, 1)
 
 
@@ -30,7 +32,7 @@ def test_rows_below_others_count() -> None:
 
 
 def test_rows_of_both_copies_must_be_there_and_no_others() -> None:
-    old, kept, new = {"PID": 1}, {"PID": 2}, {"PID": 3}
+    old, kept, new = ({"PID": number} for number in (1, 2, 3))
     assert compared(result(old, kept), result(kept, old), result(kept, new)) == ""
     assert compared(result(old, kept), result(old), result(kept, new)) == "1 rows missing, 0 more"
     assert compared(result(kept), result(kept, new), result(kept)) == "0 rows missing, 1 more"
@@ -41,7 +43,15 @@ def test_rows_of_both_copies_must_be_there_and_no_others() -> None:
 
 def test_the_table_says_what_is_unproven_and_what_fails() -> None:
     assert (short("linux.pslist.PsList"), short("linux.ip.Addr")) == ("linux.pslist", "linux.ip.Addr")
-    base = {"kernel": "6.1", "rows": 1, "requests": 1234, "seconds": 1.0, "error": "", "differs": "", "found": None}
+    base: dict[str, Any] = {
+        "kernel": "6.1",
+        "rows": 1,
+        "requests": 1234,
+        "seconds": 1.0,
+        "error": "",
+        "differs": "",
+        "found": None,
+    }
     results = [
         {**base, "plugin": "linux.pslist.PsList"},
         {**base, "plugin": "linux.bash.Bash", "found": True},
