@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab.agent import InstalledAgent
+from tests.contract import record
+from tests.contract.cases import cases
+from tests.contract.genuine import Genuine
+from tests.contract.outcome import VARIES, kind, outcome
 from tests.contract.scene import Scene
 from tests.ground import capi
 from vmishim.wire.keys import save_private
@@ -115,6 +121,31 @@ def test_it_prints_what_libvmi_prints(run: Run, scene: Scene, genuine_too: bool,
     if genuine_too:
         with still(scene):
             assert run("genuine") == run("ramfile")
+
+
+def test_libvmis_own_python_bindings_run_over_it(
+    scene: Scene, genuine_too: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preloaded: what they were recorded to do, or what is recorded of ours, in every case."""
+    if not genuine_too:
+        return
+    (tmp_path / "domains.toml").write_text(f'["{scene.vm.ram}"]\nramfile = "{scene.vm.ram}"\n')
+    monkeypatch.setenv("LD_PRELOAD", str(capi.library()))
+    monkeypatch.setenv("PYTHONPATH", f"{capi.ROOT}:{sysconfig.get_path('purelib')}")
+    monkeypatch.setenv("VMISHIM_CONFIG", str(tmp_path / "domains.toml"))
+    bindings: Any = Genuine(scene.python, tmp_path / "log", str(scene.vm.ram))
+    monkeypatch.undo()
+    recorded = record.load()["cases"]
+    places = replace(scene.places, memory=bindings.get_memsize())
+    different = {}
+    for case in cases():
+        expected = recorded[case.name]
+        if expected["genuine"] != VARIES:
+            found = kind(case, outcome(bindings, case, places))
+            if found not in (expected["genuine"], expected.get("ours")):
+                different[case.name] = found
+    bindings.close()
+    assert different == {}
 
 
 def test_it_prints_the_same_by_an_agent(run: Run, by_ramfile: list[str]) -> None:
