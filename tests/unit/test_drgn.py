@@ -127,7 +127,7 @@ def test_the_c_bit_is_no_part_of_an_address() -> None:
     segments = Segments(PageCache(memory), START, 4 * PAGE_SIZE)
     for bit in (47, 51):
         assert segments.read_physical(1 << bit | 0x2008, 8, 0, True) == memory.raw(START + 0x2008, 8)
-    with pytest.raises(drgn.FaultError, match="no guest memory") as caught:
+    with pytest.raises(drgn.FaultError, match="the guest has no memory") as caught:
         segments.read_physical(4 * PAGE_SIZE - 8, 16, 0, True)
     assert caught.value.address == 4 * PAGE_SIZE
 
@@ -136,7 +136,7 @@ def test_physical_memory_without_a_direct_map_is_asked_for_as_such() -> None:
     memory = Memory((0, 2), space=PHYSICAL)
     segments = Segments(PageCache(memory), 0, 0)
     assert segments.read_physical(0x1008, 8, 0, True) == memory.raw(0x1008, 8, PHYSICAL)
-    with pytest.raises(drgn.FaultError, match="no readable memory") as caught:
+    with pytest.raises(drgn.FaultError, match="the guest has no readable memory") as caught:
         segments.read_physical(0x5000, 8, 0, True)
     assert caught.value.address == 0x5000
 
@@ -145,7 +145,9 @@ def test_a_fault_is_drgns_and_a_broken_connection_is_not(prog: drgn.Program) -> 
     memory = Memory((START, 1))
     Segments(PageCache(memory), START, 0).register(prog)
     assert prog.read(START + 8, 8) == memory.raw(START + 8, 8)
-    with pytest.raises(drgn.FaultError, match="no readable memory at 0xffff888000001000") as caught:
+    with pytest.raises(
+        drgn.FaultError, match="the guest has no readable memory at this address: 0xffff888000001000"
+    ) as caught:
         prog.read(START + PAGE_SIZE - 8, 16)
     assert caught.value.address == START + PAGE_SIZE
     memory.broken = True

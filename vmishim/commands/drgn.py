@@ -35,7 +35,7 @@ def drgn(options: argparse.Namespace) -> int:
     try:
         import drgn as of_drgn
 
-        from vmishim.drgn import program
+        from vmishim.drgn import close, program
     except ImportError as error:
         raise CommandError(str(error)) from None
     meter = Meter("batch")
@@ -54,6 +54,7 @@ def drgn(options: argparse.Namespace) -> int:
             resolver = Resolver(find=lambda name, _: replace(here, name=name), reach=metered)
             inherited = replace(inherited, entry=asdict(here))
         prog = program(domain, options.keep, resolver=resolver)
+        stack.callback(close, prog)
         if options.stats:
             stack.callback(meter.report)
         of_drgn.set_default_prog(prog)

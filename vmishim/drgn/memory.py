@@ -39,20 +39,20 @@ class Segments:
         try:
             return self._cache.read(address, count)
         except FaultError as fault:
-            raise _fault(fault, fault.address) from None
+            raise _fault(fault.address) from None
 
     def read_physical(self, address: int, count: int, offset: int, physical: bool) -> bytes:
         """Guest physical memory. :raises drgn.FaultError: there is no RAM, or it cannot be read"""
         address &= FRAME
         if self._memory_size and address + count > self._memory_size:
-            raise drgn.FaultError("no guest memory at this physical address", max(address, self._memory_size))
+            raise drgn.FaultError("the guest has no memory at this physical address", max(address, self._memory_size))
         try:
             if self._page_offset:
                 return self._cache.read(self._page_offset + address, count)
             return self._cache.read(address, count, PHYSICAL)
         except FaultError as fault:
-            raise _fault(fault, fault.address - self._page_offset if self._page_offset else fault.address) from None
+            raise _fault(fault.address - self._page_offset) from None
 
 
-def _fault(fault: FaultError, address: int) -> drgn.FaultError:
-    return drgn.FaultError("; ".join(fault.__notes__), address)
+def _fault(address: int) -> drgn.FaultError:
+    return drgn.FaultError("the guest has no readable memory at this address", address)
