@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lab import enrolled
 from lab.agent import InstalledAgent
 from lab.vm import LabVM
 from vmishim import cli
@@ -137,6 +139,34 @@ def test_the_doctor_tries_a_pause_that_freezes(vmishim: Command, tmp_path: Path,
     status, out, _ = vmishim("doctor", "lab", "--json")
     found = {finding["about"]: finding["verdict"] for finding in json.loads(out)}
     assert (status, found["pause"]) == (verdict == "bad", verdict)
+
+
+def test_a_guest_to_play_with_is_enrolled_until_it_ends(
+    lab: LabVM, agent: InstalledAgent, vmishim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by ``lab boot --agent play``, in a VM that has an agent already."""
+    monkeypatch.setattr(enrolled, "install", lambda vm: agent)
+    before = set(lab.processes())
+    try:
+        with enrolled.enrolled(lab, "play"):
+            status, out, err = vmishim("ps", "play", "--json")
+            assert (status, err) == (0, "")
+            listed = Counter(task["comm"] for task in json.loads(out) if task["comm"] in enrolled.PLANTED)
+            assert listed == enrolled.PLANTED
+            assert vmishim("ss", "play")[0] == 0
+    finally:
+        lab.kill({pid for pid, comm in lab.processes().items() if pid not in before and comm in enrolled.PLANTED})
+    status, _, err = vmishim("ps", "play")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "no domain 'play'" in err
+    assert vmishim("ps", "lab")[0] == 0  # the other guest's entry is as it was
+
+
+def test_a_guest_that_is_forgotten_can_be_enrolled_again(agent: InstalledAgent, vmishim: Command) -> None:
+    assert vmishim("forget", "lab")[0] == 0
+    assert "no domain 'lab'" in vmishim("ps", "lab")[2]
+    assert vmishim("enroll", "lab", agent.endpoint, agent.public.text)[0] == 0
+    assert vmishim("ps", "lab")[0] == 0
 
 
 def test_a_libvmi_conf_entry_is_the_guests_own(lab: LabVM, vmishim: Command) -> None:
