@@ -27,8 +27,8 @@ guest: setup ## tests in booted VMs of the default kernel
 kernels: setup ## the tests that depend on the kernel, on the other kernels of ci/kernels.toml; and LibVMI's own bindings
 	@ci/check --tests --kernel others --genuine --long tests/contract tests/local/test_fuzz.py \
 		$(addprefix tests/guest/test_, $(addsuffix .py, \
-		agent attest readahead walks injection sealed scripts sockets ids volatility dump dump_files isolation lab freeze \
-		sandbox hooks soaking two_vms))
+		agent attest readahead walks injection sealed scripts sockets ids volatility drgn scan dump dump_files isolation lab \
+		freeze sandbox hooks soaking two_vms))
 
 coverage: ## which lines of vmishim and guest_agent the unit and local tests run
 	@ci/setup --no-vm
