@@ -217,6 +217,7 @@ def test_unreadable_memory_is_drgns_fault_with_our_words(guest: Guest, address: 
         guest.prog.read(1 << 45, 8, physical=True)
 
 
+@pytest.mark.long
 def test_an_agent_that_dies_in_the_middle_is_an_error_and_no_fault(lab: LabVM, agent: InstalledAgent) -> None:
     with closing(agent.connect(timeout=2.0)) as target:
         guest = Guest(target)

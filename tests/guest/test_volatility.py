@@ -119,6 +119,7 @@ def place(path: str) -> str:
     return "anon_inode" if path.startswith("anon_inode:") else path.removesuffix(" (deleted)")
 
 
+@pytest.mark.long
 def test_volatility_sees_the_same(lab: LabVM, agent: InstalledAgent, volatility: Plugin, tmp_path: Path) -> None:
     """Tasks, modules, sockets and files, in one test: each start of volatility3 reads its symbols again."""
     with Libvmi.over(RamFile("lab", lab.ram)) as vmi:
