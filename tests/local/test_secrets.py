@@ -111,7 +111,8 @@ def test_keys_are_in_their_files_only(home: Path, secrets: set[bytes], capfd: py
                 ),
                 ("keygen", str(home / "other")),
             ):
-                assert cli.main(arguments) == 0, arguments
+                # 3: a process of this machine ended while it was read.
+                assert cli.main(arguments) in ((0, 3) if arguments[0] in ("ps", "lsmod", "ss") else (0,)), arguments
             private = (home / "other").read_text().strip()
             stranger = keys.generate().public.text
             for arguments in (

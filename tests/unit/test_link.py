@@ -606,8 +606,9 @@ def test_no_peer_is_accepted_before_the_agent_is_confined() -> None:
     assert seen == ["refused", "accepted"]
 
 
-def test_each_key_has_its_turn(tmp_path: Path) -> None:
-    """One IDS asks from many connections at once; the other's request is answered after one of them, not after all."""
+def turn_of_the_modest(endpoint: str) -> int:
+    """The place, after a first request that all others wait for, of the request of an IDS that asks last and once,
+    beside one that asks from many connections at once."""
     greedy, modest = generate(), generate()
     order, began, begin, many = list[bytes](), threading.Event(), threading.Event(), 12
 
@@ -619,7 +620,7 @@ def test_each_key_has_its_turn(tmp_path: Path) -> None:
         return message
 
     sessions = Sessions(AGENT, {greedy.public, modest.public})
-    with Served(f"ipc://{tmp_path}/agent", answer, sessions=sessions) as served, ExitStack() as stack:
+    with Served(endpoint, answer, sessions=sessions) as served, ExitStack() as stack:
 
         def linked(key: PrivateKey) -> Link:
             link = stack.enter_context(Link(served.endpoint, key, AGENT.public, 20.0))
@@ -645,7 +646,13 @@ def test_each_key_has_its_turn(tmp_path: Path) -> None:
             for each in asked:
                 each.result()
     assert order[0] == b"first"
-    assert order.index(b"modest") <= 2
+    return order.index(b"modest")
+
+
+def test_each_key_has_its_turn(tmp_path: Path) -> None:
+    """The modest request is answered after one of the others, not after all. A busy machine may bring it late, which no
+    test can see, so the scene is tried again. In order of arrival it would be the last each time."""
+    assert any(turn_of_the_modest(f"ipc://{tmp_path}/agent{attempt}") <= 2 for attempt in range(5))
 
 
 def test_a_peer_that_does_not_wait_for_replies_is_dropped(agent: Served) -> None:
