@@ -349,7 +349,7 @@ class Scripts(Ids):
                     seen.add(node)
                     todo += [node + self.at("rb_node rb_left"), node + self.at("rb_node rb_right")]
                     yield self.pointer(node + self.at("timerqueue_node expires"))
-            except LibvmiError:
+            except (LibvmiError, OverflowError):  # a pointer of memory that is something else by now
                 continue
 
     def posix_timers(self) -> dict[int, set[int]]:
