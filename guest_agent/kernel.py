@@ -107,6 +107,7 @@ class Kernel:
         # Read once, now: the process that answers hellos can no longer open files.
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._memory_end = _memory_end()
+        self._memory_end = self._memory_size()
         self._cpus = os.cpu_count() or 1
 
     # ---- names -------------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ class Kernel:
 
     def _memory_size(self) -> int:
         """End of the highest RAM, in bytes; 0 if unknown. The kernel raises it when memory is plugged in: it is that of
-        now, or, if the programs are unloaded, of then.
+        now, or, if the programs are unloaded, that of the start.
         """
         most = None if self._closed else self.symbol("max_pfn")
         return int.from_bytes(self.read(most, 8), "little") << 12 if most else self._memory_end
@@ -240,7 +241,6 @@ class Kernel:
 
     def close(self) -> None:
         """Unload the programs: memory can't be read any more, names can still be resolved."""
-        self._memory_end = self._memory_size()
         self._closed = True
         self._programs.close()
 
