@@ -25,6 +25,7 @@ from lab.vm import LabVM
 from tests.guest.ids import FEW_BUCKETS
 from trials.damage.__main__ import trial
 from trials.damage.programs import programs
+from trials.detection.scenes import FILELESS
 from vmishim.guests.ramfile import RamFile
 from vmishim.libvmi import Libvmi
 from vmishim.libvmi.config import MEMBERS
@@ -54,12 +55,6 @@ os.setuid(1000)
 if os.fork() == 0:
     os.execlp("sleep", "visitor", "infinity")
 os.wait()
-"""
-FILELESS = """
-import os
-file = os.memfd_create("fileless")
-os.write(file, open("/usr/bin/sleep", "rb").read())
-os.execv(f"/proc/self/fd/{file}", ["sleep", "infinity"])
 """
 READLINKS = """
 import os, sys
